@@ -1,0 +1,1 @@
+//! Bytes between processes: shared-memory rings, socketpairs and SysV message queues.

@@ -1,0 +1,1 @@
+//! Sans-I/O packet framing: raw, eof and length.

@@ -1,0 +1,1 @@
+//! Sockets, timers and signals on io_uring or epoll behind one completion-shaped API.

@@ -1,0 +1,1 @@
+//! A server whose handlers run in crash-isolated worker processes.

@@ -1,0 +1,1 @@
+//! Fork, reap, respawn, reload and stop groups of worker processes.

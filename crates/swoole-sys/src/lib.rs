@@ -1,0 +1,1 @@
+//! The system calls a process-model server needs and rustix lacks.
