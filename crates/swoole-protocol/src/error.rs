@@ -1,0 +1,79 @@
+//! What can be wrong with a framing's options, and with a stream.
+
+/// An option of a framing that is outside its range. Found when the options are built, never while cutting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// `package_eof` has no byte, or more than [`EOF_MAX`](crate::EOF_MAX).
+    #[error("package_eof has {len} bytes: give 1 to {}", crate::EOF_MAX)]
+    EofLength {
+        /// Bytes given.
+        len: usize,
+    },
+    /// `package_length_type` is none of the known letters.
+    #[error("package_length_type {given:?} is unknown: give one of c C s S n v l L N V q Q J P")]
+    LengthType {
+        /// The first character given, or none for an empty string.
+        given: Option<char>,
+    },
+    /// `package_length_offset` or `package_body_offset` is over [`OFFSET_MAX`](crate::OFFSET_MAX).
+    #[error("{option} is {value}: give 0 to {}", crate::OFFSET_MAX)]
+    Offset {
+        /// The option's name.
+        option: &'static str,
+        /// Bytes given.
+        value: usize,
+    },
+}
+
+/// Why a stream cannot be cut any further, or why a payload cannot be encoded.
+///
+/// A byte stream has no second place to start from: after an error of [`Framer::cut`](crate::Framer::cut)
+/// close the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// The packet at the front is longer than allowed.
+    #[error(
+        "packet of at least {len} bytes, {max} are allowed: raise package_max_length or close the connection"
+    )]
+    TooLong {
+        /// Total bytes of the packet: what its header says (saturating at `usize::MAX`), or with eof framing the
+        /// least that it can be, `max + 1`.
+        len: usize,
+        /// The limit in total bytes: `package_max_length`, or for an encoder what the length field can say.
+        max: usize,
+    },
+    /// The bytes are no packet of this framing.
+    #[error("malformed packet: {what}; does the peer use the same framing options?")]
+    Malformed {
+        /// What is wrong with them.
+        what: Malformed,
+    },
+}
+
+/// What is wrong with a malformed packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Malformed {
+    /// A length field of a signed type holds a negative number.
+    #[error("its length field says {value}")]
+    NegativeLength {
+        /// The number as read.
+        value: i64,
+    },
+    /// The packet would end before its own length field does.
+    #[error("its length field makes it {total} bytes in total, but the field itself ends at byte {header}")]
+    ShorterThanHeader {
+        /// Total bytes as the length field and `package_body_offset` make it.
+        total: usize,
+        /// Bytes up to the end of the length field.
+        header: usize,
+    },
+    /// A payload that is to be encoded would be cut in two by its own bytes.
+    #[error("the payload makes an eof at its byte {at}")]
+    EofInPayload {
+        /// Where in the payload the eof begins, in bytes.
+        at: usize,
+    },
+}

@@ -1,0 +1,142 @@
+//! The number types of a length field, by the letters of PHP's `pack`.
+
+use crate::{ConfigError, Malformed};
+use std::fmt;
+use std::str::FromStr;
+
+/// The type of a length field (`package_length_type`): width, sign and byte order.
+///
+/// Parses from and prints as its letter in [PHP's `pack`](https://www.php.net/pack). *Host* is the byte order of the
+/// machine that this runs on: choose a fixed order for anything that leaves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LengthType {
+    /// `c`: 8 bits, signed.
+    I8,
+    /// `C`: 8 bits.
+    U8,
+    /// `s`: 16 bits, signed, host order.
+    I16,
+    /// `S`: 16 bits, host order.
+    U16,
+    /// `n`: 16 bits, network (big-endian) order.
+    U16Be,
+    /// `v`: 16 bits, little-endian order.
+    U16Le,
+    /// `l`: 32 bits, signed, host order.
+    I32,
+    /// `L`: 32 bits, host order.
+    U32,
+    /// `N`: 32 bits, network (big-endian) order.
+    U32Be,
+    /// `V`: 32 bits, little-endian order.
+    U32Le,
+    /// `q`: 64 bits, signed, host order.
+    I64,
+    /// `Q`: 64 bits, host order.
+    U64,
+    /// `J`: 64 bits, network (big-endian) order.
+    U64Be,
+    /// `P`: 64 bits, little-endian order.
+    U64Le,
+}
+
+impl LengthType {
+    /// Every type, in the order of the error message that lists their letters.
+    pub const ALL: [LengthType; 14] = {
+        use LengthType::*;
+        [I8, U8, I16, U16, U16Be, U16Le, I32, U32, U32Be, U32Le, I64, U64, U64Be, U64Le]
+    };
+
+    /// The letter in PHP's `pack`.
+    pub fn letter(self) -> char {
+        match self {
+            LengthType::I8 => 'c',
+            LengthType::U8 => 'C',
+            LengthType::I16 => 's',
+            LengthType::U16 => 'S',
+            LengthType::U16Be => 'n',
+            LengthType::U16Le => 'v',
+            LengthType::I32 => 'l',
+            LengthType::U32 => 'L',
+            LengthType::U32Be => 'N',
+            LengthType::U32Le => 'V',
+            LengthType::I64 => 'q',
+            LengthType::U64 => 'Q',
+            LengthType::U64Be => 'J',
+            LengthType::U64Le => 'P',
+        }
+    }
+
+    /// Bytes of the field: 1, 2, 4 or 8.
+    pub fn size(self) -> usize {
+        match self {
+            LengthType::I8 | LengthType::U8 => 1,
+            LengthType::I16 | LengthType::U16 | LengthType::U16Be | LengthType::U16Le => 2,
+            LengthType::I32 | LengthType::U32 | LengthType::U32Be | LengthType::U32Le => 4,
+            LengthType::I64 | LengthType::U64 | LengthType::U64Be | LengthType::U64Le => 8,
+        }
+    }
+
+    fn signed(self) -> bool {
+        matches!(self, LengthType::I8 | LengthType::I16 | LengthType::I32 | LengthType::I64)
+    }
+
+    fn big_endian(self) -> bool {
+        match self {
+            LengthType::U16Be | LengthType::U32Be | LengthType::U64Be => true,
+            LengthType::U16Le | LengthType::U32Le | LengthType::U64Le => false,
+            _ => cfg!(target_endian = "big"),
+        }
+    }
+
+    /// The largest number that the field can hold.
+    pub(crate) fn max(self) -> u64 {
+        u64::MAX >> (64 - 8 * self.size() + usize::from(self.signed()))
+    }
+
+    /// Reads the number in `field`, which has [`size`](Self::size) bytes.
+    pub(crate) fn decode(self, field: &[u8]) -> Result<u64, Malformed> {
+        let mut wide = [0; 8];
+        let unused = 8 - field.len();
+        let value = if self.big_endian() {
+            wide[unused..].copy_from_slice(field);
+            u64::from_be_bytes(wide)
+        } else {
+            wide[..field.len()].copy_from_slice(field);
+            u64::from_le_bytes(wide)
+        };
+        if self.signed() && value > self.max() {
+            // The shift to the left brings the sign to the top bit, the arithmetic one back copies it down.
+            let value = (value << (8 * unused)).cast_signed() >> (8 * unused);
+            return Err(Malformed::NegativeLength { value });
+        }
+        Ok(value)
+    }
+
+    /// Writes `value`, at most [`max`](Self::max), to `field`, which has [`size`](Self::size) bytes.
+    pub(crate) fn encode(self, value: u64, field: &mut [u8]) {
+        let size = field.len();
+        if self.big_endian() {
+            field.copy_from_slice(&value.to_be_bytes()[8 - size..]);
+        } else {
+            field.copy_from_slice(&value.to_le_bytes()[..size]);
+        }
+    }
+}
+
+impl fmt::Display for LengthType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.letter())
+    }
+}
+
+impl FromStr for LengthType {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<LengthType, ConfigError> {
+        LengthType::ALL
+            .into_iter()
+            .find(|kind| text.strip_prefix(kind.letter()) == Some(""))
+            .ok_or(ConfigError::LengthType { given: text.chars().next() })
+    }
+}
