@@ -105,3 +105,90 @@ impl EofOptions {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut(eof: &[u8], split: bool, input: &[u8], max: usize) -> Result<Cut, FrameError> {
+        EofOptions::new(eof, split).unwrap().cut(&mut 0, input, max)
+    }
+
+    fn packet(len: usize, payload: usize) -> Result<Cut, FrameError> {
+        Ok(Cut::Packet { len, payload: 0..payload })
+    }
+
+    const MORE: Result<Cut, FrameError> = Ok(Cut::More { at_least: 1 });
+
+    fn too_long(max: usize) -> Result<Cut, FrameError> {
+        Err(FrameError::TooLong { len: max + 1, max })
+    }
+
+    #[test]
+    fn an_eof_has_1_to_8_bytes() {
+        assert_eq!(EofOptions::new(b"", true), Err(ConfigError::EofLength { len: 0 }));
+        assert_eq!(EofOptions::new(b"123456789", true), Err(ConfigError::EofLength { len: 9 }));
+        assert_eq!(EofOptions::new(b"12345678", false).unwrap().eof(), b"12345678");
+    }
+
+    #[test]
+    fn split_ends_at_the_first_eof() {
+        assert_eq!(cut(b"\r\n", true, b"", 9), MORE);
+        assert_eq!(cut(b"\r\n", true, b"ab\r", 9), MORE);
+        assert_eq!(cut(b"\r\n", true, b"ab\r\nc\r\n", 9), packet(4, 2));
+        assert_eq!(cut(b"\r\n", true, b"\r\r\n", 9), packet(3, 1));
+        assert_eq!(cut(b"\r\n", true, b"\r\n", 9), packet(2, 0));
+    }
+
+    #[test]
+    fn check_ends_where_the_data_ends_with_an_eof() {
+        assert_eq!(cut(b"\n", false, b"", 9), MORE);
+        assert_eq!(cut(b"\n", false, b"a\nb\n", 9), packet(4, 3));
+        assert_eq!(cut(b"\n", false, b"a\nb", 9), MORE);
+    }
+
+    #[test]
+    fn check_cuts_at_the_last_eof_when_the_limit_is_reached() {
+        assert_eq!(cut(b"\n", false, b"a\nb\ncccc", 9), MORE);
+        assert_eq!(cut(b"\n", false, b"a\nb\nccccc", 9), packet(4, 3));
+        assert_eq!(cut(b"\n", false, b"a\nb\nccccccccccccc\n", 9), packet(4, 3));
+        assert_eq!(cut(b"\n", false, b"aaaaaaaa\n", 9), packet(9, 8));
+    }
+
+    #[test]
+    fn the_limit_counts_the_eof() {
+        for split in [true, false] {
+            assert_eq!(cut(b"\r\n", split, b"1234567\r\n", 9), packet(9, 7), "split: {split}");
+            assert_eq!(cut(b"\r\n", split, b"12345678\r\n", 9), too_long(9), "split: {split}");
+            assert_eq!(cut(b"\r\n", split, b"123456789", 9), too_long(9), "split: {split}");
+            assert_eq!(cut(b"\r\n", split, b"12345678", 9), MORE, "split: {split}");
+            assert_eq!(cut(b"\r\n", split, b"\r\n", 1), too_long(1), "split: {split}");
+        }
+    }
+
+    #[test]
+    fn a_stream_that_comes_byte_by_byte_is_scanned_once() {
+        let options = EofOptions::new(b"aaab", true).unwrap();
+        let stream = [vec![b'a'; 10_000], b"b".to_vec()].concat();
+        let (mut scanned, mut looked_at) = (0, 0);
+        for end in 1..stream.len() {
+            looked_at += end - scanned;
+            assert_eq!(options.cut(&mut scanned, &stream[..end], usize::MAX), MORE);
+        }
+        assert!(looked_at <= stream.len() * options.eof().len(), "looked at {looked_at} bytes");
+        assert_eq!(options.cut(&mut scanned, &stream, usize::MAX), packet(10_001, 9_997));
+        assert_eq!(scanned, 0, "the next packet is scanned from its first byte");
+    }
+
+    #[test]
+    fn split_refuses_to_encode_what_it_would_cut_in_two() {
+        let refused = |at| Err(FrameError::Malformed { what: Malformed::EofInPayload { at } });
+        let options = EofOptions::new(b"\n\n", true).unwrap();
+        let mut out = b"before".to_vec();
+        assert_eq!(options.encode(b"a\n\nb", &mut out), refused(1));
+        assert_eq!(options.encode(b"a\n", &mut out), refused(1), "the eof would begin a byte early");
+        assert_eq!(out, b"before");
+        assert_eq!(EofOptions::new(b"\n\n", false).unwrap().encode(b"a\n\nb", &mut out), Ok(()));
+        assert_eq!(out, b"beforea\n\nb\n\n");
+    }
+}

@@ -67,6 +67,9 @@ impl LengthOptions {
 
     pub(crate) fn cut(&self, input: &[u8], max: usize) -> Result<Cut, FrameError> {
         let header = self.header_len();
+        if header > max {
+            return Err(FrameError::TooLong { len: header, max });
+        }
         let Some(field) = input.get(self.length_offset()..header) else {
             return Ok(Cut::More { at_least: header - input.len() });
         };
@@ -97,5 +100,100 @@ impl LengthOptions {
         self.kind.encode(value, &mut out[start + self.length_offset()..start + self.header_len()]);
         out.extend_from_slice(body);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(letter: &str, length_offset: usize, body_offset: usize) -> LengthOptions {
+        LengthOptions::new(letter.parse().unwrap(), length_offset, body_offset).unwrap()
+    }
+
+    fn packet(len: usize) -> Result<Cut, FrameError> {
+        Ok(Cut::Packet { len, payload: 0..len })
+    }
+
+    fn more(at_least: usize) -> Result<Cut, FrameError> {
+        Ok(Cut::More { at_least })
+    }
+
+    #[test]
+    fn an_offset_that_is_too_large_is_named() {
+        let wrong = |option| Err(ConfigError::Offset { option, value: 65_536 });
+        assert_eq!(LengthOptions::new(LengthType::U8, 65_536, 0), wrong("package_length_offset"));
+        assert_eq!(LengthOptions::new(LengthType::U8, 0, 65_536), wrong("package_body_offset"));
+        assert_eq!(options("P", OFFSET_MAX, OFFSET_MAX).header_len(), OFFSET_MAX + 8);
+    }
+
+    #[test]
+    fn what_is_missing_is_exact() {
+        let options = options("n", 2, 4);
+        assert_eq!(options.cut(b"", 99), more(4));
+        assert_eq!(options.cut(b"##\0", 99), more(1));
+        assert_eq!(options.cut(b"##\0\x03", 99), more(3));
+        assert_eq!(options.cut(b"##\0\x03ab", 99), more(1));
+        assert_eq!(options.cut(b"##\0\x03abc", 99), packet(7));
+        assert_eq!(options.cut(b"##\0\x03abc##", 99), packet(7));
+    }
+
+    #[test]
+    fn the_length_may_count_its_own_header() {
+        assert_eq!(options("C", 0, 0).cut(b"\x03ab", 99), packet(3));
+        assert_eq!(options("C", 1, 1).cut(b"#\x02ab", 99), packet(3));
+    }
+
+    #[test]
+    fn a_body_may_begin_behind_the_header() {
+        assert_eq!(options("C", 0, 4).cut(b"\0", 99), more(3));
+        assert_eq!(options("C", 0, 4).cut(b"\x01---a", 99), packet(5));
+    }
+
+    #[test]
+    fn a_packet_shorter_than_its_header_is_malformed() {
+        let short = |total, header| {
+            Err(FrameError::Malformed { what: Malformed::ShorterThanHeader { total, header } })
+        };
+        assert_eq!(options("N", 0, 0).cut(&[0; 4], 99), short(0, 4));
+        assert_eq!(options("N", 2, 4).cut(&[0, 0, 0, 0, 0, 1], 99), short(5, 6));
+        assert_eq!(options("N", 2, 4).cut(&[0, 0, 0, 0, 0, 2], 99), packet(6));
+    }
+
+    #[test]
+    fn a_packet_that_is_too_long_is_refused_from_its_header_alone() {
+        let too_long = |len| Err(FrameError::TooLong { len, max: 10 });
+        assert_eq!(options("n", 0, 2).cut(&[0, 8], 10), more(8));
+        assert_eq!(options("n", 0, 2).cut(&[0, 9], 10), too_long(11));
+        assert_eq!(options("Q", 0, 8).cut(&[0xff; 8], 10), too_long(usize::MAX));
+        assert_eq!(options("Q", 3, 0).cut(&[0], 10), too_long(11), "no header fits");
+    }
+
+    #[test]
+    fn a_negative_length_is_malformed() {
+        let minus = |value| Err(FrameError::Malformed { what: Malformed::NegativeLength { value } });
+        assert_eq!(options("c", 0, 9).cut(&[0x80], 99), minus(-128));
+        assert_eq!(options("s", 0, 9).cut(&(-2_i16).to_ne_bytes(), 99), minus(-2));
+        assert_eq!(options("l", 0, 9).cut(&i32::MIN.to_ne_bytes(), 99), minus(i32::MIN.into()));
+        assert_eq!(options("q", 0, 9).cut(&i64::MIN.to_ne_bytes(), 99), minus(i64::MIN));
+    }
+
+    #[test]
+    fn encoding_fills_the_gap_before_the_body_with_zeros() {
+        let mut out = b"before".to_vec();
+        options("n", 1, 5).encode(b"ab", &mut out).unwrap();
+        assert_eq!(out, b"before\0\0\x02\0\0ab");
+        out.clear();
+        options("C", 0, 0).encode(b"ab", &mut out).unwrap();
+        assert_eq!(out, b"\x03ab", "the length counts its own byte");
+    }
+
+    #[test]
+    fn a_length_that_its_field_cannot_hold_is_not_encoded() {
+        let mut out = b"before".to_vec();
+        let refused = options("c", 0, 1).encode(&[0; 128], &mut out);
+        assert_eq!(refused, Err(FrameError::TooLong { len: 129, max: 128 }));
+        assert_eq!(out, b"before");
+        assert_eq!(options("c", 0, 1).encode(&[0; 127], &mut out), Ok(()));
     }
 }

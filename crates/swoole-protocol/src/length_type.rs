@@ -140,3 +140,134 @@ impl FromStr for LengthType {
             .ok_or(ConfigError::LengthType { given: text.chars().next() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `value` as the compiler writes it, by letter.
+    fn bytes_of(letter: char, value: u64) -> Vec<u8> {
+        match letter {
+            'c' | 'C' => vec![value as u8],
+            's' | 'S' => (value as u16).to_ne_bytes().to_vec(),
+            'n' => (value as u16).to_be_bytes().to_vec(),
+            'v' => (value as u16).to_le_bytes().to_vec(),
+            'l' | 'L' => (value as u32).to_ne_bytes().to_vec(),
+            'N' => (value as u32).to_be_bytes().to_vec(),
+            'V' => (value as u32).to_le_bytes().to_vec(),
+            'q' | 'Q' => value.to_ne_bytes().to_vec(),
+            'J' => value.to_be_bytes().to_vec(),
+            'P' => value.to_le_bytes().to_vec(),
+            other => panic!("no such type: {other}"),
+        }
+    }
+
+    fn assert_reads_and_writes(letter: char, values: &[u64]) {
+        let kind: LengthType = letter.to_string().parse().unwrap();
+        assert_eq!(kind.to_string(), letter.to_string());
+        assert_eq!(values.iter().max(), Some(&kind.max()), "{letter}");
+        for &value in values {
+            let bytes = bytes_of(letter, value);
+            assert_eq!(bytes.len(), kind.size(), "{letter}");
+            assert_eq!(kind.decode(&bytes), Ok(value), "{letter}");
+            let mut field = vec![0xaa; kind.size()];
+            kind.encode(value, &mut field);
+            assert_eq!(field, bytes, "{letter}");
+        }
+    }
+
+    fn assert_refuses(letter: char, values: &[i64]) {
+        let kind: LengthType = letter.to_string().parse().unwrap();
+        for &value in values {
+            let bytes = bytes_of(letter, value.cast_unsigned());
+            assert_eq!(kind.decode(&bytes), Err(Malformed::NegativeLength { value }), "{letter}");
+        }
+    }
+
+    #[test]
+    fn c_is_signed_8_bit() {
+        assert_reads_and_writes('c', &[0, 1, 0x7f]);
+        assert_refuses('c', &[-1, -0x80]);
+    }
+
+    #[test]
+    fn upper_c_is_8_bit() {
+        assert_reads_and_writes('C', &[0, 0x80, 0xff]);
+    }
+
+    #[test]
+    fn s_is_signed_16_bit_host_order() {
+        assert_reads_and_writes('s', &[0, 0x0102, 0x7fff]);
+        assert_refuses('s', &[-1, -0x8000]);
+    }
+
+    #[test]
+    fn upper_s_is_16_bit_host_order() {
+        assert_reads_and_writes('S', &[0, 0x0102, 0xffff]);
+    }
+
+    #[test]
+    fn n_is_16_bit_network_order() {
+        assert_reads_and_writes('n', &[0, 0x0102, 0xffff]);
+        assert_eq!(LengthType::U16Be.decode(&[1, 2]), Ok(0x0102));
+    }
+
+    #[test]
+    fn v_is_16_bit_little_endian() {
+        assert_reads_and_writes('v', &[0, 0x0102, 0xffff]);
+        assert_eq!(LengthType::U16Le.decode(&[2, 1]), Ok(0x0102));
+    }
+
+    #[test]
+    fn l_is_signed_32_bit_host_order() {
+        assert_reads_and_writes('l', &[0, 0x0102_0304, 0x7fff_ffff]);
+        assert_refuses('l', &[-1, -0x8000_0000]);
+    }
+
+    #[test]
+    fn upper_l_is_32_bit_host_order() {
+        assert_reads_and_writes('L', &[0, 0x0102_0304, 0xffff_ffff]);
+    }
+
+    #[test]
+    fn upper_n_is_32_bit_network_order() {
+        assert_reads_and_writes('N', &[0, 0x0102_0304, 0xffff_ffff]);
+        assert_eq!(LengthType::U32Be.decode(&[1, 2, 3, 4]), Ok(0x0102_0304));
+    }
+
+    #[test]
+    fn upper_v_is_32_bit_little_endian() {
+        assert_reads_and_writes('V', &[0, 0x0102_0304, 0xffff_ffff]);
+        assert_eq!(LengthType::U32Le.decode(&[4, 3, 2, 1]), Ok(0x0102_0304));
+    }
+
+    #[test]
+    fn q_is_signed_64_bit_host_order() {
+        assert_reads_and_writes('q', &[0, 0x0102_0304_0506_0708, i64::MAX as u64]);
+        assert_refuses('q', &[-1, i64::MIN]);
+    }
+
+    #[test]
+    fn upper_q_is_64_bit_host_order() {
+        assert_reads_and_writes('Q', &[0, 0x0102_0304_0506_0708, u64::MAX]);
+    }
+
+    #[test]
+    fn upper_j_is_64_bit_network_order() {
+        assert_reads_and_writes('J', &[0, 0x0102_0304_0506_0708, u64::MAX]);
+    }
+
+    #[test]
+    fn upper_p_is_64_bit_little_endian() {
+        assert_reads_and_writes('P', &[0, 0x0102_0304_0506_0708, u64::MAX]);
+    }
+
+    #[test]
+    fn other_letters_are_refused() {
+        for (text, given) in
+            [("", None), ("i", Some('i')), ("I", Some('I')), ("NN", Some('N')), ("é", Some('é'))]
+        {
+            assert_eq!(text.parse::<LengthType>(), Err(ConfigError::LengthType { given }));
+        }
+    }
+}

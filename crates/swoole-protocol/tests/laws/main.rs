@@ -1,0 +1,118 @@
+//! Property tests: the laws of `oracle.rs` for streams of packets and for hostile bytes, in any reads.
+
+#![allow(clippy::unwrap_used, reason = "the strategies and the oracle say what must hold by unwrapping it")]
+
+mod oracle;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+use swoole_protocol::{EofOptions, Framing, LengthOptions, LengthType};
+
+/// Bytes of few kinds, so that eofs, halves of eofs and small lengths are frequent.
+fn bytes() -> impl Strategy<Value = Vec<u8>> {
+    vec(prop_oneof![3 => select(b"ab\0\x01\x02\x05".as_slice()), 1 => any::<u8>()], 0..200)
+}
+
+fn sizes() -> impl Strategy<Value = Vec<usize>> {
+    prop_oneof![vec(0..40_usize, 0..20), Just(vec![1; 200])]
+}
+
+fn eof() -> impl Strategy<Value = Vec<u8>> {
+    vec(select(b"ab".as_slice()), 1..=8)
+}
+
+fn length_options() -> impl Strategy<Value = (LengthType, usize, usize)> {
+    (select(LengthType::ALL.as_slice()), 0..12_usize, 0..20_usize)
+}
+
+fn framing() -> impl Strategy<Value = Framing> {
+    prop_oneof![
+        (eof(), any::<bool>()).prop_map(|(eof, split)| Framing::Eof(EofOptions::new(&eof, split).unwrap())),
+        length_options()
+            .prop_map(|(kind, at, body)| Framing::Length(LengthOptions::new(kind, at, body).unwrap())),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1_000) })]
+
+    #[test]
+    fn raw_gives_every_read(max in 1..50_usize, stream in bytes(), sizes in sizes()) {
+        oracle::raw(max, &stream, &sizes);
+    }
+
+    #[test]
+    fn eof_split_does_not_depend_on_the_reads(
+        eof in eof(), max in 1..250_usize, stream in bytes(), sizes in sizes()
+    ) {
+        oracle::eof_split(&eof, max, &stream, &sizes);
+    }
+
+    #[test]
+    fn eof_check_joins_what_eof_split_finds(
+        eof in prop_oneof![eof(), Just(b"a".to_vec()), Just(b"ab".to_vec())],
+        max in 1..250_usize,
+        stream in bytes(),
+        sizes in sizes(),
+    ) {
+        oracle::eof_check(&eof, max, &stream, &sizes);
+    }
+
+    #[test]
+    fn length_does_not_depend_on_the_reads(
+        (kind, length_offset, body_offset) in length_options(),
+        max in 1..250_usize,
+        stream in bytes(),
+        sizes in sizes(),
+    ) {
+        oracle::length(kind, length_offset, body_offset, max, &stream, &sizes);
+    }
+
+    #[test]
+    fn packets_come_out_as_they_went_in(
+        framing in framing(), payloads in vec(vec(any::<u8>(), 0..200), 0..20), sizes in sizes()
+    ) {
+        if !matches!(framing, Framing::Eof(options) if !options.split()) {
+            oracle::encode_then_cut(&framing, &payloads, &sizes);
+        }
+    }
+
+    #[test]
+    fn eof_check_gives_one_packet_a_read_when_reads_are_packets(
+        eof in eof(), payloads in vec(vec(any::<u8>(), 0..200), 0..20)
+    ) {
+        let framing = Framing::Eof(EofOptions::new(&eof, false).unwrap());
+        let packets: Vec<Vec<u8>> = payloads.into_iter().map(|payload| [payload, eof.clone()].concat()).collect();
+        let outcome = oracle::feed(&framing, 250, packets.iter().map(Vec::as_slice));
+        prop_assert_eq!(outcome, oracle::Outcome { packets, end: Ok(0) });
+    }
+}
+
+/// A caller that breaks the contract gets wrong packets, but neither a panic nor a range outside its input.
+#[test]
+fn nothing_panics_on_seeded_random_bytes_and_unrelated_inputs() {
+    let mut random = fastrand::Rng::with_seed(7);
+    for round in 0..2_000 {
+        let mut letters = random.clone();
+        let eof: Vec<u8> = (0..random.usize(1..=8)).map(|_| letters.u8(0..2)).collect();
+        let kind = LengthType::ALL[round % LengthType::ALL.len()];
+        let offsets = (random.usize(0..10), random.usize(0..10));
+        for framing in [
+            Framing::Raw,
+            Framing::Eof(EofOptions::new(&eof, true).unwrap()),
+            Framing::Eof(EofOptions::new(&eof, false).unwrap()),
+            Framing::Length(LengthOptions::new(kind, offsets.0, offsets.1).unwrap()),
+        ] {
+            let mut framer = framing.framer(random.usize(0..100));
+            for _ in 0..20 {
+                let input: Vec<u8> = (0..random.usize(0..120)).map(|_| random.u8(0..3)).collect();
+                if let Ok(swoole_protocol::Cut::Packet { len, payload }) = framer.cut(&input) {
+                    assert!(
+                        len >= 1 && len <= input.len() && payload.start <= payload.end && payload.end <= len
+                    );
+                }
+            }
+        }
+    }
+}
