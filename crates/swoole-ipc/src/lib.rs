@@ -1,1 +1,22 @@
 //! Bytes between processes: shared-memory rings, socketpairs and SysV message queues.
+
+#[cfg(not(loom))]
+pub mod channel;
+#[cfg(not(loom))]
+mod doorbell;
+mod error;
+mod flag;
+#[cfg(not(loom))]
+mod memory;
+pub mod ring;
+mod sync;
+#[cfg(not(loom))]
+mod wait;
+
+#[cfg(not(loom))]
+pub use channel::{MESSAGE_MAX, Receive, Transmit};
+#[cfg(not(loom))]
+pub use doorbell::Doorbell;
+pub use error::{Corrupt, Error, Full, Side};
+#[cfg(not(loom))]
+pub use ring::{Consumer, Producer, Record, Ring};

@@ -1,0 +1,42 @@
+//! The word of a doorbell: asleep or awake. Apart from the eventfd, so that a model checker can run it.
+
+use crate::sync::{AtomicU32, Ordering, fence};
+
+const AWAKE: u32 = 0;
+const ASLEEP: u32 = 1;
+
+/// Shared between one sleeper and any number of ringers.
+///
+/// A peer may write any value here; each is either "asleep" or not, so the worst it gets is a wake-up too
+/// many or, for itself, one too few.
+#[derive(Debug)]
+#[repr(transparent)]
+pub(crate) struct Flag(AtomicU32);
+
+impl Flag {
+    #[cfg(loom)]
+    pub(crate) fn new() -> Flag {
+        Flag(AtomicU32::new(AWAKE))
+    }
+
+    /// Sleeper: from here on somebody rings; what was published before must be looked for once more.
+    pub(crate) fn arm(&self) {
+        self.0.store(ASLEEP, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Sleeper: nobody need ring.
+    pub(crate) fn disarm(&self) {
+        self.0.store(AWAKE, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_armed(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == ASLEEP
+    }
+
+    /// Ringer, after publishing: true if this call is the one that must wake the sleeper.
+    pub(crate) fn take(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.is_armed() && self.0.swap(AWAKE, Ordering::Relaxed) == ASLEEP
+    }
+}

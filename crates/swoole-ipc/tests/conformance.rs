@@ -1,0 +1,3 @@
+//! The contract of `channel`, checked on every channel.
+
+fn main() {}
