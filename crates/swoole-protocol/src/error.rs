@@ -1,7 +1,7 @@
 //! What can be wrong with a framing's options, and with a stream.
 
 /// An option of a framing that is outside its range. Found when the options are built, never while cutting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// `package_eof` has no byte, or more than [`EOF_MAX`](crate::EOF_MAX).
@@ -13,8 +13,8 @@ pub enum ConfigError {
     /// `package_length_type` is none of the known letters.
     #[error("package_length_type {given:?} is unknown: give one of c C s S n v l L N V q Q J P")]
     LengthType {
-        /// The first character given, or none for an empty string.
-        given: Option<char>,
+        /// What was given instead of a letter.
+        given: String,
     },
     /// `package_length_offset` or `package_body_offset` is over [`OFFSET_MAX`](crate::OFFSET_MAX).
     #[error("{option} is {value}: give 0 to {}", crate::OFFSET_MAX)]
