@@ -12,6 +12,8 @@ pub mod ring;
 mod sync;
 #[cfg(not(loom))]
 mod wait;
+#[cfg(not(loom))]
+pub mod words;
 
 #[cfg(not(loom))]
 pub use channel::{MESSAGE_MAX, Receive, Transmit};

@@ -17,12 +17,14 @@ pub struct Producer {
     writer: Writer,
     /// Length of the payload that the last `reserve` gave, until it is committed.
     reserved: usize,
+    /// Where the last record written by this value starts.
+    last: Option<u64>,
 }
 
 impl Producer {
     pub(super) fn open(claim: Claim) -> Result<Producer, Corrupt> {
         let writer = Writer::open(claim.ring.cursors(), claim.ring.capacity() as u64)?;
-        Ok(Producer { claim, writer, reserved: 0 })
+        Ok(Producer { claim, writer, reserved: 0, last: None })
     }
 
     /// Writes one record, whose payload is `parts` one after another. Not visible before
@@ -75,7 +77,23 @@ impl Producer {
         let header = unsafe { header.as_ref() };
         // Relaxed: publish orders it. `len` is below CAPACITY_MAX, which is below 2^32.
         header.store(len as u64 | u64::from(tag) << 32, Ordering::Relaxed);
+        self.last = Some(self.writer.position());
         self.writer.advance(footprint(len as u64));
+    }
+
+    /// Changes the tag of the last record written, if it is not published yet; false if there is none.
+    /// So a record can be marked as the last of its batch when that is known.
+    pub fn retag(&mut self, change: impl FnOnce(u32) -> u32) -> bool {
+        let Some(start) = self.last.filter(|&start| start >= self.writer.published()) else {
+            return false;
+        };
+        let header = self.claim.ring.bytes(start).cast::<AtomicU64>();
+        // SAFETY: as in commit, which wrote this header; it is not published, so it lies in free space still.
+        let header = unsafe { header.as_ref() };
+        let word = header.load(Ordering::Relaxed);
+        let tag = change((word >> 32) as u32);
+        header.store(word & u64::from(u32::MAX) | u64::from(tag) << 32, Ordering::Relaxed);
+        true
     }
 
     /// Makes all records written so far visible, by one store.
