@@ -1,3 +1,68 @@
-//! The project's own runner.
+//! The project's own runner: `cargo xtask help` lists what it does.
+//!
+//! Everything that continuous integration calls is a subcommand here, so that what fails there can be repeated with the
+//! same words on any machine.
 
-fn main() {}
+use std::process::ExitCode;
+
+mod cluster;
+mod lint;
+mod shell;
+mod test;
+
+const HELP: &str = "\
+cargo xtask COMMAND [OPTIONS]
+
+Commands:
+  test           Everything that must hold: unit, doc and model tests, examples, and test-cluster on its full matrix
+  test-cluster   Scenarios that start the real process tree and drive it over sockets, signals and /proc
+  lint           Formatting, clippy, docs, dependencies, and the project's own rules
+  help COMMAND   What a command does and which options it takes
+";
+
+/// What a command came to: it ran, and this is whether everything was in order.
+type Verdict = anyhow::Result<bool>;
+
+fn run() -> Verdict {
+    let mut args = lexopt::Parser::from_env();
+    let command = match args.next()? {
+        Some(lexopt::Arg::Value(value)) => value.to_string_lossy().into_owned(),
+        Some(lexopt::Arg::Long("help") | lexopt::Arg::Short('h')) | None => return help(""),
+        Some(other) => return Err(other.unexpected().into()),
+    };
+    match command.as_str() {
+        "test" => test::main(args),
+        "test-cluster" => cluster::main(args),
+        "lint" => lint::main(args),
+        "help" => match args.next()? {
+            Some(lexopt::Arg::Value(topic)) => help(&topic.to_string_lossy()),
+            _ => help(""),
+        },
+        other => anyhow::bail!("no command named {other:?}; `cargo xtask help` lists them"),
+    }
+}
+
+fn help(topic: &str) -> Verdict {
+    print!(
+        "{}",
+        match topic {
+            "" => HELP,
+            "test" => test::HELP,
+            "test-cluster" => cluster::HELP,
+            "lint" => lint::HELP,
+            other => anyhow::bail!("no command named {other:?}; `cargo xtask help` lists them"),
+        }
+    );
+    Ok(true)
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

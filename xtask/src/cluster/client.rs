@@ -1,0 +1,290 @@
+//! A plain blocking client of the testbed. Every wait has a deadline.
+
+use super::log::field;
+use super::proc;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long a client waits for the server to take or give a byte.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// An address as flags and the ready line write it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Address {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+    /// A scheme that no scenario connects to.
+    Other(String),
+}
+
+impl Address {
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        Ok(match text.split_once("://") {
+            Some(("tcp", address)) => {
+                Self::Tcp(address.parse().with_context(|| format!("address {text:?}"))?)
+            }
+            Some(("unix", path)) => Self::Unix(path.into()),
+            Some(_) => Self::Other(text.to_owned()),
+            None => bail!("address {text:?} has no scheme"),
+        })
+    }
+}
+
+pub(super) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Stream {
+    fn open(address: &Address) -> Result<Self> {
+        let stream = match address {
+            Address::Tcp(address) => {
+                let stream = TcpStream::connect_timeout(address, TIMEOUT)?;
+                stream.set_nodelay(true)?;
+                Self::Tcp(stream)
+            }
+            Address::Unix(path) => Self::Unix(UnixStream::connect(path)?),
+            Address::Other(text) => bail!("no client for {text}"),
+        };
+        stream.set_timeout(TIMEOUT)?;
+        Ok(stream)
+    }
+
+    fn set_timeout(&self, timeout: Duration) -> std::io::Result<()> {
+        match self {
+            Self::Tcp(stream) => {
+                stream.set_read_timeout(Some(timeout))?;
+                stream.set_write_timeout(Some(timeout))
+            }
+            Self::Unix(stream) => {
+                stream.set_read_timeout(Some(timeout))?;
+                stream.set_write_timeout(Some(timeout))
+            }
+        }
+    }
+
+    fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(stream) => Self::Tcp(stream.try_clone()?),
+            Self::Unix(stream) => Self::Unix(stream.try_clone()?),
+        })
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Unix(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(bytes),
+            Self::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+pub(super) struct Client {
+    stream: BufReader<Stream>,
+}
+
+impl Client {
+    pub(super) fn connect(address: &Address) -> Result<Self> {
+        let stream = Stream::open(address).with_context(|| format!("connect to {address:?}"))?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    /// Connects as one of the thousands: few bytes are buffered.
+    pub(super) fn connect_small(address: &Address) -> Result<Self> {
+        let stream = Stream::open(address).with_context(|| format!("connect to {address:?}"))?;
+        Ok(Self { stream: BufReader::with_capacity(256, stream) })
+    }
+
+
+    /// A second handle for writing while this one reads.
+    pub(super) fn writer(&self) -> Result<Stream> {
+        Ok(self.stream.get_ref().try_clone()?)
+    }
+
+    /// The client's own port.
+    pub(super) fn port(&self) -> Result<u16> {
+        match self.stream.get_ref() {
+            Stream::Tcp(stream) => Ok(stream.local_addr()?.port()),
+            Stream::Unix(_) => bail!("a unix socket has no port"),
+        }
+    }
+
+    pub(super) fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        self.stream.get_mut().write_all(bytes).with_context(|| format!("send {} bytes", bytes.len()))
+    }
+
+    /// Sends a packet of the line protocol in one write.
+    pub(super) fn tell(&mut self, packet: &str) -> Result<()> {
+        self.send(format!("{packet}\n").as_bytes())
+    }
+
+    /// Sends several packets in one write, so that the server reads them together.
+    pub(super) fn tell_all(&mut self, packets: &[&str]) -> Result<()> {
+        self.send(packets.iter().map(|packet| format!("{packet}\n")).collect::<String>().as_bytes())
+    }
+
+    /// The next reply line, without its end.
+    pub(super) fn line(&mut self) -> Result<String> {
+        Ok(String::from_utf8(self.bytes_line()?)?)
+    }
+
+    fn bytes_line(&mut self) -> Result<Vec<u8>> {
+        let mut line = Vec::new();
+        self.stream
+            .read_until(b'\n', &mut line)
+            .with_context(|| format!("read a reply, after {} bytes", line.len()))?;
+        match line.pop() {
+            Some(b'\n') => Ok(line),
+            Some(_) => {
+                bail!("the connection closed in the middle of a reply, after {} bytes", line.len() + 1)
+            }
+            None => bail!("the connection closed instead of a reply"),
+        }
+    }
+
+    /// Sends a packet and reads its reply.
+    pub(super) fn ask(&mut self, packet: &str) -> Result<String> {
+        let start: String = packet.chars().take(40).collect();
+        self.tell(packet).with_context(|| format!("ask {start:?}"))?;
+        self.line().with_context(|| format!("reply to {start:?}"))
+    }
+
+    /// Sends a packet and compares its reply.
+    pub(super) fn expect(&mut self, packet: &str, reply: &str) -> Result<()> {
+        let got = self.ask(packet)?;
+        ensure!(got == reply, "{packet:?} got {got:?} instead of {reply:?}");
+        Ok(())
+    }
+
+    /// Reads the next reply and compares it.
+    pub(super) fn expect_line(&mut self, reply: &str) -> Result<()> {
+        let got = self.line()?;
+        ensure!(got == reply, "got {got:?} instead of {reply:?}");
+        Ok(())
+    }
+
+    /// Reads exactly this many bytes.
+    pub(super) fn exactly(&mut self, count: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; count];
+        self.stream.read_exact(&mut bytes).with_context(|| format!("read {count} bytes"))?;
+        Ok(bytes)
+    }
+
+    /// A field of the reply to `whoami` or `session`, as a number.
+    pub(super) fn ask_field<T: std::str::FromStr>(&mut self, packet: &str, key: &str) -> Result<T> {
+        let reply = self.ask(packet)?;
+        let value = field(&reply, key).and_then(|value| value.parse().ok());
+        value.ok_or_else(|| anyhow!("no {key}= in the reply to {packet:?}: {reply:?}"))
+    }
+
+    /// The id of the worker that answers.
+    pub(super) fn worker(&mut self) -> Result<u32> {
+        self.ask_field("whoami", "worker")
+    }
+
+    /// The client's session as `send` and `close` take it.
+    pub(super) fn session(&mut self) -> Result<String> {
+        self.ask_field("session", "session")
+    }
+
+    /// Reads what is left until the server closes, which it must do in time. An abort counts as a close.
+    pub(super) fn drain(&mut self, within: Duration) -> Result<Vec<u8>> {
+        let deadline = Instant::now() + within;
+        let mut rest = Vec::new();
+        let mut chunk = [0; 65536];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            ensure!(
+                !left.is_zero(),
+                "the connection is still open after {within:?} ({} more bytes came)",
+                rest.len()
+            );
+            self.stream.get_ref().set_timeout(left)?;
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Ok(rest),
+                Ok(count) => rest.extend_from_slice(&chunk[..count]),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(rest),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(error) => return Err(error).context("read until the close"),
+            }
+        }
+    }
+
+    /// The server closes this connection, and nothing comes before.
+    pub(super) fn expect_close(&mut self) -> Result<()> {
+        let rest = self.drain(TIMEOUT)?;
+        ensure!(rest.is_empty(), "instead of a close came {:?}", String::from_utf8_lossy(&rest));
+        Ok(())
+    }
+
+    /// Says that no more packets come; replies may still be read.
+    pub(super) fn finish(&self) -> Result<()> {
+        match self.stream.get_ref() {
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Write)?,
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Write)?,
+        }
+        Ok(())
+    }
+
+    /// Waits until the server's program has read every byte that was sent: nothing waits in its socket.
+    pub(super) fn wait_read(&self, server_port: u16) -> Result<()> {
+        let port = self.port()?;
+        proc::until("the server to read what was sent", TIMEOUT, || {
+            let rows = proc::tcp_rows();
+            let ours = |row: &&proc::TcpRow| (row.local_port, row.remote_port) == (server_port, port);
+            let received = |row: &proc::TcpRow| row.established && row.unread == 0;
+            // What the client's kernel has not got rid of yet shows as unsent on the other row.
+            rows.iter().find(ours).is_some_and(received).then_some(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn addresses_of_every_scheme() {
+        assert_eq!(Address::parse("tcp://[::1]:80").unwrap(), Address::Tcp("[::1]:80".parse().unwrap()));
+        assert_eq!(Address::parse("unix:///a/b").unwrap(), Address::Unix("/a/b".into()));
+        assert_eq!(Address::parse("udp://1.2.3.4:5").unwrap(), Address::Other("udp://1.2.3.4:5".into()));
+        assert!(Address::parse("localhost").is_err());
+    }
+
+    #[test]
+    fn replies_and_closes_are_told_apart() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Address::Tcp(listener.local_addr().unwrap());
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"worker=4 pid=1\nhalf").unwrap();
+            let mut asked = [0; 7];
+            stream.read_exact(&mut asked).unwrap();
+            asked
+        });
+        let mut client = Client::connect(&address).unwrap();
+        assert_eq!(client.worker().unwrap(), 4);
+        assert_eq!(&server.join().unwrap(), b"whoami\n");
+        assert!(client.line().unwrap_err().to_string().contains("middle"));
+        client.expect_close().unwrap();
+    }
+}

@@ -1,0 +1,180 @@
+//! `test-cluster`: scenarios that start the real process tree and look at it from outside.
+
+mod bed;
+mod client;
+mod load;
+mod log;
+mod matrix;
+mod proc;
+mod runner;
+mod scenarios;
+
+use crate::{Verdict, shell};
+use anyhow::{Result, ensure};
+use matrix::{BACKENDS, IPCS, Scenario, choose};
+use runner::Runner;
+pub(crate) use runner::Tally;
+
+pub(crate) const HELP: &str = "\
+cargo xtask test-cluster [OPTIONS]
+
+Builds the examples in release mode, then runs scenarios against them, one after another. Each is under a watchdog, and
+none may leave a process, a SysV queue, shared memory or a socket file behind. Exit code 0 when all have passed.
+
+  --list            Name the scenarios and what they show, and run none
+  --scenario NAME   Only this one; may repeat
+  --backend NAME    Only epoll or io_uring; may repeat
+  --ipc NAME        Only ring or socketpair; may repeat
+  --repeat N        Everything N times, with another seed each time; stops after a round with a failure
+  --seed N          The seed of what is random in them; a failure prints it
+";
+
+struct Options {
+    list: bool,
+    scenarios: Vec<String>,
+    backends: Vec<&'static str>,
+    ipcs: Vec<&'static str>,
+    repeat: u64,
+    seed: u64,
+}
+
+impl Options {
+    fn parse(mut args: lexopt::Parser) -> Result<Option<Self>> {
+        use lexopt::prelude::*;
+        let seed = fastrand::u64(1..1_000_000);
+        let mut options = Self {
+            list: false,
+            scenarios: Vec::new(),
+            backends: Vec::new(),
+            ipcs: Vec::new(),
+            repeat: 1,
+            seed,
+        };
+        while let Some(arg) = args.next()? {
+            match arg {
+                Long("help") | Short('h') => return Ok(None),
+                Long("list") => options.list = true,
+                Long("scenario") => options.scenarios.push(args.value()?.string()?),
+                Long("backend") => {
+                    options.backends.push(choose("--backend", &BACKENDS, &args.value()?.string()?)?)
+                }
+                Long("ipc") => options.ipcs.push(choose("--ipc", &IPCS, &args.value()?.string()?)?),
+                Long("repeat") => options.repeat = args.value()?.parse()?,
+                Long("seed") => options.seed = args.value()?.parse()?,
+                other => return Err(other.unexpected().into()),
+            }
+        }
+        Ok(Some(options.or_all()))
+    }
+
+    /// A dimension that the command line does not mention is taken whole.
+    fn or_all(mut self) -> Self {
+        if self.backends.is_empty() {
+            self.backends = BACKENDS.to_vec();
+        }
+        if self.ipcs.is_empty() {
+            self.ipcs = IPCS.to_vec();
+        }
+        self
+    }
+
+    fn chosen(&self) -> Result<Vec<&'static Scenario>> {
+        let all: Vec<&'static Scenario> = scenarios::all().collect();
+        for name in &self.scenarios {
+            ensure!(
+                all.iter().any(|scenario| scenario.name == name),
+                "no scenario {name:?}; --list names them"
+            );
+        }
+        let wanted = |scenario: &&Scenario| {
+            self.scenarios.is_empty() || self.scenarios.iter().any(|name| name == scenario.name)
+        };
+        Ok(all.into_iter().filter(wanted).collect())
+    }
+}
+
+pub(crate) fn main(args: lexopt::Parser) -> Verdict {
+    let Some(options) = Options::parse(args)? else {
+        print!("{HELP}");
+        return Ok(true);
+    };
+    if options.list {
+        for scenario in options.chosen()? {
+            println!("{:<26} {}", scenario.name, scenario.about);
+        }
+        return Ok(true);
+    }
+    build()?;
+    let tally = run(&options)?;
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    Ok(tally.failed == 0)
+}
+
+/// Builds the examples and runs everything once. For `cargo xtask test`.
+pub(crate) fn run_everything() -> Result<Tally> {
+    build()?;
+    let options = Options::parse(lexopt::Parser::from_args::<[&str; 0]>([]))?;
+    options.as_ref().map_or(Ok(Tally::default()), run)
+}
+
+fn build() -> Result<()> {
+    let built = shell::succeeds(&mut shell::cargo(&[
+        "build",
+        "--quiet",
+        "--release",
+        "--package",
+        "swoole-examples",
+        "--examples",
+    ]))?;
+    ensure!(built, "the examples do not build");
+    Ok(())
+}
+
+fn run(options: &Options) -> Result<Tally> {
+    let chosen = options.chosen()?;
+    let mut tally = Tally::default();
+    for round in 0..options.repeat {
+        let seed = options.seed + round;
+        println!("test-cluster: {} scenarios, seed {seed}", chosen.len());
+        let runner = Runner::new(shell::target_dir().join("release/examples"), seed)?;
+        for scenario in &chosen {
+            for setup in scenario.matrix.setups(&options.backends, &options.ipcs) {
+                runner.run(scenario, setup, &mut tally)?;
+            }
+        }
+        if tally.failed > 0 {
+            break;
+        }
+    }
+    Ok(tally)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Option<Options>> {
+        Options::parse(lexopt::Parser::from_args(words.iter().copied()))
+    }
+
+    #[test]
+    fn names_of_scenarios_are_unique_and_checked() {
+        let mut names: Vec<_> = scenarios::all().map(|scenario| scenario.name).collect();
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        let options = parse(&["--scenario", "no-such"]).unwrap().unwrap();
+        assert!(options.chosen().err().unwrap().to_string().contains("--list"));
+    }
+
+    #[test]
+    fn options_narrow_the_matrix() {
+        let options = parse(&["--backend", "epoll", "--seed", "7", "--scenario", "shape"]).unwrap().unwrap();
+        assert_eq!((options.backends.as_slice(), options.seed), (["epoll"].as_slice(), 7));
+        assert_eq!(options.ipcs, IPCS);
+        assert_eq!(options.chosen().unwrap().len(), 1);
+        assert!(parse(&["--backend", "kqueue"]).is_err());
+        assert!(parse(&["--help"]).unwrap().is_none());
+    }
+}

@@ -1,0 +1,228 @@
+//! What /proc tells about the server's processes (proc(5)).
+
+use anyhow::{Context, Result, anyhow};
+use rustix::process::{Pid, Signal, WaitOptions};
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::{Duration, Instant};
+
+/// The fields of `/proc/PID/stat` that matter here.
+#[derive(Debug, PartialEq)]
+pub(super) struct Stat {
+    pub(super) state: char,
+    pub(super) parent: i32,
+    pub(super) session: i32,
+    /// User and system time so far, in clock ticks.
+    pub(super) ticks: u64,
+    /// Threads of the process.
+    pub(super) threads: usize,
+}
+
+fn parse_stat(text: &str) -> Option<Stat> {
+    // The name is free text in parentheses: the last one closes it.
+    let fields: Vec<&str> = text.get(text.rfind(')')? + 1..)?.split_whitespace().collect();
+    let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
+    Some(Stat {
+        state: fields.first()?.chars().next()?,
+        parent: i32::try_from(number(1)?).ok()?,
+        session: i32::try_from(number(3)?).ok()?,
+        ticks: number(11)? + number(12)?,
+        threads: usize::try_from(number(17)?).ok()?,
+    })
+}
+
+pub(super) fn stat(pid: i32) -> Option<Stat> {
+    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// Whether the process exists and runs: a zombie has ended.
+pub(super) fn alive(pid: i32) -> bool {
+    stat(pid).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'))
+}
+
+fn everyone() -> Vec<(i32, Stat)> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .filter_map(|entry| {
+            let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            Some((pid, stat(pid)?))
+        })
+        .collect()
+}
+
+/// The running processes below `root`, itself not counted.
+pub(super) fn descendants(root: i32) -> Vec<i32> {
+    let everyone = everyone();
+    let mut family = BTreeSet::from([root]);
+    loop {
+        let before = family.len();
+        family.extend(
+            everyone
+                .iter()
+                .filter(|(_, stat)| family.contains(&stat.parent))
+                .map(|(pid, _)| pid)
+                .copied()
+                .collect::<Vec<_>>(),
+        );
+        if family.len() == before {
+            break;
+        }
+    }
+    family.remove(&root);
+    let running = |pid: &i32| everyone.iter().any(|(other, stat)| other == pid && stat.state != 'Z');
+    family.into_iter().filter(running).collect()
+}
+
+/// The running children of a process.
+pub(super) fn children(parent: i32) -> Vec<i32> {
+    let mine = |(pid, stat): (i32, Stat)| (stat.parent == parent && stat.state != 'Z').then_some(pid);
+    everyone().into_iter().filter_map(mine).collect()
+}
+
+/// Waits for the dead among our own children. Orphans of a server become ours, since the runner is a subreaper. Only to
+/// be called when no [`std::process::Child`] is waited for.
+pub(super) fn reap_orphans() {
+    while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
+}
+
+pub(super) fn signal(pid: i32, signal: Signal) -> Result<()> {
+    let pid = Pid::from_raw(pid).ok_or_else(|| anyhow!("{pid} is no process id"))?;
+    rustix::process::kill_process(pid, signal).with_context(|| format!("send {signal:?} to process {pid:?}"))
+}
+
+/// The names of a process's threads; the kernel's own io_uring helpers, which it lists among them, are left out.
+pub(super) fn threads(pid: i32) -> Result<Vec<String>> {
+    let dir = format!("/proc/{pid}/task");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&dir).with_context(|| format!("list {dir}"))? {
+        let comm = entry?.path().join("comm");
+        let name = fs::read_to_string(&comm).unwrap_or_default();
+        if !name.starts_with("iou-") {
+            names.push(name.trim().to_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// The inode numbers of the sockets a process holds.
+pub(super) fn socket_inodes(pid: i32) -> Result<BTreeSet<u64>> {
+    let dir = format!("/proc/{pid}/fd");
+    let mut inodes = BTreeSet::new();
+    for entry in fs::read_dir(&dir).with_context(|| format!("list {dir}"))? {
+        let Ok(target) = fs::read_link(entry?.path()) else { continue };
+        let target = target.to_string_lossy();
+        if let Some(inode) = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')) {
+            inodes.insert(inode.parse()?);
+        }
+    }
+    Ok(inodes)
+}
+
+/// One row of `/proc/net/tcp`: ports, connection state, bytes the owner has not read yet.
+#[derive(Debug, PartialEq)]
+pub(super) struct TcpRow {
+    pub(super) local_port: u16,
+    pub(super) remote_port: u16,
+    pub(super) established: bool,
+    pub(super) unread: u64,
+    pub(super) inode: u64,
+}
+
+fn parse_tcp_row(line: &str) -> Option<TcpRow> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let port = |field: &str| u16::from_str_radix(field.rsplit_once(':')?.1, 16).ok();
+    Some(TcpRow {
+        local_port: port(fields.get(1)?)?,
+        remote_port: port(fields.get(2)?)?,
+        established: *fields.get(3)? == "01",
+        unread: u64::from_str_radix(fields.get(4)?.split_once(':')?.1, 16).ok()?,
+        inode: fields.get(9)?.parse().ok()?,
+    })
+}
+
+/// All TCP sockets of this network namespace.
+pub(super) fn tcp_rows() -> Vec<TcpRow> {
+    let read = |file| fs::read_to_string(file).unwrap_or_default();
+    let table = read("/proc/net/tcp") + &read("/proc/net/tcp6");
+    table.lines().filter_map(parse_tcp_row).collect()
+}
+
+/// A line `Key:  123 kB` of `/proc/PID/status`, in bytes.
+pub(super) fn memory(pid: i32, key: &str) -> Result<u64> {
+    let file = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
+    status_value(&text, key).map(|kib| kib * 1024).ok_or_else(|| anyhow!("{file} has no line {key}"))
+}
+
+fn status_value(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// How often the threads of these processes have gone to sleep, and how many ticks they have run. A thread that waits
+/// cannot make a system call without waking first, so two equal readings mean that nothing happened in between.
+pub(super) fn activity(pids: &[i32]) -> Result<Vec<(i32, u64, u64)>> {
+    let mut readings = Vec::new();
+    for &pid in pids {
+        let dir = format!("/proc/{pid}/task");
+        let mut switches = 0;
+        for entry in fs::read_dir(&dir).with_context(|| format!("list {dir}"))? {
+            let status = fs::read_to_string(entry?.path().join("status"))?;
+            switches += status_value(&status, "voluntary_ctxt_switches")
+                .context("no line voluntary_ctxt_switches")?;
+        }
+        readings.push((pid, switches, stat(pid).with_context(|| format!("process {pid} is gone"))?.ticks));
+    }
+    Ok(readings)
+}
+
+/// Asks `probe` again and again until it has an answer.
+///
+/// # Errors
+/// After `within`, an error that says what was waited for.
+pub(super) fn until<T>(what: &str, within: Duration, mut probe: impl FnMut() -> Option<T>) -> Result<T> {
+    let deadline = Instant::now() + within;
+    loop {
+        if let Some(answer) = probe() {
+            return Ok(answer);
+        }
+        anyhow::ensure!(Instant::now() < deadline, "waited {within:?} in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_survives_a_hostile_name() {
+        let line = "42 (a) b (c)) S 7 42 9 0 -1 0 0 0 0 0 5 6 0 0 20 0 3 0 100";
+        let stat = parse_stat(line).unwrap();
+        assert_eq!(stat, Stat { state: 'S', parent: 7, session: 9, ticks: 11, threads: 3 });
+    }
+
+    #[test]
+    fn own_process_is_alive_and_has_threads() {
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        assert!(alive(pid));
+        assert_eq!(threads(pid).unwrap().len(), stat(pid).unwrap().threads);
+        assert!(memory(pid, "VmRSS").unwrap() > 4096);
+    }
+
+    #[test]
+    fn a_row_of_the_tcp_table() {
+        let line = "  2: 0100007F:251D 0100007F:E9C2 01 00000000:0000001A 00:00000000 00000000     0        0 12345 1 0";
+        let row = parse_tcp_row(line).unwrap();
+        let expected =
+            TcpRow { local_port: 9501, remote_port: 59842, established: true, unread: 26, inode: 12345 };
+        assert_eq!(row, expected);
+        assert_eq!(parse_tcp_row("  sl  local_address rem_address   st tx_queue rx_queue"), None);
+    }
+
+    #[test]
+    fn until_gives_up_and_says_why() {
+        let error = until::<()>("nothing", Duration::from_millis(10), || None).unwrap_err();
+        assert!(error.to_string().contains("nothing"));
+    }
+}

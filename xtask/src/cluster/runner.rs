@@ -1,0 +1,213 @@
+//! Runs scenarios one after another: each under a watchdog, each followed by a look at what it left behind.
+
+use super::log::{Log, Source};
+use super::matrix::{Cx, Scenario, Setup};
+use super::proc;
+use anyhow::{Result, anyhow, ensure};
+use rustix::process::{Signal, getpid};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How many lines of a failed server's output are shown.
+const SHOWN_LINES: usize = 120;
+
+/// How many scenario runs passed and failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
+}
+
+pub(super) struct Runner {
+    /// Holds one directory per run.
+    dir: PathBuf,
+    examples: PathBuf,
+    seed: u64,
+}
+
+impl Runner {
+    /// Makes this process the one that inherits what servers leave behind, and lifts its descriptor limit.
+    pub(super) fn new(examples: PathBuf, seed: u64) -> Result<Self> {
+        rustix::process::set_child_subreaper(Some(getpid()))?;
+        let mut files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        files.current = files.maximum;
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, files)?;
+        // Short, because a unix socket's path has at most 107 bytes.
+        let dir = std::env::temp_dir().join(format!("swoole-{}", getpid().as_raw_nonzero()));
+        fs::create_dir_all(&dir)?;
+        Ok(Self { dir, examples, seed })
+    }
+
+    /// Runs one scenario on one combination and prints its line, and everything about it when it failed.
+    pub(super) fn run(&self, scenario: &'static Scenario, setup: Setup, tally: &mut Tally) -> Result<()> {
+        let dir = self.dir.join("run");
+        fs::create_dir_all(&dir)?;
+        let before = Leavings::look();
+        let examples = self.examples.clone();
+        let cx = Arc::new(Cx { setup, seed: self.seed, dir: dir.clone(), examples, logs: Mutex::default() });
+        let start = Instant::now();
+        let outcome = watch(scenario, &cx);
+        let took = start.elapsed();
+        let outcome = outcome.and_then(|()| before.compare(&dir));
+        sweep();
+        fs::remove_dir_all(&dir)?;
+        let row = format!("{:<26} {:<9} {:<11}", scenario.name, setup.backend, setup.ipc);
+        match outcome {
+            Ok(()) => {
+                tally.passed += 1;
+                println!("ok      {row} {:>7.2} s", took.as_secs_f64());
+            }
+            Err(error) => {
+                tally.failed += 1;
+                println!("FAILED  {row} {:>7.2} s", took.as_secs_f64());
+                println!("    {}", format!("{error:?}").replace('\n', "\n    "));
+                for log in cx.logs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                    show(log, start);
+                }
+                println!("    repeat: cargo xtask test-cluster {}", self.words(scenario, setup));
+            }
+        }
+        Ok(())
+    }
+
+    fn words(&self, scenario: &Scenario, setup: Setup) -> String {
+        let Setup { backend, ipc } = setup;
+        format!("--scenario {} --backend {backend} --ipc {ipc} --seed {}", scenario.name, self.seed)
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        // What remains is empty, or its owner has been reported.
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Runs the scenario on its own thread. When its time is up, its processes are killed, which ends whatever it waits for.
+fn watch(scenario: &'static Scenario, cx: &Arc<Cx>) -> Result<()> {
+    let (done, finished) = channel();
+    let inner = Arc::clone(cx);
+    let thread = std::thread::spawn(move || {
+        let outcome = (scenario.run)(&inner);
+        // The watchdog may have given up on this thread.
+        let _ = done.send(());
+        outcome
+    });
+    match finished.recv_timeout(scenario.limit) {
+        // A panic drops the sender.
+        Ok(()) | Err(RecvTimeoutError::Disconnected) => thread
+            .join()
+            .unwrap_or_else(|panic| Err(anyhow!("the scenario panicked: {}", panic_text(&*panic)))),
+        Err(RecvTimeoutError::Timeout) => {
+            sweep();
+            Err(anyhow!("the watchdog ended it after {:?}", scenario.limit))
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+}
+
+fn own_pid() -> i32 {
+    getpid().as_raw_nonzero().get()
+}
+
+/// Kills and reaps everything below this process.
+fn sweep() {
+    for pid in proc::descendants(own_pid()) {
+        // Fails when it has just ended.
+        let _ = proc::signal(pid, Signal::KILL);
+    }
+    let _ = proc::until("killed processes to end", Duration::from_secs(5), || {
+        proc::reap_orphans();
+        proc::descendants(own_pid()).is_empty().then_some(())
+    });
+}
+
+/// What outlives a process that does not clean up.
+struct Leavings {
+    queues: BTreeSet<String>,
+    shared_memory: BTreeSet<String>,
+}
+
+impl Leavings {
+    fn look() -> Self {
+        let queues = fs::read_to_string("/proc/sysvipc/msg").unwrap_or_default();
+        let id = |line: &str| line.split_whitespace().nth(1).map(str::to_owned);
+        Self { queues: queues.lines().skip(1).filter_map(id).collect(), shared_memory: names("/dev/shm") }
+    }
+
+    /// Nothing may be there that was not there before. The last exits may take a moment.
+    fn compare(&self, dir: &Path) -> Result<()> {
+        let waited = proc::until("a clean machine", Duration::from_secs(2), || {
+            proc::reap_orphans();
+            self.new_since(dir).is_empty().then_some(())
+        });
+        let left = self.new_since(dir);
+        ensure!(waited.is_ok(), "left behind: {}", left.join(", "));
+        Ok(())
+    }
+
+    fn new_since(&self, dir: &Path) -> Vec<String> {
+        let now = Self::look();
+        let mut left = Vec::new();
+        for pid in proc::descendants(own_pid()) {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            left.push(format!("process {pid} ({})", name.trim()));
+        }
+        left.extend(now.queues.difference(&self.queues).map(|id| format!("SysV queue {id}")));
+        left.extend(now.shared_memory.difference(&self.shared_memory).map(|name| format!("/dev/shm/{name}")));
+        left.extend(sockets_in(dir).into_iter().map(|path| format!("socket {}", path.display())));
+        left
+    }
+}
+
+fn names(dir: &str) -> BTreeSet<String> {
+    let Ok(entries) = fs::read_dir(dir) else { return BTreeSet::new() };
+    entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn sockets_in(dir: &Path) -> Vec<PathBuf> {
+    use std::os::unix::fs::FileTypeExt;
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let is_socket = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_socket());
+    entries.flatten().filter(is_socket).map(|entry| entry.path()).collect()
+}
+
+/// Prints the end of a server's output, with the time since the scenario's start.
+fn show(log: &Log, start: Instant) {
+    let lines = log.all();
+    println!("    --- {}", log.title);
+    if lines.len() > SHOWN_LINES {
+        println!("    ... {} earlier lines", lines.len() - SHOWN_LINES);
+    }
+    for line in &lines[lines.len().saturating_sub(SHOWN_LINES)..] {
+        let mark = if line.source == Source::Stdout { "out" } else { "err" };
+        let text: String = line.text.chars().take(400).collect();
+        println!("    {:>8.3} {mark} {text}", line.at.saturating_duration_since(start).as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_file_left_behind_is_found() {
+        let dir = std::env::temp_dir().join(format!("swoole-runner-test-{}", own_pid()));
+        fs::create_dir_all(&dir).unwrap();
+        let before = Leavings::look();
+        fs::write(dir.join("plain"), "").unwrap();
+        assert!(sockets_in(&dir).is_empty());
+        let _listener = std::os::unix::net::UnixListener::bind(dir.join("s")).unwrap();
+        let error = before.compare(&dir).unwrap_err().to_string();
+        fs::remove_dir_all(&dir).unwrap();
+        assert!(error.contains("socket") && error.contains("left behind"), "{error}");
+    }
+}

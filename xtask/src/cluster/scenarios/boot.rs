@@ -1,0 +1,130 @@
+//! Starts that fail, and workers that fail to start.
+
+use crate::cluster::bed::{Launch, PATIENCE};
+use crate::cluster::log::Source;
+use crate::cluster::matrix::{Cx, Scenario, full, once};
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+pub(super) static ALL: &[Scenario] = &[
+    full(
+        "crash_on_start",
+        "a worker that never starts is retried ever slower, the others serve",
+        crash_on_start,
+    ),
+    once("start_with_threads", "a process with two threads is refused", start_with_threads),
+    once("start_port_taken", "a taken port is named", start_port_taken),
+    once("start_port_privileged", "a privileged port is named", start_port_privileged),
+    once(
+        "start_worker_num",
+        "no workers, and absurdly many, are refused with the valid range",
+        start_worker_num,
+    ),
+    once("start_bad_config", "unknown keys and impossible values are named", start_bad_config),
+    once("start_pid_dir_missing", "a PID file whose directory is missing is named", start_pid_dir_missing),
+    full("start_memory_short", "address space too small for the shared memory is said", start_memory_short),
+    full("start_file_size_short", "a file size limit below the shared memory is said", start_file_size_short),
+    full("start_descriptors_short", "too few descriptors are said", start_descriptors_short),
+];
+
+fn crash_on_start(cx: &Cx) -> Result<()> {
+    let bed =
+        cx.testbed().flag("worker-num", 3).flag("crash-on-start", 1).flag("dispatch-mode", "idle").start()?;
+    let mut client = bed.connect()?;
+    let start = Instant::now();
+    let lines = bed.log.wait_count("on_worker_error worker=1 ", 5, PATIENCE)?;
+    client.expect("echo the others serve", "the others serve")?;
+    ensure!(
+        bed.log.wait_line(Source::Stderr, &["worker 1", "again in"], PATIENCE).is_ok(),
+        "no back-off in the log"
+    );
+    // Five starts that failed at once have to be further and further apart.
+    let gaps: Vec<Duration> = lines.windows(2).map(|pair| pair[1].at - pair[0].at).collect();
+    ensure!(
+        gaps[3] > gaps[1] && gaps[3] >= Duration::from_millis(100),
+        "no growing pauses between starts: {gaps:?}"
+    );
+    let count =
+        bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with("on_worker_error")).count();
+    ensure!(count < 30, "{count} starts in {:?} are no back-off", start.elapsed());
+    for round in 0..20 {
+        client.expect(&format!("echo {round}"), &round.to_string())?;
+        let worker = client.worker()?;
+        ensure!(worker != 1, "worker 1 answered, which never started");
+    }
+    bed.stop()?;
+    Ok(())
+}
+
+fn start_with_threads(cx: &Cx) -> Result<()> {
+    cx.testbed().word("--spawn-thread").refused(&["2 threads"])
+}
+
+fn start_port_taken(cx: &Cx) -> Result<()> {
+    let holder = TcpListener::bind("127.0.0.1:0")?;
+    let address = format!("tcp://{}", holder.local_addr()?);
+    cx.testbed_bare().flag("listen", &address).refused(&[&address, "in use"])
+}
+
+fn start_port_privileged(cx: &Cx) -> Result<()> {
+    // An unprivileged user can read neither a home directory nor our scratch directory.
+    let program = cx.dir.join("testbed");
+    fs::copy(cx.examples.join("testbed"), &program)?;
+    let start = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")?;
+    ensure!(
+        start.trim() != "0",
+        "this machine has no privileged port: sysctl net.ipv4.ip_unprivileged_port_start is 0"
+    );
+    let port = start.trim().parse::<u16>()? - 1;
+    for path in [cx.dir.as_path(), cx.dir.parent().context("the directory lies in another")?] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    }
+    let launch = Launch::new(cx, program).flag("listen", format!("tcp://127.0.0.1:{port}"));
+    let launch = if rustix::process::getuid().is_root() {
+        launch.through(&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"])
+    } else {
+        launch
+    };
+    launch.refused(&[&format!("127.0.0.1:{port}"), "permission"])
+}
+
+fn start_worker_num(cx: &Cx) -> Result<()> {
+    for absurd in ["0", "100000", "-1", "many"] {
+        cx.testbed().flag("worker-num", absurd).refused(&["worker_num", absurd])?;
+    }
+    Ok(())
+}
+
+fn start_bad_config(cx: &Cx) -> Result<()> {
+    let file = cx.dir.join("bad.toml");
+    fs::write(&file, "worker_mun = 3\n")?;
+    cx.testbed().flag("config", file.display()).refused(&["worker_mun"])?;
+    cx.testbed().flag("config", "/no/such/file.toml").refused(&["/no/such/file.toml"])?;
+    cx.testbed().flag("no-such-flag", 1).refused(&["no-such-flag"])?;
+    cx.testbed().env("SWOOLE_WORKER_NUM", "lots").refused(&["SWOOLE_WORKER_NUM", "lots"])?;
+    cx.testbed_bare().flag("listen", "tcp://nonsense").refused(&["nonsense"])?;
+    cx.testbed().flag("package-max-length", 0).refused(&["package_max_length", "0"])
+}
+
+fn start_pid_dir_missing(cx: &Cx) -> Result<()> {
+    let file = cx.dir.join("no-such-directory/server.pid");
+    let file = file.display().to_string();
+    cx.testbed().flag("pid-file", &file).refused(&["pid_file", &file])
+}
+
+fn start_memory_short(cx: &Cx) -> Result<()> {
+    // 40 MB of address space hold the program, but not the channels of 64 workers.
+    cx.testbed().flag("worker-num", 64).ulimit("-v 40000").refused(&["memory"])
+}
+
+fn start_file_size_short(cx: &Cx) -> Result<()> {
+    // The limit counts blocks of 512 or 1024 bytes, and exceeding it sends SIGXFSZ, whose default is death.
+    cx.testbed().flag("worker-num", 64).ulimit("-f 8").refused(&["shared memory"])
+}
+
+fn start_descriptors_short(cx: &Cx) -> Result<()> {
+    cx.testbed().flag("worker-num", 64).ulimit("-n 24").refused(&["descriptor"])
+}

@@ -1,0 +1,172 @@
+//! What a dying worker costs: the packet in its hand by the chosen policy, and nobody anything else.
+
+use crate::cluster::bed::Bed;
+use crate::cluster::client::Client;
+use crate::cluster::log::Source;
+use crate::cluster::matrix::{Cx, Scenario, full};
+use crate::cluster::{load::Load, proc};
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use std::time::Duration;
+
+pub(super) static ALL: &[Scenario] = &[
+    full(
+        "kill_each_worker",
+        "kill -9 of every worker in turn costs only the packet in hand",
+        kill_each_worker,
+    ),
+    full(
+        "kill_under_load",
+        "kill -9 of idle and busy workers under load loses no other request",
+        kill_under_load,
+    ),
+    full("crash_kinds", "panic, abort, segv, kill and exit are reported as what they were", crash_kinds),
+    full(
+        "crash_retry",
+        "on_crash=retry hands the packet to the successor, a poisonous one only once",
+        crash_retry,
+    ),
+    full("crash_drop", "on_crash=drop keeps the connection and forgets the packet", crash_drop),
+];
+
+/// Sends a packet that blocks its worker, and waits until that worker is at it: the reply to the packet before it is out.
+fn occupy(client: &mut Client, packet: &str) -> Result<()> {
+    client.tell_all(&["echo next comes", packet])?;
+    client.expect_line("next comes")
+}
+
+/// The pid of the process that serves a worker id now.
+fn pid_of(bed: &Bed, worker: u32) -> Result<i32> {
+    Ok(bed.lives().get(&worker).with_context(|| format!("worker {worker} never started"))?.pid)
+}
+
+/// Waits until as many workers run as there should be.
+fn wait_worker_count(bed: &Bed, count: usize) -> Result<()> {
+    let manager = bed.ready.manager;
+    proc::until(&format!("{count} workers below the manager"), Duration::from_secs(10), || {
+        (proc::children(manager).len() == count).then_some(())
+    })
+}
+
+fn kill_each_worker(cx: &Cx) -> Result<()> {
+    let bed = cx.testbed().flag("worker-num", 3).flag("reactor-num", 2).start()?;
+    // Two rounds: successors die as their predecessors did.
+    for worker in [0, 1, 2, 0, 1, 2] {
+        let mut victim = bed.connect_to_worker(worker)?;
+        let mut waiters = (0..8).map(|_| bed.connect_to_worker(worker)).collect::<Result<Vec<_>>>()?;
+        let mut stranger = bed.connect_to_worker((worker + 1) % 3)?;
+        let pid = pid_of(&bed, worker)?;
+        let generation = bed.lives()[&worker].generation;
+        occupy(&mut victim, "sleep 60000")?;
+        for (index, waiter) in waiters.iter_mut().enumerate() {
+            waiter.tell_all(&[&format!("echo waiter {index}"), "whoami"])?;
+            waiter.wait_read(bed.port()?)?;
+        }
+        proc::signal(pid, Signal::KILL)?;
+        stranger.expect("echo stranger", "stranger")?;
+        victim.expect_close().context("the client whose packet the worker died on")?;
+        let status = bed.wait_error(pid)?;
+        ensure!(status == "signal:9", "worker {worker} was killed, and reported as {status:?}");
+        let life = bed.wait_successor(worker, pid)?;
+        ensure!(life.generation > generation, "generation {} after {generation}", life.generation);
+        for (index, waiter) in waiters.iter_mut().enumerate() {
+            waiter
+                .expect_line(&format!("waiter {index}"))
+                .with_context(|| format!("waiter {index} on {worker}"))?;
+            let reply = waiter.line()?;
+            ensure!(reply.contains(&format!("pid={} ", life.pid)), "not the successor answered: {reply:?}");
+        }
+        wait_worker_count(&bed, 3)?;
+    }
+    bed.stop()?;
+    Ok(())
+}
+
+fn kill_under_load(cx: &Cx) -> Result<()> {
+    let mut rng = cx.rng();
+    // Under retry, the packet in hand is answered too: not one reply may be missing.
+    let bed =
+        cx.testbed().flag("worker-num", 2).flag("on-crash", "retry").flag("crash-retries", 100).start()?;
+    let load = Load::start(bed.address()?, 6)?;
+    for _ in 0..10 {
+        load.wait_more(rng.u64(1..2000))?;
+        let worker = rng.u32(0..2);
+        let pid = pid_of(&bed, worker)?;
+        proc::signal(pid, Signal::KILL)?;
+        bed.wait_successor(worker, pid)?;
+    }
+    load.wait_more(500)?;
+    load.finish()?;
+    bed.stop()?;
+    Ok(())
+}
+
+fn crash_kinds(cx: &Cx) -> Result<()> {
+    let bed = cx.testbed().flag("worker-num", 2).start()?;
+    let mut neighbour = bed.connect_to_worker(0)?;
+    let mut stranger = bed.connect_to_worker(1)?;
+    let kinds = [
+        ("crash exit 3", "exit:3"),
+        ("crash exit 0", "exit:0"),
+        ("crash abort", "signal:6"),
+        ("crash segv", "signal:11"),
+        ("crash kill", "signal:9"),
+        ("crash panic", "exit:"),
+    ];
+    for (packet, expected) in kinds {
+        let mut victim = bed.connect_to_worker(0)?;
+        let pid = pid_of(&bed, 0)?;
+        victim.tell(packet)?;
+        victim.expect_close().context(packet)?;
+        let status = bed.wait_error(pid).context(packet)?;
+        ensure!(
+            status.starts_with(expected),
+            "{packet:?} was reported as {status:?} instead of {expected:?}"
+        );
+        stranger.expect("echo on the other worker", "on the other worker").context(packet)?;
+        neighbour.expect("echo on the same worker", "on the same worker").context(packet)?;
+    }
+    // A restarted worker is the last one's equal: the panic is the last of the kinds, and its status is no success.
+    let panic = bed.log.wait_line(Source::Stderr, &["panic"], Duration::from_secs(5))?;
+    ensure!(!panic.text.is_empty(), "the panic's message is empty");
+    let zero = bed.log.texts(Source::Stdout).iter().filter(|line| line.contains("status=exit:0")).count();
+    ensure!(zero == 1, "the panic was reported as exit code 0");
+    bed.stop()?;
+    Ok(())
+}
+
+fn crash_retry(cx: &Cx) -> Result<()> {
+    let bed =
+        cx.testbed().flag("worker-num", 2).flag("on-crash", "retry").flag("crash-retries", 1).start()?;
+    let mut neighbour = bed.connect_to_worker(0)?;
+    let mut client = bed.connect_to_worker(0)?;
+    let pid = pid_of(&bed, 0)?;
+    occupy(&mut client, "sleep 700")?;
+    proc::signal(pid, Signal::KILL)?;
+    client.expect_line("slept 700").context("the packet that is tried again")?;
+    client.expect("echo still connected", "still connected")?;
+
+    // Each try kills its worker: after one more, the packet is given up, and its connection closed.
+    let errors =
+        |bed: &Bed| bed.log.texts(Source::Stdout).iter().filter(|l| l.starts_with("on_worker_error")).count();
+    let before = errors(&bed);
+    client.tell("crash kill")?;
+    client.expect_close().context("the client of a poisonous packet")?;
+    neighbour.expect("echo unharmed", "unharmed")?;
+    let died = errors(&bed) - before;
+    ensure!(died == 2, "a poisonous packet with one retry killed {died} workers instead of 2");
+    bed.stop()?;
+    Ok(())
+}
+
+fn crash_drop(cx: &Cx) -> Result<()> {
+    let bed = cx.testbed().flag("worker-num", 2).flag("on-crash", "drop").start()?;
+    let mut client = bed.connect_to_worker(0)?;
+    for _ in 0..3 {
+        client.tell_all(&["echo before", "crash kill", "echo after"])?;
+        client.expect_line("before")?;
+        client.expect_line("after").context("the packet behind the one that was dropped")?;
+    }
+    bed.stop()?;
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! What must hold, seen from outside. One file per theme, each with its list.
+
+use super::matrix::Scenario;
+
+mod boot;
+mod commands;
+mod config;
+mod crash;
+mod dispatch;
+mod hostile;
+mod operation;
+mod packets;
+mod pressure;
+mod programs;
+mod reload;
+mod shape;
+mod stop;
+
+pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
+    let themes = [
+        shape::ALL,
+        packets::ALL,
+        commands::ALL,
+        dispatch::ALL,
+        crash::ALL,
+        reload::ALL,
+        stop::ALL,
+        boot::ALL,
+        config::ALL,
+        operation::ALL,
+        pressure::ALL,
+        hostile::ALL,
+        programs::ALL,
+    ];
+    themes.into_iter().flatten()
+}

@@ -1,0 +1,134 @@
+//! Nobody's slowness fills the master's memory, or slows anybody else.
+
+use crate::cluster::client::Client;
+use crate::cluster::log::Source;
+use crate::cluster::matrix::{Cx, Scenario, full};
+use crate::cluster::{bed::Bed, bed::PATIENCE, proc};
+use anyhow::{Context, Result, anyhow, ensure};
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+pub(super) static ALL: &[Scenario] = &[
+    full(
+        "blocked_worker",
+        "50 MB for a blocked worker wait in the client, and others are served",
+        blocked_worker,
+    ),
+    full("slow_reader", "100 MB of replies nobody reads: closed at socket_buffer_size", slow_reader),
+    full("slow_but_steady", "a client that reads slowly, but does, gets everything", slow_but_steady),
+];
+
+/// What the master may grow by, beside the shared memory that exists from the start.
+const GROWTH_MAX: u64 = 32 << 20;
+
+/// The master's private memory.
+fn private_memory(bed: &Bed) -> Result<u64> {
+    proc::memory(bed.ready.master, "RssAnon")
+}
+
+fn check_growth(bed: &Bed, before: u64) -> Result<()> {
+    let now = private_memory(bed)?;
+    ensure!(now < before + GROWTH_MAX, "the master's private memory grew from {before} to {now} bytes");
+    Ok(())
+}
+
+fn blocked_worker(cx: &Cx) -> Result<()> {
+    const TEXT: usize = 1000;
+    const PACKETS: usize = 50_000;
+    let bed = cx.testbed().flag("worker-num", 2).flag("reactor-num", 1).start()?;
+    let mut pusher = bed.connect_to_worker(0)?;
+    let mut neighbour = bed.connect_to_worker(1)?;
+    let before = private_memory(&bed)?;
+    pusher.tell_all(&["echo next comes", "sleep 2500"])?;
+    pusher.expect_line("next comes")?;
+
+    let written = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&written);
+    let mut writer = pusher.writer()?;
+    let pushing = std::thread::spawn(move || -> Result<()> {
+        for index in 0..PACKETS {
+            let packet = format!("echo {index:0TEXT$}\n");
+            writer.write_all(packet.as_bytes()).with_context(|| format!("push packet {index}"))?;
+            count.fetch_add(packet.len(), Ordering::Relaxed);
+        }
+        Ok(())
+    });
+    // For as long as the worker is blocked, another one's clients are served at once.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(2) {
+        let asked = Instant::now();
+        neighbour.expect("echo meanwhile", "meanwhile")?;
+        ensure!(
+            asked.elapsed() < Duration::from_millis(500),
+            "another worker's client waited {:?}",
+            asked.elapsed()
+        );
+        check_growth(&bed, before)?;
+    }
+    let written = written.load(Ordering::Relaxed);
+    ensure!(written < PACKETS * TEXT / 2, "the server took {written} bytes for a worker that is blocked");
+    // Then everything is answered, in order.
+    pusher.expect_line("slept 2500")?;
+    for index in 0..PACKETS {
+        pusher.expect_line(&format!("{index:0TEXT$}")).with_context(|| format!("reply {index}"))?;
+    }
+    pushing.join().map_err(|_| anyhow!("the pushing thread panicked"))??;
+    check_growth(&bed, before)?;
+    bed.stop()?;
+    Ok(())
+}
+
+fn slow_reader(cx: &Cx) -> Result<()> {
+    const LIMIT: usize = 2 << 20;
+    let bed = cx
+        .testbed()
+        .flag("worker-num", 2)
+        .flag("reactor-num", 1)
+        .flag("socket-buffer-size", LIMIT)
+        .start()?;
+    let mut reader = bed.connect_to_worker(0)?;
+    let mut same_worker = bed.connect_to_worker(0)?;
+    let mut other_worker = bed.connect_to_worker(1)?;
+    let before = private_memory(&bed)?;
+    for _ in 0..100 {
+        reader.tell("big 1000000")?;
+    }
+    let (server_port, port) = (bed.port()?, reader.port()?);
+    proc::until("the server to close the connection that is not read", PATIENCE, || {
+        let open =
+            |row: &proc::TcpRow| row.established && (row.local_port, row.remote_port) == (server_port, port);
+        (!proc::tcp_rows().iter().any(open)).then_some(())
+    })?;
+    check_growth(&bed, before)?;
+    let rest = reader.drain(PATIENCE)?;
+    ensure!(rest.len() < 50_000_000, "{} bytes came, which the server had not to keep", rest.len());
+    same_worker.expect("echo same worker", "same worker")?;
+    other_worker.expect("echo other worker", "other worker")?;
+    bed.log.wait_line(Source::Stderr, &["socket_buffer_size"], Duration::from_secs(2))?;
+    bed.stop()?;
+    Ok(())
+}
+
+fn slow_but_steady(cx: &Cx) -> Result<()> {
+    const REPLY: usize = 1_000_000;
+    // All of them fit below the limit: the kernel's own buffers come on top.
+    let bed = cx.testbed().flag("worker-num", 1).flag("socket-buffer-size", 32 << 20).start()?;
+    let mut reader = bed.connect()?;
+    for _ in 0..20 {
+        reader.tell(&format!("big {REPLY}"))?;
+    }
+    reader.wait_read(bed.port()?)?;
+    let mut neighbour: Client = bed.connect()?;
+    for index in 0..20 {
+        neighbour.expect("echo between", "between")?;
+        let reply = reader.exactly(REPLY + 1).with_context(|| format!("reply {index}"))?;
+        ensure!(
+            reply[REPLY] == b'\n' && reply[..REPLY].iter().all(|byte| *byte == b'x'),
+            "reply {index} is damaged"
+        );
+    }
+    bed.stop()?;
+    Ok(())
+}

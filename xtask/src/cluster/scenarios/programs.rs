@@ -1,0 +1,58 @@
+//! The other examples do what their source promises.
+
+use crate::cluster::bed::PATIENCE;
+use crate::cluster::client::{Address, Client};
+use crate::cluster::log::Source;
+use crate::cluster::matrix::{Cx, Scenario, once};
+use crate::{cluster::proc, shell};
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use std::fs;
+
+pub(super) static ALL: &[Scenario] = &[
+    once("lifecycle", "what each role sees of the others' state across the forks", lifecycle),
+    once("echo", "the smallest server: under 25 lines, and it serves", echo),
+];
+
+const LIFECYCLE: &str = r#"
+on_start base="set before start"
+on_manager_start base="set before start" master_to_manager=""
+on_worker_start base="set before start" master_to_manager="" manager_to_worker=""
+on_worker_stop base="set before start" master_to_manager="changed by worker" manager_to_worker="changed by worker"
+on_worker_start base="changed by manager" master_to_manager="changed by manager" manager_to_worker="from manager"
+on_worker_stop base="changed by manager" master_to_manager="changed by worker" manager_to_worker="changed by worker"
+on_manager_stop base="changed by manager" master_to_manager="changed by manager" manager_to_worker="from manager"
+on_shutdown base="changed by master" master_to_manager="from master" manager_to_worker=""
+"#;
+
+fn lifecycle(cx: &Cx) -> Result<()> {
+    let mut server = cx.example("lifecycle").spawn()?;
+    server.log.wait_count("on_worker_start", 1, PATIENCE)?;
+    proc::signal(server.pid(), Signal::USR1)?;
+    server.log.wait_count("on_worker_start", 2, PATIENCE)?;
+    proc::signal(server.pid(), Signal::TERM)?;
+    let status = server.wait_exit(PATIENCE)?;
+    ensure!(status.code() == Some(0), "ended with {status}");
+    server.log.wait_end(PATIENCE)?;
+    let lines = server.log.texts(Source::Stdout);
+    let expected: Vec<&str> = LIFECYCLE.trim().lines().collect();
+    ensure!(lines == expected, "expected\n{}\ngot\n{}", expected.join("\n"), lines.join("\n"));
+    Ok(())
+}
+
+fn echo(cx: &Cx) -> Result<()> {
+    let source = fs::read_to_string(shell::root().join("examples/echo.rs"))?;
+    let lines =
+        source.lines().filter(|line| !line.trim().is_empty() && !line.trim().starts_with("//")).count();
+    ensure!((5..25).contains(&lines), "examples/echo.rs has {lines} lines");
+    let address = "127.0.0.1:9501";
+    ensure!(source.contains(address), "examples/echo.rs does not listen on {address}");
+    let mut server = cx.example("echo").spawn()?;
+    let address = Address::Tcp(address.parse()?);
+    let mut client = proc::until("the example to listen", PATIENCE, || Client::connect(&address).ok())?;
+    client.expect("hello", "hello").context("the example's echo")?;
+    proc::signal(server.pid(), Signal::TERM)?;
+    let status = server.wait_exit(PATIENCE)?;
+    ensure!(status.code() == Some(0), "ended with {status}");
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! New workers under live connections.
+
+use crate::cluster::bed::Bed;
+use crate::cluster::log::Source;
+use crate::cluster::matrix::{Cx, Scenario, full};
+use crate::cluster::{bed::PATIENCE, load::Load, proc};
+use anyhow::{Result, ensure};
+use rustix::process::Signal;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+pub(super) static ALL: &[Scenario] = &[
+    full(
+        "reload_under_load",
+        "SIGUSR1 replaces every worker, and no request is lost or answered twice",
+        reload_under_load,
+    ),
+    full("reload_all", "reload_mode=all does so for all workers at once", reload_all),
+    full("reload_command", "a worker can ask for a reload, or retire alone", reload_command),
+    full(
+        "reload_stuck_worker",
+        "a worker that does not retire in time is killed, and the reload goes on",
+        reload_stuck_worker,
+    ),
+    full(
+        "max_request",
+        "workers that have had their share of requests are replaced, and none is lost",
+        max_request,
+    ),
+];
+
+fn pids(bed: &Bed) -> BTreeSet<i32> {
+    bed.lives().values().map(|life| life.pid).collect()
+}
+
+/// Waits for the end of reload number `count`, then checks that every worker is new and that there are as many.
+fn wait_reloaded(bed: &Bed, count: usize, before: &BTreeSet<i32>) -> Result<()> {
+    bed.log.wait_count("on_before_reload", count, PATIENCE)?;
+    bed.log.wait_count("on_after_reload", count, PATIENCE)?;
+    proc::until("a new process for every worker", PATIENCE, || pids(bed).is_disjoint(before).then_some(()))?;
+    let running: BTreeSet<i32> = proc::children(bed.ready.manager).into_iter().collect();
+    ensure!(running == pids(bed), "running are {running:?}, started were {:?}", pids(bed));
+    Ok(())
+}
+
+fn reload_under(cx: &Cx, mode: &str) -> Result<()> {
+    let bed = cx.testbed().flag("worker-num", 3).flag("reactor-num", 2).flag("reload-mode", mode).start()?;
+    let load = Load::start(bed.address()?, 6)?;
+    load.wait_more(500)?;
+    for round in 1..=4 {
+        let before = pids(&bed);
+        // The manager reloads on its own account too.
+        let target = if round % 2 == 1 { bed.ready.master } else { bed.ready.manager };
+        proc::signal(target, Signal::USR1)?;
+        wait_reloaded(&bed, round, &before)?;
+        load.wait_more(500)?;
+    }
+    load.finish()?;
+    let errors =
+        bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with("on_worker_error")).count();
+    ensure!(errors == 0, "{errors} workers did not retire but die");
+    bed.stop()?;
+    Ok(())
+}
+
+fn reload_under_load(cx: &Cx) -> Result<()> {
+    reload_under(cx, "rolling")
+}
+
+fn reload_all(cx: &Cx) -> Result<()> {
+    reload_under(cx, "all")
+}
+
+fn reload_command(cx: &Cx) -> Result<()> {
+    let bed = cx.testbed().flag("worker-num", 2).start()?;
+    let mut client = bed.connect_to_worker(0)?;
+    let before = pids(&bed);
+    client.expect("reload", "ok")?;
+    wait_reloaded(&bed, 1, &before)?;
+    client.expect("echo same connection", "same connection")?;
+
+    let (zero, one) = (bed.lives()[&0].pid, bed.lives()[&1].pid);
+    client.expect("stop 1", "ok")?;
+    bed.wait_successor(1, one)?;
+    client.expect("stop", "ok")?;
+    bed.wait_successor(0, zero)?;
+    client.expect("echo after both", "after both")?;
+    let errors =
+        bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with("on_worker_error")).count();
+    ensure!(errors == 0, "{errors} workers did not retire but die");
+    bed.stop()?;
+    Ok(())
+}
+
+fn reload_stuck_worker(cx: &Cx) -> Result<()> {
+    let bed = cx.testbed().flag("worker-num", 2).flag("max-wait-time", 1).start()?;
+    let mut stuck = bed.connect_to_worker(0)?;
+    let mut neighbour = bed.connect_to_worker(0)?;
+    let before = pids(&bed);
+    stuck.tell_all(&["echo next comes", "sleep 100000"])?;
+    stuck.expect_line("next comes")?;
+    neighbour.tell("echo waited")?;
+    bed.signal_master(Signal::USR1)?;
+    neighbour.expect_line("waited")?;
+    wait_reloaded(&bed, 1, &before)?;
+    stuck.expect_close()?;
+    bed.log.wait_line(Source::Stderr, &["kill", "max_wait_time"], Duration::from_secs(5))?;
+    bed.stop()?;
+    Ok(())
+}
+
+fn max_request(cx: &Cx) -> Result<()> {
+    let bed = cx.testbed().flag("worker-num", 2).flag("max-request", 300).start()?;
+    let load = Load::start(bed.address()?, 4)?;
+    load.wait_more(6000)?;
+    load.finish()?;
+    let lives =
+        bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with("on_worker_start")).count();
+    // Swoole's grace adds up to half of max_request, so 6000 requests use up at least 6000 / 450 = 13 lives.
+    ensure!(lives >= 10, "6000 requests at 300 a worker took only {lives} workers");
+    let errors =
+        bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with("on_worker_error")).count();
+    ensure!(errors == 0, "{errors} workers did not retire but die");
+    bed.stop()?;
+    Ok(())
+}
