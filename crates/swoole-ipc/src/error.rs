@@ -82,6 +82,9 @@ pub enum Error {
     /// Empty packets cannot be told from the end of the stream (recv(2)).
     #[error("an empty packet cannot be told from the end of the stream; put a header before it")]
     EmptyPacket,
+    /// Only packets have boundaries of the kernel's making.
+    #[error("single packets need a pair of Kind::SeqPacket")]
+    NotPackets,
     /// Another process (or another value in this process) holds this side of the ring.
     #[error("the {side} side of ring {name:?} is held by process {pid}; evict it when it is dead")]
     SideTaken {

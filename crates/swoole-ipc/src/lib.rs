@@ -7,8 +7,12 @@ mod doorbell;
 mod error;
 mod flag;
 #[cfg(not(loom))]
+mod fragment;
+#[cfg(not(loom))]
 mod memory;
 pub mod ring;
+#[cfg(not(loom))]
+pub mod socketpair;
 mod sync;
 #[cfg(not(loom))]
 mod wait;

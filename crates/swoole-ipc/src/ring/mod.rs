@@ -2,7 +2,7 @@
 //!
 //! A record is a tag and bytes; it lies in one piece (the memory is mapped twice, back to back), so it is
 //! written and read in place. Nothing here makes a system call or waits: a [`Doorbell`](crate::Doorbell)
-//! wakes who sleeps. `channel()` puts both together for use alone.
+//! wakes who sleeps. [`channel()`] puts both together for use alone.
 //!
 //! # Two ways to free space
 //!
@@ -50,6 +50,8 @@
 //! and answered with [`Corrupt`](crate::Corrupt); no value leads to an access outside the ring or a panic.
 
 #[cfg(not(loom))]
+mod channel;
+#[cfg(not(loom))]
 mod consumer;
 mod cursors;
 #[cfg(not(loom))]
@@ -57,6 +59,8 @@ mod layout;
 #[cfg(not(loom))]
 mod producer;
 
+#[cfg(not(loom))]
+pub use channel::{Receiver, Sender, channel};
 #[cfg(not(loom))]
 pub use consumer::{Consumer, Record};
 #[cfg(not(loom))]
