@@ -1,7 +1,8 @@
-//! Close everything that a child has no business with.
+//! Wait for descriptors known by number, and close everything that a child has no business with.
 
 use std::fs;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use rustix::io::{Errno, Result};
 
@@ -58,4 +59,47 @@ fn close_listed(keep: &[RawFd]) -> Result<()> {
         unsafe { libc::close(fd) };
     }
     Ok(())
+}
+
+/// What [`wait_readable`] found out about a descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// A read would not block: there is data, the end, a hang-up or an error.
+    Readable,
+    /// The number is no open descriptor.
+    Closed,
+}
+
+/// Waits until one of `fds` is readable, hung up or no descriptor at all, or until `timeout` is over (`None`:
+/// for ever), and returns those that are, in the order of the list: `ppoll(2)`.
+///
+/// For a process with few descriptors and rare events. Unlike an epoll instance it keeps no state, so it
+/// cannot report a descriptor that this process has closed while a child still holds it.
+///
+/// # Errors
+///
+/// `ENOMEM`; `EINVAL` with more descriptors than `RLIMIT_NOFILE`. A signal handler that runs meanwhile ends
+/// the wait with an empty list.
+pub fn wait_readable(fds: &[RawFd], timeout: Option<Duration>) -> Result<Vec<(RawFd, Readiness)>> {
+    let mut polled: Vec<libc::pollfd> =
+        fds.iter().map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
+    let timeout = timeout.map(|timeout| libc::timespec {
+        tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
+    });
+    let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the list has as many entries as the length says, the timeout is null or lives until the
+    // return, and no mask is given. Polling a number that is no descriptor is defined.
+    let count = unsafe { libc::ppoll(polled.as_mut_ptr(), polled.len() as _, timeout, std::ptr::null()) };
+    match crate::check(count) {
+        Ok(_) => {}
+        Err(Errno::INTR) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    }
+    let readiness = |entry: &libc::pollfd| match entry.revents {
+        0 => None,
+        events if events & libc::POLLNVAL != 0 => Some((entry.fd, Readiness::Closed)),
+        _ => Some((entry.fd, Readiness::Readable)),
+    };
+    Ok(polled.iter().filter_map(readiness).collect())
 }

@@ -8,7 +8,7 @@
 //! |-------------|----------------------------------------------------------------------------|
 //! | [`process`] | fork a process that has one thread, end a child without touching its parent |
 //! | [`signal`]  | signal sets and masks, dispositions, signals as a readable descriptor       |
-//! | [`fds`]     | close everything that a child has no business with                          |
+//! | [`fds`]     | wait for descriptors, close those that a child has no business with         |
 //! | [`msg`]     | System V message queues                                                     |
 //! | [`user`]    | look up accounts and drop privileges                                        |
 //! | [`title`]   | what `ps` shows                                                             |

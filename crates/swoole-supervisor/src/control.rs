@@ -1,0 +1,110 @@
+//! What a program may ask of its supervisor.
+
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal};
+
+use crate::policy::Event;
+use crate::{ReloadMode, Scope, SlotId};
+
+/// What a [`Program`](crate::Program) may ask of its supervisor. Requests are carried out, in their order,
+/// when the callback that makes them has returned.
+#[derive(Debug)]
+pub struct Control {
+    pub(crate) requests: Vec<Event>,
+    pub(crate) watched: Vec<RawFd>,
+    /// The live processes, kept up to date by the supervisor.
+    pub(crate) live: Vec<(SlotId, u32, Pid)>,
+    pub(crate) stopping: bool,
+    max_wait: Duration,
+    last_group: Option<u16>,
+}
+
+impl Control {
+    pub(crate) fn new(max_wait: Duration, groups: u16) -> Self {
+        Self {
+            requests: Vec::new(),
+            watched: Vec::new(),
+            live: Vec::new(),
+            stopping: false,
+            max_wait,
+            last_group: groups.checked_sub(1),
+        }
+    }
+
+    /// Replaces the processes of `scope` by new ones; `None` for the mode is
+    /// [`Options::reload_mode`](crate::Options::reload_mode).
+    ///
+    /// Asked for while a reload is going on, one more follows it, for all groups asked for meanwhile.
+    pub fn reload(&mut self, scope: Scope, mode: Option<ReloadMode>) {
+        self.requests.push(Event::Reload { scope, mode });
+    }
+
+    /// Asks the process of `slot` to retire; a successor takes its place. A slot that has no process is left
+    /// alone.
+    pub fn retire(&mut self, slot: SlotId) {
+        self.requests.push(Event::Retire { slot });
+    }
+
+    /// Asks all processes to retire, replaces none from now on, and kills those that are alive after
+    /// `within`; zero kills at once. [`Supervisor::run`](crate::Supervisor::run) returns when all are gone.
+    ///
+    /// A second call can make the bound earlier, never later.
+    pub fn stop(&mut self, within: Duration) {
+        self.stopping = true;
+        self.requests.push(Event::Stop { within });
+    }
+
+    /// What [`Settle::Later`](crate::Settle::Later) waits for: the successor in `slot` may come.
+    pub fn settled(&mut self, slot: SlotId) {
+        self.requests.push(Event::Settled { slot });
+    }
+
+    /// Has [`Program::readable`](crate::Program::readable) called when `fd` is readable or hung up.
+    ///
+    /// The descriptor stays the caller's, who ends this by [`unwatch`](Self::unwatch) before closing it.
+    pub fn watch(&mut self, fd: RawFd) {
+        if !self.watched.contains(&fd) {
+            self.watched.push(fd);
+        }
+    }
+
+    /// Ends [`watch`](Self::watch).
+    pub fn unwatch(&mut self, fd: RawFd) {
+        self.watched.retain(|&watched| watched != fd);
+    }
+
+    /// The processes that are alive: slot, generation and process id.
+    pub fn pids(&self) -> &[(SlotId, u32, Pid)] {
+        &self.live
+    }
+
+    /// Whether [`stop`](Self::stop) has been called.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    /// Does what is usual for a signal:
+    ///
+    /// | Signal                         |                                                                 |
+    /// |--------------------------------|-----------------------------------------------------------------|
+    /// | `SIGTERM`, `SIGINT`, `SIGQUIT` | stop within [`Options::max_wait`](crate::Options::max_wait)     |
+    /// | `SIGINT` while stopping        | stop at once                                                    |
+    /// | `SIGUSR1`                      | reload all groups                                               |
+    /// | `SIGUSR2`                      | reload the last group: by custom the one that does the side work |
+    /// | others                         | nothing                                                         |
+    pub fn act_on_signal(&mut self, signal: Signal) {
+        match signal {
+            Signal::INT if self.stopping => self.stop(Duration::ZERO),
+            Signal::TERM | Signal::INT | Signal::QUIT => self.stop(self.max_wait),
+            Signal::USR1 => self.reload(Scope::All, None),
+            Signal::USR2 => {
+                if let Some(group) = self.last_group {
+                    self.reload(Scope::Group(group), None);
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! What is to be done when something happens to a process: a state machine without clock and without I/O.
+//!
+//! Events go in, actions come out. Time is a [`Duration`] since any moment, passed in with each event.
+//!
+//! ```text
+//!             Spawn              Spawned              Ready
+//!     Idle ----------> Spawning ---------> Starting ---------> Running
+//!                       ^  ^ \                  | \             / |
+//!            the wait   |  |  \ SpawnFailed     |  \ retire,   /  |
+//!              is over  |  |   \                |   v reload  v   |
+//!                    Backoff <--'               |    Retiring     |
+//!                          ^                    v       v         v
+//!                          '---- Settled ----- Burying (the process is gone)
+//! ```
+//!
+//! A stop leads all of them to `Stopped`, through `Retiring` where there is a process.
+//!
+//! What always holds, and [`tests`] tries to break: a slot has at most one live process; its generations
+//! increase; nothing is spawned after a stop, and a stop ends; a process is asked to retire before it is
+//! killed, unless it is to stop within no time; no slot is ever lost.
+
+mod reload;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use rustix::process::Pid;
+
+use self::reload::Reloads;
+use crate::{ExitStatus, Options, ReloadMode, Report, Scope, SlotId};
+
+/// What has happened, or is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Event {
+    /// The supervisor begins: all slots are empty.
+    Start,
+    /// An [`Action::Spawn`] has made a process.
+    Spawned { slot: SlotId, pid: Pid },
+    /// An [`Action::Spawn`] has made none.
+    SpawnFailed { slot: SlotId },
+    /// A process does its work from now on.
+    Ready { slot: SlotId, generation: u32 },
+    /// A process is gone and reaped.
+    Exited { slot: SlotId, generation: u32, status: ExitStatus },
+    /// What the last process of the slot left is cleared up.
+    Settled { slot: SlotId },
+    /// Time has passed.
+    Tick,
+    /// Replace processes by new ones.
+    Reload { scope: Scope, mode: Option<ReloadMode> },
+    /// Replace the process of this slot by a new one.
+    Retire { slot: SlotId },
+    /// End all processes.
+    Stop { within: Duration },
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Make a process, and tell by [`Event::Spawned`] or [`Event::SpawnFailed`].
+    Spawn { slot: SlotId, generation: u32 },
+    /// Ask the process of the slot to end.
+    Retire { slot: SlotId },
+    /// End the process of the slot.
+    Kill { slot: SlotId },
+    /// Tell the program.
+    Report(Report),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum State {
+    /// Never started.
+    Idle,
+    /// Asked for, and not yet answered.
+    Spawning,
+    /// A process that is not yet ready.
+    Starting { pid: Pid, since: Duration },
+    /// A process that does its work.
+    Running { pid: Pid, ready_at: Duration },
+    /// A process that was asked to end. `kill_at` is `None` when it has been killed.
+    Retiring { pid: Pid, asked_at: Duration, kill_at: Option<Duration> },
+    /// No process. When what the last one left is settled, the next may come, but not before `until`.
+    Burying { until: Duration },
+    /// No process until then.
+    Backoff { until: Duration },
+    /// No process any more.
+    Stopped,
+}
+
+#[derive(Debug)]
+struct Slot {
+    id: SlotId,
+    /// Of the process that is there, or was last asked for. 0 before the first.
+    generation: u32,
+    state: State,
+    /// Deaths in a row, without a process between that was stable.
+    streak: u32,
+    /// When these and no more than `restart_intensity` of them were.
+    deaths: VecDeque<Duration>,
+    /// Whether the program was told that this slot is failing.
+    failing: bool,
+}
+
+/// The state of all slots.
+#[derive(Debug)]
+pub(crate) struct Policy {
+    options: Options,
+    slots: Vec<Slot>,
+    reloads: Reloads,
+    /// When a stop, once it was asked for, has to be over.
+    stop_at: Option<Duration>,
+    random: u64,
+    actions: Vec<Action>,
+}
+
+impl Policy {
+    /// `groups` says how many slots each has. `seed` decides on the jitter.
+    pub(crate) fn new(options: Options, groups: &[u16], seed: u64) -> Self {
+        let ids =
+            (0..).zip(groups).flat_map(|(group, &slots)| (0..slots).map(move |slot| SlotId { group, slot }));
+        let slot = |id| Slot {
+            id,
+            generation: 0,
+            state: State::Idle,
+            streak: 0,
+            deaths: VecDeque::new(),
+            failing: false,
+        };
+        Self {
+            options,
+            slots: ids.map(slot).collect(),
+            reloads: Reloads::default(),
+            stop_at: None,
+            random: seed,
+            actions: Vec::new(),
+        }
+    }
+
+    /// Takes in what has happened and says what is to be done, in this order.
+    pub(crate) fn handle(&mut self, now: Duration, event: Event) -> Vec<Action> {
+        match event {
+            Event::Start => self.start(now),
+            Event::Spawned { slot, pid } => self.with(slot, |policy, at| policy.spawned(now, at, pid)),
+            Event::SpawnFailed { slot } => self.with(slot, |policy, at| policy.spawn_failed(now, at)),
+            Event::Ready { slot, generation } => {
+                self.with(slot, |policy, at| policy.ready(now, at, generation));
+            }
+            Event::Exited { slot, generation, status } => {
+                self.with(slot, |policy, at| policy.exited(now, at, generation, status));
+            }
+            Event::Settled { slot } => self.with(slot, |policy, at| policy.settled(now, at)),
+            Event::Tick => self.tick(now),
+            Event::Reload { scope, mode } => self.reload(now, scope, mode),
+            Event::Retire { slot } => self.with(slot, |policy, at| policy.retire(now, at)),
+            Event::Stop { within } => self.stop(now, within),
+        }
+        std::mem::take(&mut self.actions)
+    }
+
+    /// When the next [`Event::Tick`] is due. `None`: nothing happens by itself.
+    pub(crate) fn next_deadline(&self) -> Option<Duration> {
+        let deadline = |slot: &Slot| match slot.state {
+            State::Backoff { until } => Some(until),
+            State::Retiring { kill_at, .. } => kill_at,
+            _ => None,
+        };
+        self.slots.iter().filter_map(deadline).min()
+    }
+
+    /// Whether a stop is over: no process is left, and none will come.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.stop_at.is_some() && self.slots.iter().all(|slot| slot.state == State::Stopped)
+    }
+
+    /// Slots are named from outside. A name that is none is no event.
+    fn with(&mut self, slot: SlotId, handle: impl FnOnce(&mut Self, usize)) {
+        if let Ok(at) = self.slots.binary_search_by_key(&slot, |slot| slot.id) {
+            handle(self, at);
+        }
+    }
+
+    fn report(&mut self, report: Report) {
+        self.actions.push(Action::Report(report));
+    }
+
+    fn start(&mut self, now: Duration) {
+        for at in 0..self.slots.len() {
+            if self.slots[at].state == State::Idle {
+                self.fill(now, at, now);
+            }
+        }
+    }
+
+    /// The slot is empty: asks for a process now, or later when it has to wait.
+    fn fill(&mut self, now: Duration, at: usize, until: Duration) {
+        let slot = &mut self.slots[at];
+        if until > now {
+            slot.state = State::Backoff { until };
+            return;
+        }
+        slot.state = State::Spawning;
+        slot.generation = slot.generation.checked_add(1).unwrap_or(1);
+        self.actions.push(Action::Spawn { slot: slot.id, generation: slot.generation });
+    }
+
+    fn spawned(&mut self, now: Duration, at: usize, pid: Pid) {
+        let slot = &mut self.slots[at];
+        if slot.state != State::Spawning {
+            return;
+        }
+        slot.state = State::Starting { pid, since: now };
+        let (slot, generation) = (slot.id, slot.generation);
+        self.report(Report::Started { slot, generation, pid });
+        if let Some(stop_at) = self.stop_at {
+            self.end_by(now, at, stop_at);
+        }
+    }
+
+    fn spawn_failed(&mut self, now: Duration, at: usize) {
+        let slot = &mut self.slots[at];
+        if slot.state != State::Spawning {
+            return;
+        }
+        if self.stop_at.is_some() {
+            slot.state = State::Stopped;
+            return;
+        }
+        // What the kernel has just refused, it refuses again: this is never tried again at once.
+        slot.streak = slot.streak.max(1);
+        let until = self.setback(now, at);
+        self.fill(now, at, until);
+        self.reload_failed(now, at, None);
+    }
+
+    fn ready(&mut self, now: Duration, at: usize, generation: u32) {
+        let slot = &mut self.slots[at];
+        let State::Starting { pid, since } = slot.state else { return };
+        if slot.generation != generation {
+            return;
+        }
+        slot.state = State::Running { pid, ready_at: now };
+        let slot = slot.id;
+        self.report(Report::Ready { slot, generation, pid, took: now.saturating_sub(since) });
+        self.reload_succeeded(now, at);
+    }
+
+    fn exited(&mut self, now: Duration, at: usize, generation: u32, status: ExitStatus) {
+        let slot = &mut self.slots[at];
+        if slot.generation != generation {
+            return;
+        }
+        let (wanted, was_ready) = match slot.state {
+            State::Starting { .. } => (false, false),
+            State::Running { ready_at, .. } => {
+                let stable = now.saturating_sub(ready_at) >= self.options.stable_after;
+                if stable || status.success() {
+                    slot.streak = 0;
+                }
+                if stable {
+                    slot.deaths.clear();
+                    slot.failing = false;
+                }
+                (status.success(), true)
+            }
+            State::Retiring { .. } => (true, false),
+            _ => return,
+        };
+        if self.stop_at.is_some() {
+            // No successor, so nothing to hold back until things are settled.
+            slot.state = State::Stopped;
+            return;
+        }
+        let until = if wanted { now } else { self.setback(now, at) };
+        self.slots[at].state = State::Burying { until };
+        if !wanted && !was_ready {
+            self.reload_failed(now, at, Some(status));
+        }
+    }
+
+    /// Counts a death that nobody wanted, and says until when the slot stays empty.
+    fn setback(&mut self, now: Duration, at: usize) -> Duration {
+        let random = self.random();
+        let Options { backoff, restart_intensity, restart_period, .. } = &self.options;
+        let slot = &mut self.slots[at];
+        slot.streak = slot.streak.saturating_add(1);
+        slot.deaths.push_back(now);
+        while slot.deaths.len() > *restart_intensity as usize {
+            slot.deaths.pop_front();
+        }
+        let recent =
+            slot.deaths.iter().filter(|&&death| now.saturating_sub(death) <= *restart_period).count();
+        let failing = recent >= *restart_intensity as usize;
+        let delay = if failing { backoff.longest(random) } else { backoff.delay(slot.streak, random) };
+        let (id, streak) = (slot.id, slot.streak);
+        if failing && !std::mem::replace(&mut slot.failing, true) {
+            self.report(Report::Failing { slot: id, deaths: recent as u32, delay });
+        } else if delay > Duration::ZERO {
+            self.report(Report::BackingOff { slot: id, deaths: streak, delay });
+        }
+        now + delay
+    }
+
+    fn settled(&mut self, now: Duration, at: usize) {
+        if let State::Burying { until } = self.slots[at].state {
+            self.fill(now, at, until);
+        }
+    }
+
+    fn tick(&mut self, now: Duration) {
+        for at in 0..self.slots.len() {
+            match self.slots[at].state {
+                State::Backoff { until } => self.fill(now, at, until),
+                State::Retiring { kill_at: Some(kill_at), .. } if kill_at <= now => self.kill(now, at),
+                _ => {}
+            }
+        }
+    }
+
+    fn retire(&mut self, now: Duration, at: usize) {
+        if self.stop_at.is_none() {
+            self.end_by(now, at, now + self.options.max_wait);
+        }
+    }
+
+    fn stop(&mut self, now: Duration, within: Duration) {
+        let stop_at = self.stop_at.map_or(now + within, |earlier| earlier.min(now + within));
+        if self.stop_at.replace(stop_at).is_none() {
+            self.reloads = Reloads::default();
+        }
+        self.report(Report::Stopping { within: stop_at.saturating_sub(now) });
+        for at in 0..self.slots.len() {
+            match self.slots[at].state {
+                State::Idle | State::Burying { .. } | State::Backoff { .. } => {
+                    self.slots[at].state = State::Stopped;
+                }
+                // A process that is just being made is asked to retire as soon as it is there.
+                State::Spawning | State::Stopped => {}
+                State::Starting { .. } | State::Running { .. } | State::Retiring { .. } => {
+                    self.end_by(now, at, stop_at);
+                }
+            }
+        }
+    }
+
+    /// Asks the process of a slot to retire, and has it killed at `kill_at`, or earlier if so it was decided
+    /// before.
+    fn end_by(&mut self, now: Duration, at: usize, kill_at: Duration) {
+        let slot = &mut self.slots[at];
+        match &mut slot.state {
+            State::Starting { pid, .. } | State::Running { pid, .. } => {
+                let (id, generation, pid) = (slot.id, slot.generation, *pid);
+                slot.state = State::Retiring { pid, asked_at: now, kill_at: Some(kill_at) };
+                if kill_at > now {
+                    self.actions.push(Action::Retire { slot: id });
+                    self.report(Report::Retiring { slot: id, generation, pid });
+                }
+            }
+            State::Retiring { kill_at: Some(current), .. } => *current = kill_at.min(*current),
+            _ => return,
+        }
+        if matches!(self.slots[at].state, State::Retiring { kill_at: Some(kill_at), .. } if kill_at <= now) {
+            self.kill(now, at);
+        }
+    }
+
+    fn kill(&mut self, now: Duration, at: usize) {
+        let slot = &mut self.slots[at];
+        let State::Retiring { pid, asked_at, kill_at } = &mut slot.state else { return };
+        *kill_at = None;
+        let (id, generation, pid, waited) = (slot.id, slot.generation, *pid, now.saturating_sub(*asked_at));
+        self.actions.push(Action::Kill { slot: id });
+        self.report(Report::Killed { slot: id, generation, pid, waited });
+    }
+
+    /// The next number of a sequence that the seed decides on, from 0.0 to 1.0 (splitmix64).
+    fn random(&mut self) -> f64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.random;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) as f64 / u64::MAX as f64
+    }
+}

@@ -1,0 +1,135 @@
+//! Reload: every slot of some groups gets a new process, in turn or all at once.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::{Policy, State};
+use crate::{ExitStatus, ReloadMode, Report, Scope};
+
+/// The reload that is going on, and the one that was asked for meanwhile.
+#[derive(Debug, Default)]
+pub(super) struct Reloads {
+    current: Option<Reload>,
+    next: Option<(BTreeSet<u16>, ReloadMode)>,
+}
+
+#[derive(Debug)]
+struct Reload {
+    groups: BTreeSet<u16>,
+    mode: ReloadMode,
+    began_at: Duration,
+    /// Slots whose turn has not come.
+    waiting: VecDeque<Turn>,
+    /// Slots whose successor is not yet ready.
+    under_way: Vec<Turn>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    at: usize,
+    /// The last generation that was forked before the reload was asked for. A later one is fresh: a fork
+    /// copies the program as it stands.
+    stale: u32,
+}
+
+impl Policy {
+    pub(super) fn reload(&mut self, now: Duration, scope: Scope, mode: Option<ReloadMode>) {
+        let groups: BTreeSet<u16> = self
+            .slots
+            .iter()
+            .map(|slot| slot.id.group)
+            .filter(|&group| scope == Scope::All || scope == Scope::Group(group))
+            .collect();
+        if self.stop_at.is_some() || groups.is_empty() {
+            return;
+        }
+        let mode = mode.unwrap_or(self.options.reload_mode);
+        let (all, wanted) = self.reloads.next.get_or_insert_default();
+        all.extend(groups);
+        *wanted = mode;
+        self.continue_reload(now);
+    }
+
+    /// A process has got ready.
+    pub(super) fn reload_succeeded(&mut self, now: Duration, at: usize) {
+        let generation = self.slots[at].generation;
+        if let Some(reload) = &mut self.reloads.current {
+            reload.under_way.retain(|turn| turn.at != at || turn.stale == generation);
+        }
+        self.continue_reload(now);
+    }
+
+    /// A process has died before it was ready (`None`: could not be made).
+    pub(super) fn reload_failed(&mut self, now: Duration, at: usize, status: Option<ExitStatus>) {
+        let generation = self.slots[at].generation;
+        let is_successor = |turn: &Turn| turn.at == at && turn.stale != generation;
+        let Some(reload) = self.reloads.current.take_if(|reload| reload.under_way.iter().any(is_successor))
+        else {
+            return;
+        };
+        let untouched = reload.waiting.len();
+        self.report(Report::ReloadAborted { slot: self.slots[at].id, status, untouched });
+        self.continue_reload(now);
+    }
+
+    /// Gives slots their turn as the mode allows, ends a reload that is done, and begins the next.
+    fn continue_reload(&mut self, now: Duration) {
+        loop {
+            let Some(reload) = &mut self.reloads.current else {
+                match self.reloads.next.take() {
+                    Some((groups, mode)) => self.begin_reload(now, groups, mode),
+                    None => return,
+                }
+                continue;
+            };
+            if reload.mode == ReloadMode::Rolling && !reload.under_way.is_empty() {
+                return;
+            }
+            if let Some(turn) = reload.waiting.pop_front() {
+                self.take_turn(now, turn);
+            } else if reload.under_way.is_empty() {
+                let (groups, took) =
+                    (reload.groups.iter().copied().collect(), now.saturating_sub(reload.began_at));
+                self.reloads.current = None;
+                self.report(Report::ReloadEnded { groups, took });
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn begin_reload(&mut self, now: Duration, groups: BTreeSet<u16>, mode: ReloadMode) {
+        let turns = self.slots.iter().enumerate().filter(|(_, slot)| groups.contains(&slot.id.group));
+        let waiting = turns
+            .map(|(at, slot)| Turn {
+                at,
+                // A process that is just being made is made after the reload was asked for.
+                stale: slot.generation - u32::from(slot.state == State::Spawning),
+            })
+            .collect();
+        self.report(Report::ReloadBegun { groups: groups.iter().copied().collect(), mode });
+        self.reloads.current = Some(Reload { groups, mode, began_at: now, waiting, under_way: Vec::new() });
+    }
+
+    fn take_turn(&mut self, now: Duration, turn: Turn) {
+        let is_fresh = self.slots[turn.at].generation != turn.stale;
+        let waits = match self.slots[turn.at].state {
+            State::Running { .. } if is_fresh => false,
+            State::Starting { .. } | State::Running { .. } if !is_fresh => {
+                self.end_by(now, turn.at, now + self.options.max_wait);
+                true
+            }
+            // Whoever asks for a reload has mended something, or hopes so: it is tried without delay.
+            State::Backoff { .. } => {
+                self.fill(now, turn.at, now);
+                true
+            }
+            State::Idle | State::Stopped => false,
+            State::Spawning | State::Starting { .. } | State::Retiring { .. } | State::Burying { .. } => true,
+            State::Running { .. } => false,
+        };
+        if waits && let Some(reload) = &mut self.reloads.current {
+            reload.under_way.push(turn);
+        }
+    }
+}
