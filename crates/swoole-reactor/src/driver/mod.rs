@@ -1,0 +1,112 @@
+//! The contract between the reactor and what drives it.
+//!
+//! A driver owns the sources and their descriptors, talks to the kernel, and hands out what happened one
+//! event at a time. The reactor owns timers, the waker and the turn. Both drivers pass the same test suite;
+//! where the contract leaves a choice, the methods below say so.
+//!
+//! One turn: [`wait`](Driver::wait) once, [`next`](Driver::next) until it returns `None` (the handler may
+//! call everything else between two events), timers, [`flush`](Driver::flush), as many
+//! [`next_pending`](Driver::next_pending) as there are, `flush` again.
+
+use std::collections::VecDeque;
+use std::io;
+use std::io::IoSlice;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use swoole_sys::signal::SignalFd;
+
+use crate::{Close, DatagramPeer, Error, Event, Interest, Token, Trigger};
+
+pub(crate) mod epoll;
+
+/// The number of the slot that stands for the waker; no source ever has it.
+pub(crate) const WAKER: u64 = u64::MAX;
+
+/// Memory that events borrow from while the handler has the reactor, and the driver with it, for itself.
+pub(crate) struct Scratch {
+    pub(crate) buffer: Vec<u8>,
+}
+
+pub(crate) trait Driver {
+    /// Adopts a listening socket and starts to accept.
+    fn accept(&mut self, socket: OwnedFd) -> Result<Token, Error>;
+    /// Off: no `Accepted` from now on; connections that the driver has accepted already it keeps. On: undoes
+    /// that, and the pause that `AcceptFailed` brings.
+    fn set_accepting(&mut self, token: Token, on: bool);
+
+    /// Adopts a connected stream, paused.
+    fn stream(&mut self, socket: OwnedFd) -> Result<Token, Error>;
+    /// Delivers `Data` and at last `Eof` from now on. Nothing happens after end-of-file or a failure.
+    fn receive(&mut self, token: Token) -> Result<(), Error>;
+    /// No `Data` and no `Eof` from now on. What the driver has read already it keeps, in order.
+    fn pause(&mut self, token: Token);
+    /// Queues bytes; they go out at the next `flush` or `wait`.
+    fn send(&mut self, token: Token, bytes: Vec<u8>) -> Result<(), Error>;
+    /// As `send`, but may send at once what it would otherwise have to copy.
+    fn send_slices(&mut self, token: Token, parts: &[IoSlice<'_>]) -> Result<(), Error>;
+    /// Bytes accepted and not taken by the kernel, also of a stream that is closing; 0 without a stream.
+    fn queued(&self, token: Token) -> usize;
+
+    /// Adopts a datagram socket and starts to receive.
+    fn datagram(&mut self, socket: OwnedFd) -> Result<Token, Error>;
+    /// One datagram, now.
+    fn send_to(&mut self, token: Token, peer: &DatagramPeer, bytes: &[u8]) -> Result<(), Error>;
+
+    /// Watches a descriptor, which the driver owns.
+    fn watch(&mut self, fd: OwnedFd, interest: Interest, trigger: Trigger) -> Result<Token, Error>;
+    /// Reads signals.
+    fn signals(&mut self, fd: SignalFd) -> Result<Token, Error>;
+
+    /// Ends any source. No event of it follows but one `Closed`, unless it is `silent`. A stream that is
+    /// closing with `AfterSend` may be closed again with something faster; else a second call does nothing.
+    fn close(&mut self, token: Token, how: Close, silent: bool);
+    /// The descriptor of a source that is not closed.
+    fn socket(&self, token: Token) -> Option<BorrowedFd<'_>>;
+
+    /// Flushes, then waits until something happened or `timeout` is over, not at all while an event is at
+    /// hand. An interrupting signal may end the wait early.
+    fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error>;
+    /// The next thing that happened.
+    fn next<'a>(&mut self, scratch: &'a mut Scratch) -> Option<Event<'a>>;
+    /// Starts what can be started without waiting. A driver that starts everything in `wait`, together with
+    /// the wait, does nothing here.
+    fn flush(&mut self);
+    /// How many pending events there are at most.
+    fn pending(&self) -> usize;
+    /// The next event that the driver itself made, as in `flush`.
+    fn next_pending(&mut self) -> Option<Event<'static>>;
+}
+
+/// An event that is not the kernel's immediate answer and waits for its delivery.
+#[derive(Debug)]
+pub(crate) enum Pending {
+    Sent(Token),
+    Failed(Token, io::Error),
+    AcceptFailed(Token, io::Error),
+    Closed(Token),
+}
+
+/// Pending events, in order.
+pub(crate) type PendingQueue = VecDeque<Pending>;
+
+/// Whether a failed `accept4` concerns one connection that is gone, not the listener: `accept(2)` says to
+/// treat these like `EAGAIN`.
+pub(crate) fn is_accept_transient(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::INTR
+            | Errno::CONNABORTED
+            | Errno::PERM
+            | Errno::PROTO
+            | Errno::NOPROTOOPT
+            | Errno::NETDOWN
+            | Errno::NETUNREACH
+            | Errno::HOSTDOWN
+            | Errno::HOSTUNREACH
+            | Errno::NONET
+            | Errno::OPNOTSUPP
+            | Errno::TIMEDOUT
+    )
+}

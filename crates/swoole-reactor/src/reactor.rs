@@ -1,0 +1,341 @@
+//! The reactor: what a caller sees of a driver, timers and the waker.
+
+use std::io::IoSlice;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::io::{fcntl_dupfd_cloexec, ioctl_fionbio};
+use swoole_sys::signal::{SignalFd, SignalSet};
+
+use crate::driver::epoll::Epoll;
+use crate::driver::{Driver, Scratch};
+use crate::fork::ForkGuard;
+use crate::timer::Timers;
+use crate::{
+    Backend, Choice, Close, DatagramPeer, Error, Event, Interest, Options, TimerId, Token, Trigger, Waker,
+};
+
+/// Why epoll is what [`Backend::Auto`] means.
+const AUTO_REASON: &str = "chosen by auto: on the kernels measured so far io_uring saves at most a tenth of the CPU \
+     with small packets and costs a third more with large ones";
+
+/// A single-threaded event loop.
+///
+/// It belongs to the thread and the process that made it: it is not `Send`, and in a forked child each call
+/// is [`Error::Forked`] or does nothing. All methods may be called from inside the handler of
+/// [`turn`](Self::turn), except `turn` itself.
+///
+/// See the [crate's front page](crate) for an example.
+pub struct Reactor {
+    driver: Box<dyn Driver>,
+    choice: Choice,
+    timers: Timers,
+    /// When the clock of the timers stood at 0.
+    epoch: Instant,
+    waker: Waker,
+    /// Taken out during a turn.
+    scratch: Option<Scratch>,
+    fork: ForkGuard,
+    /// An io_uring is bound to the thread that made it.
+    not_send: PhantomData<*const ()>,
+}
+
+impl Reactor {
+    /// Makes a reactor for this thread of this process. It holds two descriptors (epoll or io_uring, and the
+    /// eventfd of the waker).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] when io_uring was asked for and cannot be had, with cause and remedy;
+    /// [`Error::System`] at a limit of descriptors or memory.
+    pub fn new(options: Options) -> Result<Self, Error> {
+        let fork = ForkGuard::new().map_err(Error::system("map a page to notice a fork (mmap)"))?;
+        let waker = Waker::new().map_err(Error::system("make a waker (eventfd)"))?;
+        let budget = options.budget.max(1);
+        let buffer = vec![0; options.receive_buffer.max(1)];
+        let reason = match options.backend {
+            Backend::Epoll => "as configured",
+            Backend::Auto => AUTO_REASON,
+            Backend::IoUring => {
+                return Err(Error::Unavailable { reason: "this build has no driver for it".to_owned() });
+            }
+        };
+        let driver = Box::new(Epoll::new(waker.clone(), budget)?);
+        Ok(Self {
+            driver,
+            choice: Choice { backend: Backend::Epoll, reason: reason.to_owned() },
+            timers: Timers::default(),
+            epoch: Instant::now(),
+            waker,
+            scratch: Some(Scratch { buffer }),
+            fork,
+            not_send: PhantomData,
+        })
+    }
+
+    /// What this reactor runs on and why, for one line in the log.
+    pub fn choice(&self) -> &Choice {
+        &self.choice
+    }
+
+    /// One pass: sends what is queued, waits for at most `timeout` (`None`: until something happens; zero:
+    /// not at all), and hands every event to `handler`, with the reactor for it to use. Timers shorten the
+    /// wait, an interrupting signal may end it. Returns the number of events.
+    ///
+    /// Without anything to do and without timers the wait has no end: an idle reactor makes no system calls.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Forked`] in a child of the process that made the reactor; [`Error::Reentered`] from inside
+    /// a handler, and after a handler has panicked; [`Error::System`] when waiting fails, which the kernel
+    /// does only for want of memory.
+    pub fn turn<H>(&mut self, timeout: Option<Duration>, mut handler: H) -> Result<usize, Error>
+    where
+        H: FnMut(&mut Reactor, Event<'_>),
+    {
+        self.check()?;
+        let mut scratch = self.scratch.take().ok_or(Error::Reentered)?;
+        let result = self.turn_with(timeout, &mut scratch, &mut handler);
+        self.scratch = Some(scratch);
+        result
+    }
+
+    fn turn_with<H>(
+        &mut self,
+        timeout: Option<Duration>,
+        scratch: &mut Scratch,
+        handler: &mut H,
+    ) -> Result<usize, Error>
+    where
+        H: FnMut(&mut Reactor, Event<'_>),
+    {
+        let due = self.timers.next().map(|due| Duration::from_nanos(due.saturating_sub(self.now())));
+        self.driver.wait([timeout, due].into_iter().flatten().min())?;
+        let mut count = 0;
+        let mut handle = |reactor: &mut Self, event: Event<'_>| {
+            count += 1;
+            handler(reactor, event);
+        };
+        while let Some(event) = self.driver.next(scratch) {
+            handle(self, event);
+        }
+        if self.timers.next().is_some() {
+            // One reading of the clock, so that a handler that starts timers of no time cannot loop here.
+            let now = self.now();
+            while let Some(id) = self.timers.expire(now) {
+                handle(self, Event::Timer { id });
+            }
+        }
+        self.driver.flush();
+        // What that has completed is reported at once, so that the next turn can wait; what these events
+        // lead to comes in the next turn, so that a handler that sends on each `Sent` cannot loop here.
+        for _ in 0..self.driver.pending() {
+            let Some(event) = self.driver.next_pending() else { break };
+            handle(self, event);
+        }
+        self.driver.flush();
+        Ok(count)
+    }
+
+    /// Starts to accept on a listening socket, which the reactor owns from now on and makes nonblocking:
+    /// [`Event::Accepted`]. [`listener::listen`](crate::listener::listen) makes one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] when the kernel cannot wait for the socket; [`Error::Full`]; [`Error::Forked`].
+    pub fn accept(&mut self, socket: OwnedFd) -> Result<Token, Error> {
+        self.check()?;
+        ioctl_fionbio(&socket, true).map_err(Error::system("make a listener nonblocking (ioctl)"))?;
+        self.driver.accept(socket)
+    }
+
+    /// Stops accepting until [`resume_accept`](Self::resume_accept). Connections wait in the backlog. Does
+    /// nothing for a token that names no listener, and in a forked child.
+    pub fn pause_accept(&mut self, listener: Token) {
+        if self.check().is_ok() {
+            self.driver.set_accepting(listener, false);
+        }
+    }
+
+    /// Accepts again after [`pause_accept`](Self::pause_accept) or [`Event::AcceptFailed`], which may come
+    /// again if nothing has changed. Does nothing for a token that names no listener, and in a forked child.
+    pub fn resume_accept(&mut self, listener: Token) {
+        if self.check().is_ok() {
+            self.driver.set_accepting(listener, true);
+        }
+    }
+
+    /// Adopts a connected stream socket, TCP or Unix, blocking or not. Nothing is read from it before
+    /// [`receive`](Self::receive); it can send at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Full`], [`Error::Forked`].
+    pub fn stream(&mut self, socket: OwnedFd) -> Result<Token, Error> {
+        self.check()?;
+        self.driver.stream(socket)
+    }
+
+    /// Starts to deliver what arrives, or resumes it after [`pause`](Self::pause): [`Event::Data`], at last
+    /// [`Event::Eof`]. Does nothing when it is so already, and on a stream that has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchToken`], [`Error::WrongKind`], [`Error::Forked`]; [`Error::System`] when the kernel
+    /// cannot wait for the socket (`fs.epoll.max_user_watches`).
+    pub fn receive(&mut self, stream: Token) -> Result<(), Error> {
+        self.check()?;
+        self.driver.receive(stream)
+    }
+
+    /// Delivers no [`Event::Data`] and no [`Event::Eof`] until [`receive`](Self::receive); bytes wait,
+    /// mostly in the kernel, which lets the peer's window fill. Nothing is lost. That the peer resets the
+    /// connection is noticed only by a send, or after the resumption. Does nothing for a token that names no
+    /// stream, and in a forked child.
+    pub fn pause(&mut self, stream: Token) {
+        if self.check().is_ok() {
+            self.driver.pause(stream);
+        }
+    }
+
+    /// Queues `bytes` behind what is queued; they are copied only when they are few. They go out together
+    /// with everything else that is queued for this stream, with epoll at the end of this turn, else at the
+    /// start of the next. When the kernel has taken all: [`Event::Sent`]. There is no limit: who sends more
+    /// than a slow peer reads looks at [`queued`](Self::queued).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchToken`], also after [`close`](Self::close); [`Error::Ended`] after a failure;
+    /// [`Error::WrongKind`], [`Error::Forked`].
+    pub fn send(&mut self, stream: Token, bytes: Vec<u8>) -> Result<(), Error> {
+        self.check()?;
+        self.driver.send(stream, bytes)
+    }
+
+    /// Sends a copy of `parts`, as if they were one. With epoll and nothing queued they go out at once, and
+    /// only what the kernel does not take is copied; [`Event::Sent`] follows only if something was queued.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send). That the stream fails while sending is no error but [`Event::Failed`].
+    pub fn send_slices(&mut self, stream: Token, parts: &[IoSlice<'_>]) -> Result<(), Error> {
+        self.check()?;
+        self.driver.send_slices(stream, parts)
+    }
+
+    /// Bytes that were accepted by [`send`](Self::send) or [`send_slices`](Self::send_slices) and that the
+    /// kernel has not taken; 0 for a token that names no stream. Goes on counting down after
+    /// [`Close::AfterSend`].
+    pub fn queued(&self, stream: Token) -> usize {
+        self.driver.queued(stream)
+    }
+
+    /// Ends a source of any kind. From now on its token names nothing, and the only event of it is
+    /// [`Event::Closed`], once, when the descriptor is released: in this turn or the next, except for
+    /// [`Close::AfterSend`] on a stream with output left. Such a stream may be closed again with
+    /// [`Close::Now`] or [`Close::Reset`]. Other sources than streams close at once, however they are told.
+    ///
+    /// Does nothing for a token that names nothing, and in a forked child.
+    pub fn close(&mut self, token: Token, how: Close) {
+        if self.check().is_ok() {
+            self.driver.close(token, how, false);
+        }
+    }
+
+    /// Adopts a bound datagram socket, UDP or Unix, and starts to receive: [`Event::Datagram`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] when the kernel cannot wait for the socket; [`Error::Full`]; [`Error::Forked`].
+    pub fn datagram(&mut self, socket: OwnedFd) -> Result<Token, Error> {
+        self.check()?;
+        self.driver.datagram(socket)
+    }
+
+    /// Sends one datagram now, with one `sendto(2)`. Nothing is queued.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`] when the kernel has no room; [`Error::System`] for what the kernel refuses, as a
+    /// datagram that is too long or a Unix peer that is gone; [`Error::NoSuchToken`],
+    /// [`Error::WrongKind`], [`Error::Forked`].
+    pub fn send_to(&mut self, socket: Token, peer: &DatagramPeer, bytes: &[u8]) -> Result<(), Error> {
+        self.check()?;
+        self.driver.send_to(socket, peer, bytes)
+    }
+
+    /// Watches a descriptor of any pollable kind: [`Event::Ready`]. The reactor watches a duplicate, so the
+    /// caller may close its own at any time; the open file stays open until [`unwatch`](Self::unwatch).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] for a descriptor that cannot be polled (a regular file), or at a limit of
+    /// descriptors; [`Error::Full`]; [`Error::Forked`].
+    pub fn watch(&mut self, fd: impl AsFd, interest: Interest, trigger: Trigger) -> Result<Token, Error> {
+        self.check()?;
+        let fd =
+            fcntl_dupfd_cloexec(fd, 0).map_err(Error::system("duplicate a descriptor to watch (fcntl)"))?;
+        self.driver.watch(fd, interest, trigger)
+    }
+
+    /// Ends a watch; no event follows, not even [`Event::Closed`]. Does nothing for a token that names
+    /// nothing.
+    pub fn unwatch(&mut self, watch: Token) {
+        if self.check().is_ok() {
+            self.driver.close(watch, Close::Now, true);
+        }
+    }
+
+    /// Starts a timer: [`Event::Timer`], once, in the first turn that ends its wait when `after` is over,
+    /// never earlier. The clock is monotonic and stands still while the machine sleeps; epoll counts whole
+    /// milliseconds and rounds up.
+    pub fn timer(&mut self, after: Duration) -> TimerId {
+        let after = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
+        self.timers.start(self.now().saturating_add(after))
+    }
+
+    /// Cancels a timer; `false` when it has fired or was cancelled before.
+    pub fn cancel(&mut self, timer: TimerId) -> bool {
+        self.timers.cancel(timer)
+    }
+
+    /// Reports signals of this thread and process as [`Event::Signal`] instead of letting them happen: they
+    /// are blocked for the calling thread, and for those that it starts later. Threads that exist already
+    /// must block them too, or they take them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] at a limit of descriptors; [`Error::Full`]; [`Error::Forked`].
+    pub fn signals(&mut self, set: &SignalSet) -> Result<Token, Error> {
+        self.check()?;
+        let fd = SignalFd::new(set).map_err(Error::system("open a descriptor for signals (signalfd)"))?;
+        self.driver.signals(fd)
+    }
+
+    /// A handle that ends the wait from another thread: [`Event::Woken`].
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    /// The descriptor of a source, for socket options and the like. Reading, writing or closing it behind
+    /// the reactor's back is the caller's own risk.
+    pub fn socket(&self, token: Token) -> Option<BorrowedFd<'_>> {
+        self.driver.socket(token)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if self.fork.has_forked() { Err(Error::Forked) } else { Ok(()) }
+    }
+
+    /// Nanoseconds since the reactor was made.
+    fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+impl std::fmt::Debug for Reactor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reactor").field("choice", &self.choice).finish_non_exhaustive()
+    }
+}

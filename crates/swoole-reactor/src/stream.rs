@@ -1,0 +1,226 @@
+//! What both drivers know of a stream: its send queue and how it ends.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, Shutdown, recv, shutdown, sockopt};
+
+/// How [`Reactor::close`](crate::Reactor::close) ends a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Close {
+    /// What is queued goes out first, for as long as the peer takes to read it; a caller who does not want
+    /// to wait for ever sets a timer and then closes with [`Now`](Self::Now). Bytes that arrive meanwhile are
+    /// discarded, also those already in the kernel when the last byte has left: a socket that is closed with
+    /// unread input sends a reset, which could destroy what the peer has not read yet.
+    AfterSend,
+    /// At once. What is queued is lost; what the kernel has taken is still sent.
+    Now,
+    /// At once and with a reset (`SO_LINGER` of 0 seconds, `socket(7)`): what the kernel has not yet sent is
+    /// lost too, the peer gets `ECONNRESET`, and no TIME_WAIT remains. On a Unix socket the same as
+    /// [`Now`](Self::Now).
+    Reset,
+}
+
+/// Parts handed to the kernel in one call at most; `IOV_MAX` is 1024, and few big parts need no more.
+pub(crate) const PARTS_MAX: usize = 64;
+
+/// Shorter buffers are copied behind the last one instead of queued as they are: to copy them is cheaper than
+/// one more part in a `sendmsg`.
+const COPY_MAX: usize = 4096;
+
+/// Bytes that the kernel has not taken yet, in order.
+#[derive(Default)]
+pub(crate) struct SendQueue {
+    parts: VecDeque<Vec<u8>>,
+    /// Bytes of the first part that are sent already.
+    sent: usize,
+    /// Bytes not sent in all parts.
+    len: usize,
+}
+
+impl SendQueue {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Appends a buffer, which is copied only when it is short.
+    pub(crate) fn push(&mut self, bytes: Vec<u8>) {
+        if bytes.len() <= COPY_MAX && !self.parts.is_empty() {
+            return self.push_slice(&bytes);
+        }
+        if !bytes.is_empty() {
+            self.len += bytes.len();
+            self.parts.push_back(bytes);
+        }
+    }
+
+    /// Appends a copy.
+    pub(crate) fn push_slice(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.len += bytes.len();
+        match self.parts.back_mut() {
+            Some(last) if last.len() + bytes.len() <= last.capacity().max(COPY_MAX) => {
+                last.extend_from_slice(bytes);
+            }
+            _ => self.parts.push_back(bytes.to_vec()),
+        }
+    }
+
+    /// Appends copies of what follows the first `skip` bytes of `slices`.
+    pub(crate) fn push_slices(&mut self, slices: &[IoSlice<'_>], mut skip: usize) {
+        for slice in slices {
+            let skipped = skip.min(slice.len());
+            skip -= skipped;
+            self.push_slice(&slice[skipped..]);
+        }
+    }
+
+    /// The first parts, to be sent.
+    pub(crate) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; PARTS_MAX]) -> usize {
+        let mut skip = self.sent;
+        let mut count = 0;
+        for (slice, part) in slices.iter_mut().zip(&self.parts) {
+            *slice = IoSlice::new(&part[skip..]);
+            skip = 0;
+            count += 1;
+        }
+        count
+    }
+
+    /// Forgets the first `count` bytes, which the kernel has taken.
+    pub(crate) fn advance(&mut self, count: usize) {
+        self.len -= count;
+        self.sent += count;
+        while let Some(first) = self.parts.front()
+            && self.sent >= first.len()
+        {
+            self.sent -= first.len();
+            self.parts.pop_front();
+        }
+    }
+
+    /// Takes the first parts out, for an operation that owns them until it is over. Nothing of the first
+    /// part may have been sent.
+    pub(crate) fn take_parts(&mut self) -> Vec<Vec<u8>> {
+        debug_assert_eq!(self.sent, 0);
+        let parts: Vec<_> = self.parts.drain(..self.parts.len().min(PARTS_MAX)).collect();
+        self.len -= parts.iter().map(Vec::len).sum::<usize>();
+        parts
+    }
+
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// Bytes that [`finish`] discards at most, so that a peer that keeps sending cannot hold the reactor up.
+const DISCARD_MAX: usize = 1 << 20;
+
+/// The end of a stream that was closed with [`Close::AfterSend`]: says end-of-file to the peer, and throws
+/// away what it has sent unread, so that the close that follows is not a reset.
+pub(crate) fn finish(socket: BorrowedFd<'_>) {
+    // A peer that is gone already has nothing to be told.
+    let _gone = shutdown(socket, Shutdown::Write);
+    let mut scratch = [0; 4096];
+    let mut discarded = 0;
+    while discarded < DISCARD_MAX {
+        match recv(socket, &mut scratch, RecvFlags::DONTWAIT) {
+            Ok((_, 0)) => break,
+            Ok((_, count)) => discarded += count,
+            Err(Errno::INTR) => {}
+            Err(_) => break,
+        }
+    }
+}
+
+/// Has the close that follows send a reset.
+pub(crate) fn reset(socket: BorrowedFd<'_>) {
+    // Fails only on what has no connection to reset.
+    let _not_tcp = sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn contents(queue: &SendQueue) -> Vec<u8> {
+        let mut slices = [IoSlice::new(&[]); PARTS_MAX];
+        let count = queue.slices(&mut slices);
+        slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect()
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Push(usize),
+        PushSlices(Vec<usize>, usize),
+        Advance(usize),
+        Take,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let length = || prop_oneof![0..10usize, 4000..6000usize];
+        prop_oneof![
+            length().prop_map(Step::Push),
+            (prop::collection::vec(length(), 0..4), any::<usize>()).prop_map(|(s, n)| Step::PushSlices(s, n)),
+            any::<usize>().prop_map(Step::Advance),
+            Just(Step::Take),
+        ]
+    }
+
+    proptest! {
+        /// The model is one flat vector.
+        #[test]
+        fn a_queue_is_a_sequence_of_bytes(steps in prop::collection::vec(step(), 0..40)) {
+            let mut queue = SendQueue::default();
+            let mut model: Vec<u8> = Vec::new();
+            let mut next = 0u8;
+            let mut bytes = |length| -> Vec<u8> {
+                std::iter::repeat_with(|| { next = next.wrapping_add(1); next }).take(length).collect()
+            };
+            for step in steps {
+                match step {
+                    Step::Push(length) => {
+                        let bytes = bytes(length);
+                        model.extend(&bytes);
+                        queue.push(bytes);
+                    }
+                    Step::PushSlices(lengths, skip) => {
+                        let parts: Vec<Vec<u8>> = lengths.into_iter().map(&mut bytes).collect();
+                        let slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
+                        let flat = parts.concat();
+                        let skip = skip % (flat.len() + 1);
+                        model.extend(&flat[skip..]);
+                        queue.push_slices(&slices, skip);
+                    }
+                    Step::Advance(count) => {
+                        let count = count % (contents(&queue).len() + 1);
+                        model.drain(..count);
+                        queue.advance(count);
+                    }
+                    Step::Take if queue.sent == 0 => {
+                        let taken = queue.take_parts().concat();
+                        prop_assert_eq!(&taken[..], &model[..taken.len()]);
+                        model.drain(..taken.len());
+                    }
+                    Step::Take => {}
+                }
+                prop_assert_eq!(queue.len(), model.len());
+                prop_assert_eq!(queue.is_empty(), model.is_empty());
+                let contents = contents(&queue);
+                prop_assert_eq!(&contents[..], &model[..contents.len()]);
+                prop_assert!(!contents.is_empty() || model.is_empty());
+            }
+        }
+    }
+}
