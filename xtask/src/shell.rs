@@ -38,12 +38,6 @@ pub(crate) fn words(command: &Command) -> String {
     words.join(" ")
 }
 
-/// Whether `program` stands somewhere on the PATH.
-pub(crate) fn on_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
-}
-
 /// Runs a command with its output on our own, and says whether it succeeded.
 pub(crate) fn succeeds(command: &mut Command) -> Result<bool> {
     let status = command.status().with_context(|| format!("start `{}`", words(command)))?;

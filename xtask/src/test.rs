@@ -1,5 +1,164 @@
-//! x
-pub(crate) const HELP: &str = "";
-pub(crate) fn main(_: lexopt::Parser) -> crate::Verdict {
-    Ok(true)
+//! `test`: everything that must hold, with one closing line.
+
+use crate::cluster::{self, Tally};
+use crate::shell::{cargo, words};
+use crate::{Verdict, shell};
+use anyhow::{Context, Result, bail};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+pub(crate) const HELP: &str = "\
+cargo xtask test [--fuzz SECONDS]
+
+Unit, integration and doc tests of the workspace, model checks of the shared-memory ring, and test-cluster on its full
+matrix. The last line is `N passed, M failed`; exit code 0 when none has failed.
+
+  --fuzz SECONDS   Also runs each fuzz target for so long (needs cargo-fuzz and a nightly toolchain)
+";
+
+/// A command that runs tests and reports as cargo's own harness does.
+struct Step {
+    name: String,
+    command: Command,
+}
+
+pub(crate) fn main(mut args: lexopt::Parser) -> Verdict {
+    use lexopt::prelude::*;
+    let mut steps = steps();
+    while let Some(arg) = args.next()? {
+        match arg {
+            Long("help") | Short('h') => {
+                print!("{HELP}");
+                return Ok(true);
+            }
+            Long("fuzz") => steps.extend(fuzz_steps(args.value()?.parse()?)?),
+            other => bail!(other.unexpected()),
+        }
+    }
+    let mut rows = Vec::new();
+    for step in steps {
+        let start = Instant::now();
+        println!("=== {}: {}", step.name, words(&step.command));
+        rows.push((step.name, run(step.command)?, start.elapsed()));
+    }
+    let start = Instant::now();
+    println!("=== test-cluster");
+    rows.push(("test-cluster".to_owned(), cluster::run_everything()?, start.elapsed()));
+
+    println!("\n{:<16} {:>7} {:>7} {:>9}", "", "passed", "failed", "seconds");
+    let mut total = Tally::default();
+    for (name, tally, took) in &rows {
+        println!("{name:<16} {:>7} {:>7} {:>9.1}", tally.passed, tally.failed, took.as_secs_f64());
+        total.passed += tally.passed;
+        total.failed += tally.failed;
+    }
+    println!("{} passed, {} failed", total.passed, total.failed);
+    Ok(total.failed == 0)
+}
+
+fn steps() -> Vec<Step> {
+    let workspace = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    vec![Step { name: "workspace".into(), command: workspace }]
+}
+
+/// One step for each fuzz target of the workspace.
+fn fuzz_steps(seconds: u32) -> Result<Vec<Step>> {
+    let mut steps = Vec::new();
+    for entry in std::fs::read_dir(shell::root().join("crates"))? {
+        let targets = entry?.path().join("fuzz/fuzz_targets");
+        let Ok(files) = std::fs::read_dir(&targets) else { continue };
+        for file in files {
+            let file = file?.path();
+            let source = std::fs::read_to_string(&file)?;
+            let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            // What targets share lies beside them.
+            if source.contains("fuzz_target!") {
+                let limit = format!("-max_total_time={seconds}");
+                let mut command = cargo(&["+nightly", "fuzz", "run", &name, "--", &limit]);
+                command.current_dir(targets.join("../.."));
+                steps.push(Step { name: format!("fuzz {name}"), command });
+            }
+        }
+    }
+    Ok(steps)
+}
+
+/// Runs one step, shows its output, and counts.
+fn run(mut command: Command) -> Result<Tally> {
+    let shown = words(&command);
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("start `{shown}`"))?;
+    let counted = count(child.stdout.take().context("stdout is piped")?, std::io::stdout())?;
+    let status = child.wait()?;
+    if !status.success() {
+        println!("FAILED: `{shown}`: {status}");
+    }
+    Ok(judge(status.success(), counted))
+}
+
+/// Copies a harness's output and sums up its closing lines.
+fn count(output: impl Read, mut shown: impl Write) -> Result<Tally> {
+    let mut tally = Tally::default();
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line?;
+        shown.write_all(&[&line, b"\n".as_slice()].concat())?;
+        if let Some(result) = parse_result(&String::from_utf8_lossy(&line)) {
+            tally.passed += result.passed;
+            tally.failed += result.failed;
+        }
+    }
+    Ok(tally)
+}
+
+/// A step that fails without a failed test is one failure: it did not even build. One that succeeds without a count
+/// counts as one.
+fn judge(success: bool, counted: Tally) -> Tally {
+    match (success, counted) {
+        (false, Tally { failed: 0, .. }) => Tally { failed: 1, ..counted },
+        (true, Tally { passed: 0, failed: 0 }) => Tally { passed: 1, failed: 0 },
+        _ => counted,
+    }
+}
+
+/// The counts of a harness's closing line.
+fn parse_result(line: &str) -> Option<Tally> {
+    let counts = line.trim().strip_prefix("test result: ")?.split_once(". ")?.1;
+    let count =
+        |what: &str| counts.split(';').find_map(|part| part.trim().strip_suffix(what)?.trim().parse().ok());
+    Some(Tally { passed: count("passed")?, failed: count("failed")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_harness_line_is_counted() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s";
+        assert_eq!(parse_result(line), Some(Tally { passed: 12, failed: 3 }));
+        assert_eq!(
+            parse_result("test result: ok. 1 passed; 0 failed;"),
+            Some(Tally { passed: 1, failed: 0 })
+        );
+        assert_eq!(parse_result("test a_test ... ok"), None);
+    }
+
+    #[test]
+    fn every_harness_is_counted_and_shown() {
+        let output =
+            "test result: ok. 2 passed; 0 failed;\nnoise\ntest result: FAILED. 1 passed; 3 failed;\n";
+        let mut shown = Vec::new();
+        assert_eq!(count(output.as_bytes(), &mut shown).unwrap(), Tally { passed: 3, failed: 3 });
+        assert_eq!(shown, output.as_bytes());
+    }
+
+    #[test]
+    fn a_step_that_does_not_build_is_a_failure() {
+        let tally = |passed, failed| Tally { passed, failed };
+        assert_eq!(judge(false, tally(0, 0)), tally(0, 1));
+        assert_eq!(judge(false, tally(2, 0)), tally(2, 1));
+        assert_eq!(judge(false, tally(2, 3)), tally(2, 3));
+        assert_eq!(judge(true, tally(2, 0)), tally(2, 0));
+        assert_eq!(judge(true, tally(0, 0)), tally(1, 0));
+    }
 }

@@ -113,7 +113,6 @@ impl Client {
         Ok(Self { stream: BufReader::with_capacity(256, stream) })
     }
 
-
     /// A second handle for writing while this one reads.
     pub(super) fn writer(&self) -> Result<Stream> {
         Ok(self.stream.get_ref().try_clone()?)

@@ -1,0 +1,87 @@
+//! Rules that other tools check.
+
+use super::Findings;
+use crate::shell::{cargo, succeeds, words};
+use anyhow::{Context, Result, ensure};
+use std::process::{Command, Stdio};
+
+/// Runs a tool that prints what it finds itself.
+fn tool(command: &mut Command) -> Findings {
+    Ok(if succeeds(command)? { Vec::new() } else { vec![format!("`{}` failed", words(command))] })
+}
+
+pub(super) fn formatting() -> Findings {
+    tool(&mut cargo(&["fmt", "--all", "--check"]))
+}
+
+pub(super) fn clippy() -> Findings {
+    tool(&mut cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
+
+pub(super) fn docs() -> Findings {
+    tool(cargo(&["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+pub(super) fn unused_dependencies() -> Findings {
+    install("machete")?;
+    tool(&mut cargo(&["machete"]))
+}
+
+pub(super) fn dependencies() -> Findings {
+    install("deny")?;
+    tool(&mut cargo(&["deny", "--log-level", "error", "check", "bans", "licenses", "sources"]))
+}
+
+/// Known vulnerabilities. The database lies on the network: where that is out of reach, this says so and passes.
+pub(super) fn advisories() -> Findings {
+    install("deny")?;
+    let mut command = cargo(&["deny", "--log-level", "error", "check", "advisories"]);
+    let output = command.output().with_context(|| format!("start `{}`", words(&command)))?;
+    if output.status.success() {
+        return Ok(Vec::new());
+    }
+    let text =
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    if database_is_out_of_reach(&text) {
+        println!("note: advisories not checked, their database cannot be fetched from here");
+        return Ok(Vec::new());
+    }
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+fn database_is_out_of_reach(text: &str) -> bool {
+    text.contains("failed to fetch advisory database")
+}
+
+/// Makes `cargo NAME` available.
+fn install(name: &str) -> Result<()> {
+    let mut probe = cargo(&[name, "--version"]);
+    if probe.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+        return Ok(());
+    }
+    let package = format!("cargo-{name}");
+    println!("note: installing {package}");
+    let mut install = cargo(&["install", "--quiet", "--locked", &package]);
+    ensure!(succeeds(&mut install)?, "`{}` failed; install {package} by hand", words(&install));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_missing_database_is_excused() {
+        assert!(database_is_out_of_reach(
+            "[ERROR] failed to fetch advisory database https://example.org with cli"
+        ));
+        assert!(!database_is_out_of_reach("error[vulnerability]: a use after free"));
+    }
+
+    #[test]
+    fn a_failing_tool_is_a_finding() {
+        assert!(tool(&mut Command::new("true")).unwrap().is_empty());
+        assert_eq!(tool(&mut Command::new("false")).unwrap(), ["`false` failed"]);
+        assert!(tool(&mut Command::new("no-such-tool")).is_err());
+    }
+}
