@@ -1,0 +1,171 @@
+//! The one table of keys: their kinds, their ranges and a line of help each.
+//!
+//! Flags and variables are read by it, [`validate`](super::validate) takes its ranges from it, `--help` prints it.
+
+use super::value::size;
+use super::{GIB, KIB, MIB};
+
+/// A key of the configuration.
+pub(super) struct Key {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) help: &'static str,
+}
+
+/// What values a key takes.
+pub(super) enum Kind {
+    /// A number from .. to.
+    Count(u64, u64),
+    /// Bytes from .. to.
+    Size(usize, usize),
+    /// Seconds from .. to.
+    Seconds(f64, f64),
+    /// On or off.
+    Switch,
+    /// One of these.
+    Choice(&'static [&'static str]),
+    /// Text, with its name in the help and what it must be.
+    Text(&'static str, &'static str),
+    /// Addresses.
+    Listen,
+}
+
+use Kind::{Choice, Count, Listen, Seconds, Size, Switch, Text};
+
+const fn key(name: &'static str, kind: Kind, help: &'static str) -> Key {
+    Key { name, kind, help }
+}
+
+/// In the order of the fields of [`Config`](super::Config).
+pub(super) const KEYS: [Key; 29] = [
+    key("listen", Listen, "where clients connect; may repeat"),
+    key("mode", Choice(&["process"]), "how the work is divided between processes"),
+    key("worker_num", Count(1, 1024), "worker processes"),
+    key("reactor_num", Count(1, 64), "reactor threads of the master"),
+    key("backend", Choice(&["auto", "epoll", "io_uring"]), "what the reactors wait with"),
+    key("ipc", Choice(&["ring", "socketpair"]), "how packets travel between reactors and workers"),
+    key("ring_size", Size(16 * KIB, 64 * MIB), "bytes of one ring, a power of two"),
+    key("ring_memory_max", Size(32 * KIB, 64 * GIB), "bytes of all rings together"),
+    key("framing", Choice(&["raw", "eof", "length"]), "where one packet of a stream ends"),
+    key("open_eof_split", Switch, "eof: a packet ends at every delimiter"),
+    key(
+        "package_eof",
+        Text("BYTES", "1..=8 bytes, with escapes \\n \\r \\t \\0 \\xNN \\\\"),
+        "eof: the delimiter",
+    ),
+    key(
+        "package_length_type",
+        Text("LETTER", "one of c C s S n v l L N V q Q J P"),
+        "length: the type of the length field, as in PHP's pack",
+    ),
+    key("package_length_offset", Count(0, 65535), "length: bytes before the length field"),
+    key("package_body_offset", Count(0, 65535), "length: bytes that the length does not count"),
+    key("package_max_length", Size(64, GIB), "bytes of the longest packet"),
+    key("dispatch_mode", Choice(&["fixed", "round_robin", "idle"]), "which worker gets a packet"),
+    key("on_crash", Choice(&["close"]), "what becomes of the packet that a worker died on"),
+    key("max_request", Count(0, i64::MAX as u64), "packets after which a worker is replaced, 0 for no limit"),
+    key(
+        "max_request_grace",
+        Count(0, i64::MAX as u64),
+        "at most so many more, by chance; default max_request / 2",
+    ),
+    key("max_wait_time", Seconds(0.1, 3600.0), "how long a worker may take to stop before it is killed"),
+    key("max_connection", Count(1, 1_000_000), "client connections at one time"),
+    key("backlog", Count(1, 65535), "connections that wait in the kernel to be accepted"),
+    key("open_tcp_nodelay", Switch, "send small replies at once"),
+    key("socket_buffer_size", Size(64 * KIB, GIB), "bytes of replies that may wait for one slow client"),
+    key("reload_mode", Choice(&["rolling", "all"]), "replace one worker after the other or all at once"),
+    key("pid_file", Text("FILE", "a path"), "holds the master's process id while the server runs"),
+    key("daemonize", Switch, "leave the terminal and go on in the background"),
+    key(
+        "log_level",
+        Choice(&["error", "warn", "info", "debug", "trace"]),
+        "the least severe lines that are logged",
+    ),
+    key("log_file", Text("FILE", "a path"), "where log lines are appended; default standard error"),
+];
+
+/// The key of this name.
+pub(super) fn find(name: &str) -> Option<&'static Key> {
+    static TABLE: [Key; 29] = KEYS;
+    TABLE.iter().find(|key| key.name == name)
+}
+
+impl Key {
+    /// Completes "must be ...".
+    pub(super) fn expected(&self) -> String {
+        match self.kind {
+            Count(min, max) => format!("{min}..={max}"),
+            Size(min, max) => format!("{}..={}", size::format(min), size::format(max)),
+            Seconds(min, max) => format!("{min}..={max} seconds"),
+            Switch => "true or false".into(),
+            Choice([only]) => (*only).into(),
+            Choice(names) => {
+                let (last, others) = names.split_last().unwrap_or((&"", &[]));
+                format!("{} or {last}", others.join(", "))
+            }
+            Text(_, expected) => expected.into(),
+            Listen => "tcp://IP:PORT or unix:///PATH".into(),
+        }
+    }
+
+    /// The flag, with its dashes.
+    pub(super) fn flag(&self) -> String {
+        format!("--{}", self.name.replace('_', "-"))
+    }
+
+    /// What stands for the value in the help.
+    fn placeholder(&self) -> String {
+        match self.kind {
+            Count(..) => "N".into(),
+            Size(..) => "SIZE".into(),
+            Seconds(..) => "SECONDS".into(),
+            Switch => String::new(),
+            Choice(names) => names.join("|"),
+            Text(name, _) => name.into(),
+            Listen => "ADDRESS".into(),
+        }
+    }
+
+    /// What the flags and the environment give as text, as the type that TOML has for it; text that is none stays
+    /// text, and is refused with a better error than this place could give.
+    pub(super) fn read(&self, text: &str) -> toml::Value {
+        let typed = match self.kind {
+            Count(..) => text.parse().ok().map(toml::Value::Integer),
+            Seconds(..) => text.parse().ok().map(toml::Value::Float),
+            Switch => text.parse().ok().map(toml::Value::Boolean),
+            Size(..) | Choice(_) | Text(..) | Listen => None,
+        };
+        typed.unwrap_or_else(|| toml::Value::String(text.into()))
+    }
+
+    /// One line of help.
+    pub(super) fn help(&self, default: Option<&toml::Value>) -> String {
+        let mut notes = match self.kind {
+            Count(_, max) if max == i64::MAX as u64 => vec![],
+            Count(..) | Size(..) | Seconds(..) | Listen => vec![self.expected()],
+            _ => vec![],
+        };
+        match default {
+            Some(toml::Value::Array(none)) if none.is_empty() => {}
+            Some(default) => notes.push(format!("default {}", show(default))),
+            None => {}
+        }
+        let notes = if notes.is_empty() { String::new() } else { format!(" [{}]", notes.join(", ")) };
+        help_line(&format!("{} {}", self.flag(), self.placeholder()), &format!("{}{notes}", self.help))
+    }
+}
+
+/// A flag and what it does, in two columns.
+pub(super) fn help_line(flag: &str, help: &str) -> String {
+    format!("  {flag:<40} {help}\n")
+}
+
+/// A value as a person would write it in a flag.
+pub(super) fn show(value: &toml::Value) -> String {
+    match value {
+        toml::Value::String(text) => text.clone(),
+        toml::Value::Array(items) => items.iter().map(show).collect::<Vec<_>>().join(","),
+        other => other.to_string(),
+    }
+}

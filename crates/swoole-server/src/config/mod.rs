@@ -1,0 +1,364 @@
+//! What can be set, where it may be set, and what values make sense.
+//!
+//! A [`Config`] is built in code, or by [`Config::from_args`] from four layers with the same key names everywhere,
+//! each winning over the one before:
+//!
+//! 1. the defaults (those below, or the program's own: [`Sources::new`]),
+//! 2. a TOML file: `--config server.toml` with `worker_num = 4`,
+//! 3. the environment: `SWOOLE_WORKER_NUM=4`,
+//! 4. flags: `--worker-num 4` or `--worker-num=4`; `--listen` may repeat.
+//!
+//! Whatever the source, [`Config::validate`] is the one place that says what is allowed, and every error names the
+//! key, its value, what would be right, and where the value stands.
+//!
+//! ```
+//! use swoole_server::config::{Config, Sources};
+//!
+//! let mut config = Config::default();
+//! config.listen.push("tcp://127.0.0.1:9501".parse()?);
+//! config.worker_num = 2;
+//! config.validate()?;
+//!
+//! let flags = ["--listen", "unix:///tmp/app.sock", "--package-max-length", "4M"].map(Into::into);
+//! let config = Sources::new(config).load(flags, [])?;
+//! assert_eq!(config.package_max_length, 4 * 1024 * 1024);
+//!
+//! let error = Sources::new(config).load(["--worker-num=0"].map(Into::into), []).unwrap_err();
+//! assert_eq!(error.to_string(), "flag --worker-num: worker_num = 0: must be 1..=1024");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod error;
+mod keys;
+mod listen;
+mod source;
+mod validate;
+mod value;
+
+pub use error::{ConfigError, Origin};
+pub use listen::Listen;
+pub use source::Sources;
+pub use swoole_protocol::LengthType;
+pub use swoole_reactor::listener::Address;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything that can be set about a server. [`Default`] listens nowhere yet.
+///
+/// Keys have Swoole's names and meanings unless a field says otherwise. Sizes are in bytes; as text they may carry a
+/// binary suffix: `512K`, `2M`, `1G`. Values that are out of range may be stored, and are refused by
+/// [`validate`](Config::validate), which every server calls before it starts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Config {
+    /// Where clients connect: at least one address. Port 0 takes a free port.
+    ///
+    /// In the environment several are separated by commas. Swoole: the constructor and `listen()`.
+    #[serde(deserialize_with = "listen::one_or_many")]
+    pub listen: Vec<Listen>,
+
+    /// How the work is divided between processes. Default [`Mode::Process`]. Swoole: the constructor's mode.
+    pub mode: Mode,
+
+    /// Worker processes, 1..=1024. Default: the number of cores. Swoole: `worker_num`.
+    pub worker_num: u16,
+
+    /// Reactor threads of the master, 1..=64. Default: the number of cores, at most 8. Swoole: `reactor_num`.
+    pub reactor_num: u8,
+
+    /// What the reactors wait with. Default [`Backend::Auto`]. (Swoole chooses when it is compiled.)
+    pub backend: Backend,
+
+    /// How packets travel between reactors and workers. Default [`Ipc::Ring`]. (Swoole has sockets only.)
+    pub ipc: Ipc,
+
+    /// Bytes of one shared-memory ring, of which each pair of reactor and worker has two. A power of two,
+    /// 16 KiB..=64 MiB. Default 512 KiB, which stays inside a core's second-level cache. See
+    /// [`ring_bytes`](Config::ring_bytes).
+    #[serde(with = "value::size")]
+    pub ring_size: usize,
+
+    /// Bytes that all rings may take together, 32 KiB..=64 GiB. Default 128 MiB. With many workers and reactors the
+    /// rings become smaller than [`ring_size`](Config::ring_size) until they fit.
+    #[serde(with = "value::size")]
+    pub ring_memory_max: usize,
+
+    /// Where one packet of a stream ends. Default [`Framing::Raw`]. Swoole: `open_eof_check`, `open_length_check`.
+    pub framing: Framing,
+
+    /// With eof framing: whether a packet ends at every delimiter (`true`, default), or only where one ends the
+    /// received data (`false`; see [`swoole_protocol::EofOptions`]). Swoole: `open_eof_split`, there `false`.
+    pub open_eof_split: bool,
+
+    /// With eof framing: the delimiter, 1..=8 bytes. Default `\r\n`. As text, `\n`, `\r`, `\t`, `\0`, `\xNN` and
+    /// `\\` stand for their bytes. Swoole: `package_eof`, there `\r\n\r\n`.
+    #[serde(with = "value::escaped")]
+    pub package_eof: Vec<u8>,
+
+    /// With length framing: the type of the length field, a letter of PHP's `pack`. Default `N`: 32 bits, network
+    /// order. Swoole: `package_length_type`.
+    #[serde(with = "value::text")]
+    pub package_length_type: LengthType,
+
+    /// With length framing: bytes before the length field, 0..=65535. Default 0. Swoole: `package_length_offset`.
+    pub package_length_offset: usize,
+
+    /// With length framing: bytes of a packet that its length does not count, 0..=65535. Default 4, the header of
+    /// the default type. Swoole: `package_body_offset`.
+    pub package_body_offset: usize,
+
+    /// Bytes of the longest packet that is accepted, 64..=1 GiB. Default 2 MiB. A connection that sends a longer one
+    /// is closed. Swoole: `package_max_length`.
+    #[serde(with = "value::size")]
+    pub package_max_length: usize,
+
+    /// Which worker gets a packet. Default [`DispatchMode::Fixed`]. Swoole: `dispatch_mode`.
+    pub dispatch_mode: DispatchMode,
+
+    /// What becomes of the packet that a worker died on. Default [`OnCrash::Close`]. (Swoole loses it silently.)
+    pub on_crash: OnCrash,
+
+    /// Packets after which a worker retires and is replaced; 0 (default) for no limit. Swoole: `max_request`.
+    pub max_request: u64,
+
+    /// At most so many packets, a random number of them, are added to `max_request`, so that workers that started
+    /// together do not retire together. Default: half of `max_request` if that is above 10, else 0; see
+    /// [`request_grace`](Config::request_grace). Swoole: `max_request_grace`.
+    pub max_request_grace: Option<u64>,
+
+    /// How long a worker may take to finish when it is asked to stop, before it is killed: 0.1..=3600 seconds.
+    /// Default 3 s. Swoole: `max_wait_time`, whole seconds.
+    #[serde(with = "value::seconds")]
+    pub max_wait_time: Duration,
+
+    /// Client connections at one time, 1..=1000000. Default 100000. The process's limit of open files bounds it too:
+    /// see [`connection_limit`](Config::connection_limit). Swoole: `max_connection`, there a limit of the
+    /// descriptor's number.
+    pub max_connection: usize,
+
+    /// Connections that wait in the kernel to be accepted, 1..=65535, per address; the kernel's own limit is
+    /// `net.core.somaxconn`. Default 511. Swoole: `backlog`, there 512.
+    pub backlog: u32,
+
+    /// Whether small replies are sent at once (`TCP_NODELAY`). Default `true`. Swoole: `open_tcp_nodelay`.
+    pub open_tcp_nodelay: bool,
+
+    /// Bytes of replies that may wait for one slow client, 64 KiB..=1 GiB. Default 8 MiB. Swoole:
+    /// `socket_buffer_size`.
+    #[serde(with = "value::size")]
+    pub socket_buffer_size: usize,
+
+    /// Whether a reload replaces one worker after the other or all at once. Default [`ReloadMode::Rolling`].
+    /// Swoole: `reload_async`.
+    pub reload_mode: ReloadMode,
+
+    /// A file that holds the master's process id while the server runs. Default: none. Swoole: `pid_file`.
+    pub pid_file: Option<PathBuf>,
+
+    /// Whether the server leaves its terminal and goes on in the background. Default `false`. Swoole: `daemonize`.
+    pub daemonize: bool,
+
+    /// The least severe lines that are logged. Default [`LogLevel::Info`]. Swoole: `log_level`, there a number.
+    pub log_level: LogLevel,
+
+    /// Where log lines are appended. Default: standard error. Swoole: `log_file`.
+    pub log_file: Option<PathBuf>,
+}
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+const GIB: usize = 1024 * MIB;
+
+impl Default for Config {
+    fn default() -> Config {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Config {
+            listen: Vec::new(),
+            mode: Mode::Process,
+            worker_num: cores.min(1024) as u16,
+            reactor_num: cores.min(8) as u8,
+            backend: Backend::Auto,
+            ipc: Ipc::Ring,
+            ring_size: 512 * KIB,
+            ring_memory_max: 128 * MIB,
+            framing: Framing::Raw,
+            open_eof_split: true,
+            package_eof: b"\r\n".to_vec(),
+            package_length_type: LengthType::U32Be,
+            package_length_offset: 0,
+            package_body_offset: 4,
+            package_max_length: 2 * MIB,
+            dispatch_mode: DispatchMode::Fixed,
+            on_crash: OnCrash::Close,
+            max_request: 0,
+            max_request_grace: None,
+            max_wait_time: Duration::from_secs(3),
+            max_connection: 100_000,
+            backlog: 511,
+            open_tcp_nodelay: true,
+            socket_buffer_size: 8 * MIB,
+            reload_mode: ReloadMode::Rolling,
+            pid_file: None,
+            daemonize: false,
+            log_level: LogLevel::Info,
+            log_file: None,
+        }
+    }
+}
+
+impl Config {
+    /// The configuration of this process's flags, environment and the file that `--config` names, checked.
+    ///
+    /// `--help` prints all keys to stdout and ends the process. A program with flags of its own uses [`Sources`].
+    ///
+    /// # Errors
+    /// [`ConfigError`], with where the value stands.
+    pub fn from_args() -> Result<Config, ConfigError> {
+        Sources::new(Config::default()).load_process()
+    }
+
+    /// Every key with its values and its default, as `--help` shows it.
+    pub fn help() -> String {
+        Sources::new(Config::default()).help()
+    }
+}
+
+/// The enums below: variants that print and parse as their names in `snake_case`.
+macro_rules! choice {
+    ($(#[$outer:meta])* $name:ident { $($(#[$inner:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$outer])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum $name {
+            $($(#[$inner])* $variant),+
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(match self { $($name::$variant => $text),+ })
+            }
+        }
+    };
+}
+
+choice! {
+    /// How the work is divided between processes.
+    Mode {
+        /// The master's reactor threads do all input and output, worker processes run the handlers: a worker that
+        /// dies costs no connection but the one whose packet it died on.
+        Process = "process",
+        /// Each worker does its own input and output. Not supported yet.
+        Base = "base",
+    }
+}
+
+choice! {
+    /// What the reactors wait with.
+    Backend {
+        /// io_uring where the kernel has and allows it, else epoll, with the reason logged.
+        Auto = "auto",
+        /// Always epoll.
+        Epoll = "epoll",
+        /// io_uring, or the server does not start.
+        #[serde(rename = "io_uring")]
+        IoUring = "io_uring",
+    }
+}
+
+choice! {
+    /// How packets travel between reactors and workers.
+    Ipc {
+        /// Rings in shared memory: no system call under load.
+        Ring = "ring",
+        /// Unix sockets: each packet is copied into the kernel and out of it.
+        #[serde(rename = "socketpair")]
+        SocketPair = "socketpair",
+    }
+}
+
+choice! {
+    /// Where one packet of a stream ends; the details are keys of their own.
+    Framing {
+        /// What one read gave is a packet.
+        Raw = "raw",
+        /// Packets end with the delimiter `package_eof`.
+        Eof = "eof",
+        /// Packets say their length in a header: `package_length_type` and the two offsets.
+        Length = "length",
+    }
+}
+
+choice! {
+    /// Which worker gets a packet.
+    DispatchMode {
+        /// All packets of a connection go to one worker, in order. Swoole's mode 2.
+        Fixed = "fixed",
+        /// Each worker in turn. Swoole's mode 1.
+        RoundRobin = "round_robin",
+        /// A worker that has nothing to do, if there is one. Swoole's mode 3.
+        Idle = "idle",
+        /// By the client's address. Swoole's mode 4. Not supported yet.
+        IpHash = "ip_hash",
+        /// By the user that the session is bound to. Swoole's mode 5. Not supported yet.
+        Uid = "uid",
+        /// The worker with the fewest packets in hand. Not supported yet.
+        LeastInFlight = "least_in_flight",
+    }
+}
+
+choice! {
+    /// What becomes of the packet that a worker died on. Packets that it had not begun wait for its successor.
+    OnCrash {
+        /// Its connection is closed.
+        Close = "close",
+        /// It is delivered again, a limited number of times. Not supported yet.
+        Retry = "retry",
+        /// It is lost, its connection stays. Not supported yet.
+        Drop = "drop",
+    }
+}
+
+choice! {
+    /// How a reload replaces the workers.
+    ReloadMode {
+        /// One after the other: the rest goes on serving.
+        Rolling = "rolling",
+        /// All at once.
+        All = "all",
+    }
+}
+
+choice! {
+    /// The least severe lines that are logged.
+    LogLevel {
+        /// What failed.
+        Error = "error",
+        /// What should be looked at.
+        Warn = "warn",
+        /// What the server does: starts, reloads, stops.
+        Info = "info",
+        /// What it does for single connections and workers.
+        Debug = "debug",
+        /// Everything.
+        Trace = "trace",
+    }
+}
+
+impl From<LogLevel> for tracing::level_filters::LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+            LogLevel::Trace => Self::TRACE,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

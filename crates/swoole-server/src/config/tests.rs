@@ -1,0 +1,363 @@
+use super::keys::{KEYS, Kind};
+use super::*;
+use std::ffi::OsString;
+use std::path::Path;
+
+/// What `validate` accepts, to be spoilt one key at a time.
+fn valid() -> Config {
+    Config {
+        listen: vec!["tcp://127.0.0.1:0".parse().unwrap()],
+        worker_num: 4,
+        reactor_num: 2,
+        ..Config::default()
+    }
+}
+
+fn load(flags: &[&str], env: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let env = env.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    Sources::new(valid()).load(flags.iter().map(OsString::from), env.collect::<Vec<_>>())
+}
+
+fn error(flags: &[&str], env: &[(&str, &str)]) -> String {
+    load(flags, env).unwrap_err().to_string()
+}
+
+/// Runs `test` with the path of a file that holds `text`.
+fn with_file<T>(text: &str, test: impl FnOnce(&str) -> T) -> T {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("swoole-config-{}-{number}.toml", std::process::id()));
+    std::fs::write(&path, text).unwrap();
+    let result = test(path.to_str().unwrap());
+    std::fs::remove_file(&path).unwrap();
+    result
+}
+
+/// The names that serde knows of the struct, from the struct itself.
+fn field_names() -> Vec<&'static str> {
+    struct Spy<'a>(&'a mut Vec<&'static str>);
+
+    impl<'de> serde::Deserializer<'de> for Spy<'_> {
+        type Error = serde::de::value::Error;
+
+        fn deserialize_struct<V: serde::de::Visitor<'de>>(
+            self,
+            _: &'static str,
+            fields: &'static [&'static str],
+            visitor: V,
+        ) -> Result<V::Value, Self::Error> {
+            self.0.extend(fields);
+            visitor.visit_map(serde::de::value::MapDeserializer::new(std::iter::empty::<(&str, &str)>()))
+        }
+
+        fn deserialize_any<V: serde::de::Visitor<'de>>(self, _: V) -> Result<V::Value, Self::Error> {
+            unreachable!("a derived struct asks for a struct")
+        }
+
+        serde::forward_to_deserialize_any! {
+            bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit unit_struct
+            newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+        }
+    }
+
+    let mut names = Vec::new();
+    Config::deserialize(Spy(&mut names)).unwrap();
+    names
+}
+
+#[test]
+fn the_table_and_the_struct_have_the_same_keys() {
+    assert_eq!(KEYS.iter().map(|key| key.name).collect::<Vec<_>>(), field_names());
+}
+
+#[test]
+fn every_choice_of_the_table_is_accepted_and_no_other() {
+    for key in &KEYS {
+        if let Kind::Choice(names) = key.kind {
+            for name in names {
+                let config = load(&[&format!("{}={name}", key.flag())], &[]).unwrap();
+                assert_eq!(toml::Table::try_from(&config).unwrap()[key.name].as_str(), Some(*name));
+            }
+            assert!(error(&[&key.flag(), "nonsense"], &[]).contains(&format!("must be {}", key.expected())));
+        }
+    }
+}
+
+#[test]
+fn every_range_holds_at_both_ends_and_no_further() {
+    // Rings of the largest size need room, many workers too.
+    let accepts = |key: &str, value: String| {
+        let mut flags = vec!["--ring-memory-max=64G".to_owned(), "--reactor-num=1".to_owned()];
+        flags.push(format!("--{}={value}", key.replace('_', "-")));
+        let outcome = load(&flags.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
+        if let Err(error) = &outcome {
+            assert!(
+                error
+                    .to_string()
+                    .starts_with(&format!("flag --{}: {key} = {value}: must be ", key.replace('_', "-"))),
+                "{error}"
+            );
+        }
+        outcome.is_ok()
+    };
+    for key in &KEYS {
+        let ((min, max), below, above) = match key.kind {
+            Kind::Count(min, max) => (
+                (min.to_string(), max.to_string()),
+                (min as i64 - 1).to_string(),
+                (i128::from(max) + 1).to_string(),
+            ),
+            Kind::Size(min, max) => (
+                (value::size::format(min), value::size::format(max)),
+                (min - 1).to_string(),
+                (max + 1).to_string(),
+            ),
+            Kind::Seconds(min, max) => {
+                ((min.to_string(), max.to_string()), (min / 2.0).to_string(), (max + 0.5).to_string())
+            }
+            _ => continue,
+        };
+        if key.name != "ring_memory_max" {
+            assert!(accepts(key.name, min), "{}", key.name);
+        }
+        assert!(accepts(key.name, max), "{}", key.name);
+        assert!(!accepts(key.name, below), "{}", key.name);
+        assert!(!accepts(key.name, above), "{}", key.name);
+    }
+}
+
+#[test]
+fn each_source_wins_over_the_one_before() {
+    with_file("worker_num = 5\nbacklog = 6\nmax_request = 7\n", |file| {
+        let config = load(
+            &["--config", file, "--max-request=9"],
+            &[
+                ("SWOOLE_BACKLOG", "8"),
+                ("SWOOLE_MAX_REQUEST", "8"),
+                ("SWOOLE_PORT", "tcp://10.0.0.1"),
+                ("HOME", "/"),
+            ],
+        )
+        .unwrap();
+        assert_eq!((config.reactor_num, config.worker_num, config.backlog, config.max_request), (2, 5, 8, 9));
+    });
+}
+
+#[test]
+fn errors_name_the_source_the_key_the_value_and_the_range() {
+    assert_eq!(error(&["--worker-num", "0"], &[]), "flag --worker-num: worker_num = 0: must be 1..=1024");
+    assert_eq!(
+        error(&["--worker-num", "70000"], &[]),
+        "flag --worker-num: worker_num = 70000: must be 1..=1024"
+    );
+    assert_eq!(error(&["--reactor-num=two"], &[]), "flag --reactor-num: reactor_num = two: must be 1..=64");
+    assert_eq!(
+        error(&[], &[("SWOOLE_WORKER_NUM", "-1")]),
+        "environment SWOOLE_WORKER_NUM: worker_num = -1: must be 1..=1024"
+    );
+    assert_eq!(
+        error(&["--daemonize=maybe"], &[]),
+        "flag --daemonize: daemonize = maybe: must be true or false"
+    );
+    assert_eq!(
+        error(&["--dispatch-mode=uid"], &[]),
+        "flag --dispatch-mode: dispatch_mode = uid: not supported yet; must be fixed, round_robin or idle"
+    );
+    assert_eq!(error(&["--mode=base"], &[]), "flag --mode: mode = base: not supported yet; must be process");
+    assert_eq!(
+        error(&["--on-crash", "retry"], &[]),
+        "flag --on-crash: on_crash = retry: not supported yet; must be close"
+    );
+    assert_eq!(
+        error(&["--listen", "udp://127.0.0.1:1"], &[]),
+        "flag --listen: listen = udp://127.0.0.1:1: not supported yet; must be tcp://IP:PORT or unix:///PATH"
+    );
+    assert_eq!(
+        error(&["--ring-size=100000"], &[]),
+        "flag --ring-size: ring_size = 100000: must be a power of two, 16K..=64M"
+    );
+    assert_eq!(
+        error(&["--framing=eof", "--package-eof", r"\x41\x4"], &[]),
+        r"flag --package-eof: package_eof = \x41\x4: must be 1..=8 bytes, with escapes \n \r \t \0 \xNN \\"
+    );
+    assert_eq!(error(&["--wroker-num=1"], &[]), "flag --wroker-num: unknown key; --help lists all");
+    assert_eq!(error(&["--worker-num"], &[]), "flag --worker-num: needs a value");
+    assert_eq!(error(&["start"], &[]), "unexpected argument \"start\"; --help lists all flags");
+    assert_eq!(
+        Config::default().validate().unwrap_err().to_string(),
+        "listen = []: must hold an address, as tcp://127.0.0.1:9501"
+    );
+}
+
+#[test]
+fn errors_of_a_file_name_its_line() {
+    let file_error =
+        |text: &str| with_file(text, |file| error(&["--config", file], &[]).replace(file, "FILE"));
+    assert_eq!(
+        file_error("backlog = 5\n\nworker_num = 0\n"),
+        "FILE: line 3: worker_num = 0: must be 1..=1024"
+    );
+    assert_eq!(file_error("# x\nworker_num = \"4\"\n"), "FILE: line 2: worker_num = 4: must be 1..=1024");
+    assert_eq!(file_error("\nwroker_num = 4\n"), "FILE: line 2: unknown key wroker_num; --help lists all");
+    assert!(file_error("a = 1\nb = = 2\n").starts_with("FILE: line 2: "));
+    assert_eq!(
+        error(&["--config", "/nonexistent/x.toml"], &[]),
+        "flag --config: read /nonexistent/x.toml: No such file or directory (os error 2)"
+    );
+}
+
+#[test]
+fn a_list_of_addresses_replaces_the_one_below() {
+    let listen = |config: Config| config.listen.iter().map(Listen::to_string).collect::<Vec<_>>();
+    let flags = ["--listen=tcp://[::1]:9501", "--listen", "unix:///tmp/a.sock"];
+    assert_eq!(listen(load(&flags, &[]).unwrap()), ["tcp://[::1]:9501", "unix:///tmp/a.sock"]);
+    let env = [("SWOOLE_LISTEN", "tcp://0.0.0.0:1, tcp://0.0.0.0:2")];
+    assert_eq!(listen(load(&[], &env).unwrap()), ["tcp://0.0.0.0:1", "tcp://0.0.0.0:2"]);
+    for text in ["listen = 'unix:///x'", "listen = ['unix:///x']"] {
+        assert_eq!(with_file(text, |file| listen(load(&["--config", file], &[]).unwrap())), ["unix:///x"]);
+    }
+}
+
+#[test]
+fn addresses_say_what_is_wrong_with_them() {
+    let ours = "`tcp://localhost:80` is no address to listen on: ";
+    assert!(
+        error(&["--listen=tcp://localhost:80"], &[]).starts_with(&format!("flag --listen: listen: {ours}"))
+    );
+    let env = [("SWOOLE_LISTEN", "tcp://0.0.0.0:1,tcp://localhost:80")];
+    assert!(error(&[], &env).starts_with(&format!("environment SWOOLE_LISTEN: listen: {ours}")));
+    for text in ["udp://127.0.0.1:1", "unixgram:///x", "tls://127.0.0.1:1"] {
+        assert_eq!(text.parse::<Listen>().unwrap().to_string(), text);
+        assert!(error(&["--listen", text], &[]).contains(&format!("listen = {text}: not supported yet")));
+    }
+    assert!(error(&["--listen=tls:///x"], &[]).starts_with("flag --listen: listen: "));
+}
+
+#[test]
+fn values_are_read_as_people_write_them() {
+    let config = load(
+        &[
+            "--ring-size",
+            "64k",
+            "--package-max-length=4096",
+            "--socket-buffer-size=1G",
+            "--max-wait-time=0.5",
+            "--daemonize",
+        ],
+        &[("SWOOLE_OPEN_TCP_NODELAY", "false")],
+    )
+    .unwrap();
+    assert_eq!(
+        (config.ring_size, config.package_max_length, config.socket_buffer_size),
+        (64 << 10, 4096, 1 << 30)
+    );
+    assert_eq!(config.max_wait_time, Duration::from_millis(500));
+    assert!(config.daemonize && !config.open_tcp_nodelay);
+    let written = "max_wait_time = 2\nring_size = 65536\npackage_eof = \"\\r\\n\"\npackage_length_type = 'v'";
+    let config: Config = toml::from_str(written).unwrap();
+    assert_eq!((config.max_wait_time, config.ring_size), (Duration::from_secs(2), 65536));
+    assert_eq!((&*config.package_eof, config.package_length_type), (&b"\r\n"[..], LengthType::U16Le));
+    assert_eq!(load(&["--package-eof", r"\n\0\xff\\'"], &[]).unwrap().package_eof, b"\n\0\xff\\'");
+    for wrong in ["", "K", "-1", "+1", "1T", "1.5M", "99999999999G"] {
+        assert_eq!(value::size::parse(wrong), None, "{wrong}");
+    }
+}
+
+#[test]
+fn a_configuration_survives_toml() {
+    let mut config = valid();
+    config.pid_file = Some("/run/app.pid".into());
+    config.package_eof = (0..=255).collect();
+    config.package_length_type = LengthType::U64Le;
+    config.backend = Backend::IoUring;
+    config.max_request_grace = Some(3);
+    assert_eq!(toml::from_str::<Config>(&toml::to_string(&config).unwrap()).unwrap(), config);
+}
+
+#[test]
+fn rings_shrink_to_the_memory_that_they_may_take() {
+    let config = |reactor_num, worker_num, ring_memory_max| Config {
+        reactor_num,
+        worker_num,
+        ring_memory_max,
+        ..valid()
+    };
+    assert_eq!(config(2, 4, 128 * MIB).ring_bytes(), 512 * KIB);
+    assert_eq!(config(8, 16, 128 * MIB).ring_bytes(), 512 * KIB);
+    assert_eq!(config(8, 17, 128 * MIB).ring_bytes(), 256 * KIB);
+    let many = config(64, 1024, GIB);
+    assert_eq!(
+        many.validate().unwrap_err().to_string(),
+        "ring_memory_max = 1G: must be at least 2G for worker_num = 1024 and reactor_num = 64"
+    );
+    let sum = |config: Config| 2 * 64 * 1024 * config.ring_bytes();
+    assert_eq!(sum(config(64, 1024, 2 * GIB)), 2 * GIB);
+}
+
+#[test]
+fn the_framing_has_its_options() {
+    let eof = Config { framing: Framing::Eof, package_eof: b"\n".to_vec(), open_eof_split: false, ..valid() };
+    let swoole_protocol::Framing::Eof(options) = eof.framing().unwrap() else { panic!("not eof") };
+    assert_eq!((options.eof(), options.split()), (&b"\n"[..], false));
+    let length =
+        Config { framing: Framing::Length, package_length_offset: 2, package_body_offset: 6, ..valid() };
+    let swoole_protocol::Framing::Length(options) = length.framing().unwrap() else { panic!("not length") };
+    assert_eq!((options.header_len(), options.body_offset()), (6, 6));
+    let nothing_fits = Config { package_max_length: 64, package_length_offset: 61, ..length };
+    assert_eq!(
+        nothing_fits.validate().unwrap_err().to_string(),
+        "package_max_length = 64: must be at least 65, the header's size, or no packet can be accepted"
+    );
+    let long = Config { package_eof: vec![b'x'; 9], ..eof };
+    assert!(
+        long.validate().unwrap_err().to_string().starts_with("package_eof = xxxxxxxxx: must be 1..=8 bytes")
+    );
+}
+
+#[test]
+fn the_grace_is_half_of_more_than_ten_requests() {
+    let grace =
+        |max_request, max_request_grace| Config { max_request, max_request_grace, ..valid() }.request_grace();
+    assert_eq!([grace(0, None), grace(10, None), grace(11, None), grace(1000, Some(0))], [0, 0, 5, 0]);
+}
+
+#[test]
+fn connections_are_bounded_by_open_files() {
+    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let few = Config { max_connection: 1, ..valid() };
+    assert_eq!(few.connection_limit(), 1);
+    let many = Config { max_connection: 1_000_000, ..valid() }.connection_limit();
+    assert!(many as u64 + 128 <= hard && (many == 1_000_000 || many as u64 + 256 > hard), "{many} of {hard}");
+}
+
+#[test]
+fn help_shows_every_key_with_range_and_default() {
+    let (mut id, mut quiet) = (None, false);
+    let sources = Sources::new(valid())
+        .option("crash-on-start", "ID", "tests", &mut id)
+        .switch("quiet", "hush", &mut quiet);
+    let help = sources.help();
+    for line in [
+        "  --worker-num N                           worker processes [1..=1024, default 4]",
+        "  --ring-size SIZE                         bytes of one ring, a power of two [16K..=64M, default 512K]",
+        r"  --package-eof BYTES                      eof: the delimiter [default \r\n]",
+        "  --crash-on-start ID                      tests",
+        "  --quiet                                  hush",
+    ] {
+        assert!(help.lines().any(|have| have == line), "{line}\n{help}");
+    }
+    assert!(KEYS.iter().all(|key| help.contains(&format!("  {} ", key.flag()))), "{help}");
+    assert!(matches!(sources.load(["-h".into()], []), Err(ConfigError::Help(text)) if text == help));
+    assert!(Config::help().contains("--config FILE") && Path::new("/").is_absolute());
+}
+
+#[test]
+fn the_programs_own_flags_are_its_own() {
+    let (mut id, mut quiet) = (None, false);
+    let sources = Sources::new(valid()).option("id", "ID", "", &mut id).switch("quiet", "", &mut quiet);
+    sources.load(["--id=7", "--quiet", "--worker-num=1"].map(Into::into), []).unwrap();
+    assert_eq!((id.as_deref(), quiet), (Some("7"), true));
+    let sources = Sources::new(valid()).switch("quiet", "", &mut quiet);
+    let error = sources.load(["--quiet=no".into()], []).unwrap_err().to_string();
+    assert_eq!(error, "flag --quiet: takes no value");
+}

@@ -1,0 +1,209 @@
+//! The one place that says what is allowed, and what follows from several keys together.
+
+use std::fmt;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use swoole_protocol::{EofOptions, LengthOptions};
+
+use super::keys::{self, Kind};
+use super::value::size;
+use super::{Config, ConfigError, DispatchMode, Framing, Ipc, KIB, Mode, OnCrash};
+
+/// Bytes of the smallest ring.
+const RING_MIN: usize = 16 * KIB;
+
+/// Descriptors of a process that are no clients: standard streams, listeners, and some for the user's program.
+const DESCRIPTORS_RESERVED: u64 = 128;
+
+/// Descriptors that the master has for each worker and each reactor: doorbells, control sockets, event queues.
+const DESCRIPTORS_PER_PEER: u64 = 8;
+
+impl Config {
+    /// Checks every key, and the keys that bound each other.
+    ///
+    /// # Errors
+    /// The first key that is wrong, with its value and what would be right.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.check_listen()?;
+        self.check_supported()?;
+        check_count("worker_num", self.worker_num.into())?;
+        check_count("reactor_num", self.reactor_num.into())?;
+        check_count("package_length_offset", self.package_length_offset as u64)?;
+        check_count("package_body_offset", self.package_body_offset as u64)?;
+        check_size("package_max_length", self.package_max_length)?;
+        check_count("max_connection", self.max_connection as u64)?;
+        check_count("backlog", self.backlog.into())?;
+        check_size("socket_buffer_size", self.socket_buffer_size)?;
+        check_seconds("max_wait_time", self.max_wait_time.as_secs_f64())?;
+        self.check_rings()?;
+        self.framing().map(drop)
+    }
+
+    fn check_listen(&self) -> Result<(), ConfigError> {
+        if self.listen.is_empty() {
+            return Err(ConfigError::value("listen", "[]", "must hold an address, as tcp://127.0.0.1:9501"));
+        }
+        for address in &self.listen {
+            if address.tls || address.address.is_datagram() {
+                return Err(not_yet("listen", address));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_supported(&self) -> Result<(), ConfigError> {
+        match self.mode {
+            Mode::Process => {}
+            Mode::Base => return Err(not_yet("mode", self.mode)),
+        }
+        match self.dispatch_mode {
+            DispatchMode::Fixed | DispatchMode::RoundRobin | DispatchMode::Idle => {}
+            DispatchMode::IpHash | DispatchMode::Uid | DispatchMode::LeastInFlight => {
+                return Err(not_yet("dispatch_mode", self.dispatch_mode));
+            }
+        }
+        match self.on_crash {
+            OnCrash::Close => Ok(()),
+            OnCrash::Retry | OnCrash::Drop => Err(not_yet("on_crash", self.on_crash)),
+        }
+    }
+
+    fn check_rings(&self) -> Result<(), ConfigError> {
+        check_size("ring_size", self.ring_size)?;
+        if !self.ring_size.is_power_of_two() {
+            let expected = format!("must be a power of two, {}", expected("ring_size"));
+            return Err(ConfigError::value("ring_size", size::format(self.ring_size), expected));
+        }
+        check_size("ring_memory_max", self.ring_memory_max)?;
+        let least = self.rings() * RING_MIN;
+        if self.ipc == Ipc::Ring && self.ring_memory_max < least {
+            let expected = format!(
+                "must be at least {} for worker_num = {} and reactor_num = {}",
+                size::format(least),
+                self.worker_num,
+                self.reactor_num
+            );
+            return Err(ConfigError::value("ring_memory_max", size::format(self.ring_memory_max), expected));
+        }
+        Ok(())
+    }
+
+    /// How many rings there are: one for each reactor, worker and direction.
+    fn rings(&self) -> usize {
+        2 * usize::from(self.reactor_num) * usize::from(self.worker_num)
+    }
+
+    /// Bytes of one ring: `ring_size`, or the largest power of two with which all rings stay within
+    /// `ring_memory_max`.
+    pub fn ring_bytes(&self) -> usize {
+        let share = self.ring_memory_max / self.rings().max(1);
+        share.checked_ilog2().map_or(0, |log| 1 << log).min(self.ring_size).max(RING_MIN)
+    }
+
+    /// The framing, with the options that belong to it.
+    ///
+    /// # Errors
+    /// `package_eof` has not 1..=8 bytes; or the header that the length keys describe is out of range or does not fit
+    /// into `package_max_length`.
+    pub fn framing(&self) -> Result<swoole_protocol::Framing, ConfigError> {
+        match self.framing {
+            Framing::Raw => Ok(swoole_protocol::Framing::Raw),
+            Framing::Eof => EofOptions::new(&self.package_eof, self.open_eof_split)
+                .map(swoole_protocol::Framing::Eof)
+                .map_err(|_| wrong("package_eof", self.package_eof.escape_ascii())),
+            Framing::Length => self.length_options().map(swoole_protocol::Framing::Length),
+        }
+    }
+
+    fn length_options(&self) -> Result<LengthOptions, ConfigError> {
+        check_count("package_length_offset", self.package_length_offset as u64)?;
+        let (length_offset, body_offset) = (self.package_length_offset, self.package_body_offset);
+        let options = LengthOptions::new(self.package_length_type, length_offset, body_offset)
+            .map_err(|_| wrong("package_body_offset", body_offset))?;
+        let header = options.header_len().max(body_offset);
+        if header > self.package_max_length {
+            let expected =
+                format!("must be at least {header}, the header's size, or no packet can be accepted");
+            return Err(ConfigError::value(
+                "package_max_length",
+                size::format(self.package_max_length),
+                expected,
+            ));
+        }
+        Ok(options)
+    }
+
+    /// How many packets at most a worker handles beyond `max_request`.
+    pub fn request_grace(&self) -> u64 {
+        let default = if self.max_request > 10 { self.max_request / 2 } else { 0 };
+        self.max_request_grace.unwrap_or(default)
+    }
+
+    /// How many clients this process can have: `max_connection`, or less if its limit of open files
+    /// (`RLIMIT_NOFILE`, getrlimit(2)) leaves no room for so many.
+    ///
+    /// The soft limit is raised towards the hard one first, as far as is needed. What then is still missing is logged
+    /// as a warning.
+    pub fn connection_limit(&self) -> usize {
+        let peers = u64::from(self.worker_num) + u64::from(self.reactor_num);
+        let reserve = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_PEER * peers;
+        let files = raise_open_files(self.max_connection as u64 + reserve);
+        let room = files.saturating_sub(reserve).max(1);
+        let limit = usize::try_from(room).unwrap_or(usize::MAX).min(self.max_connection);
+        if limit < self.max_connection {
+            tracing::warn!(
+                "max_connection = {} is lowered to {limit}: the limit of open files is {files}, of which the server \
+                 needs {reserve}; raise it with `ulimit -n` or LimitNOFILE=",
+                self.max_connection
+            );
+        }
+        limit
+    }
+}
+
+/// Raises the soft limit of open files to what is wanted or to the hard limit, and says what it is then.
+fn raise_open_files(wanted: u64) -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let soft = limit.current.unwrap_or(u64::MAX);
+    let target = wanted.min(limit.maximum.unwrap_or(u64::MAX));
+    if soft >= target {
+        return soft;
+    }
+    match setrlimit(Resource::Nofile, Rlimit { current: Some(target), maximum: limit.maximum }) {
+        Ok(()) => target,
+        Err(_) => soft,
+    }
+}
+
+fn expected(key: &str) -> String {
+    keys::find(key).map(keys::Key::expected).unwrap_or_default()
+}
+
+fn wrong(key: &'static str, value: impl fmt::Display) -> ConfigError {
+    ConfigError::value(key, value, format!("must be {}", expected(key)))
+}
+
+fn not_yet(key: &'static str, value: impl fmt::Display) -> ConfigError {
+    ConfigError::value(key, value, format!("not supported yet; must be {}", expected(key)))
+}
+
+fn check_count(key: &'static str, value: u64) -> Result<(), ConfigError> {
+    match keys::find(key).map(|key| &key.kind) {
+        Some(Kind::Count(min, max)) if (*min..=*max).contains(&value) => Ok(()),
+        _ => Err(wrong(key, value)),
+    }
+}
+
+fn check_size(key: &'static str, value: usize) -> Result<(), ConfigError> {
+    match keys::find(key).map(|key| &key.kind) {
+        Some(Kind::Size(min, max)) if (*min..=*max).contains(&value) => Ok(()),
+        _ => Err(wrong(key, size::format(value))),
+    }
+}
+
+fn check_seconds(key: &'static str, value: f64) -> Result<(), ConfigError> {
+    match keys::find(key).map(|key| &key.kind) {
+        Some(Kind::Seconds(min, max)) if (*min..=*max).contains(&value) => Ok(()),
+        _ => Err(wrong(key, value)),
+    }
+}

@@ -1,0 +1,158 @@
+//! How single values are written: sizes, durations, bytes with escapes.
+//!
+//! Each module is a pair of functions for serde's `with`.
+
+use std::fmt;
+
+use serde::de::{self, Deserializer, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+
+/// Bytes: a number, or text such as `512K`, `2M`, `1G`.
+pub(super) mod size {
+    use super::*;
+
+    pub(in crate::config) fn serialize<S: Serializer>(
+        size: &usize,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format(*size))
+    }
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<usize, D::Error> {
+        struct Size;
+
+        impl Visitor<'_> for Size {
+            type Value = usize;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes, as 65536, 512K, 2M or 1G")
+            }
+
+            fn visit_i64<E: de::Error>(self, size: i64) -> Result<usize, E> {
+                usize::try_from(size).map_err(|_| E::invalid_value(de::Unexpected::Signed(size), &self))
+            }
+
+            fn visit_u64<E: de::Error>(self, size: u64) -> Result<usize, E> {
+                usize::try_from(size).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(size), &self))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<usize, E> {
+                parse(text).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+            }
+        }
+
+        deserializer.deserialize_any(Size)
+    }
+
+    const SUFFIXES: [(char, u32); 3] = [('G', 30), ('M', 20), ('K', 10)];
+
+    pub(in crate::config) fn parse(text: &str) -> Option<usize> {
+        let (digits, shift) = SUFFIXES
+            .into_iter()
+            .find_map(|(suffix, shift)| {
+                Some((text.strip_suffix([suffix, suffix.to_ascii_lowercase()])?, shift))
+            })
+            .unwrap_or((text, 0));
+        // `parse` would take a sign.
+        if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        digits.parse::<usize>().ok()?.checked_mul(1 << shift)
+    }
+
+    /// The shortest text that [`parse`] reads back.
+    pub(in crate::config) fn format(size: usize) -> String {
+        SUFFIXES
+            .into_iter()
+            .find(|(_, shift)| size != 0 && size.is_multiple_of(1 << shift))
+            .map_or_else(|| size.to_string(), |(suffix, shift)| format!("{}{suffix}", size >> shift))
+    }
+}
+
+/// Seconds, whole or with a fraction.
+pub(super) mod seconds {
+    use super::*;
+    use std::time::Duration;
+
+    pub(in crate::config) fn serialize<S: Serializer>(
+        time: &Duration,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        time.as_secs_f64().serialize(serializer)
+    }
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Duration, D::Error> {
+        let seconds = f64::deserialize(deserializer)?;
+        Duration::try_from_secs_f64(seconds).map_err(de::Error::custom)
+    }
+}
+
+/// Bytes as text, with escapes for those that a shell or a file makes hard to write.
+pub(super) mod escaped {
+    use super::*;
+
+    pub(in crate::config) fn serialize<S: Serializer>(
+        bytes: &[u8],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&bytes.escape_ascii())
+    }
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<u8>, D::Error> {
+        parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+
+    /// Reads `\n`, `\r`, `\t`, `\0`, `\xNN`, `\\`, and the quotes that printing escapes; all else is itself.
+    pub(in crate::config) fn parse(text: &str) -> Result<Vec<u8>, String> {
+        let mut bytes = Vec::with_capacity(text.len());
+        let mut rest = text.bytes();
+        while let Some(byte) = rest.next() {
+            bytes.push(match byte {
+                b'\\' => match rest.next() {
+                    Some(b'n') => b'\n',
+                    Some(b'r') => b'\r',
+                    Some(b't') => b'\t',
+                    Some(b'0') => 0,
+                    Some(quoted @ (b'\\' | b'\'' | b'"')) => quoted,
+                    Some(b'x') => hex(&mut rest).ok_or("\\x needs two hexadecimal digits, as \\x1f")?,
+                    _ => return Err("a backslash may begin \\n \\r \\t \\0 \\xNN or \\\\".into()),
+                },
+                plain => plain,
+            });
+        }
+        Ok(bytes)
+    }
+
+    fn hex(digits: &mut impl Iterator<Item = u8>) -> Option<u8> {
+        let mut digit = || char::from(digits.next()?).to_digit(16);
+        let (high, low) = (digit()?, digit()?);
+        u8::try_from(high << 4 | low).ok()
+    }
+}
+
+/// A value that prints and parses as text.
+pub(super) mod text {
+    use super::*;
+    use std::str::FromStr;
+
+    pub(in crate::config) fn serialize<S: Serializer>(
+        value: &impl fmt::Display,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(in crate::config) fn deserialize<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+    where
+        D: Deserializer<'de>,
+        T: FromStr<Err: fmt::Display>,
+    {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
