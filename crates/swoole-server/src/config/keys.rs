@@ -114,16 +114,16 @@ impl Key {
         format!("--{}", self.name.replace('_', "-"))
     }
 
-    /// What stands for the value in the help.
+    /// What stands for the value in the help, after the flag.
     fn placeholder(&self) -> String {
         match self.kind {
-            Count(..) => "N".into(),
-            Size(..) => "SIZE".into(),
-            Seconds(..) => "SECONDS".into(),
-            Switch => String::new(),
-            Choice(names) => names.join("|"),
-            Text(name, _) => name.into(),
-            Listen => "ADDRESS".into(),
+            Count(..) => " N".into(),
+            Size(..) => " SIZE".into(),
+            Seconds(..) => " SECONDS".into(),
+            Switch => "[=true|false]".into(),
+            Choice(names) => format!(" {}", names.join("|")),
+            Text(name, _) => format!(" {name}"),
+            Listen => " ADDRESS".into(),
         }
     }
 
@@ -152,7 +152,7 @@ impl Key {
             None => {}
         }
         let notes = if notes.is_empty() { String::new() } else { format!(" [{}]", notes.join(", ")) };
-        help_line(&format!("{} {}", self.flag(), self.placeholder()), &format!("{}{notes}", self.help))
+        help_line(&format!("{}{}", self.flag(), self.placeholder()), &format!("{}{notes}", self.help))
     }
 }
 

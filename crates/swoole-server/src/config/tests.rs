@@ -341,12 +341,13 @@ fn help_shows_every_key_with_range_and_default() {
         "  --worker-num N                           worker processes [1..=1024, default 4]",
         "  --ring-size SIZE                         bytes of one ring, a power of two [16K..=64M, default 512K]",
         r"  --package-eof BYTES                      eof: the delimiter [default \r\n]",
+        "  --daemonize[=true|false]                 leave the terminal and go on in the background [default false]",
         "  --crash-on-start ID                      tests",
         "  --quiet                                  hush",
     ] {
         assert!(help.lines().any(|have| have == line), "{line}\n{help}");
     }
-    assert!(KEYS.iter().all(|key| help.contains(&format!("  {} ", key.flag()))), "{help}");
+    assert!(KEYS.iter().all(|key| help.contains(&format!("  {}", key.flag()))), "{help}");
     assert!(matches!(sources.load(["-h".into()], []), Err(ConfigError::Help(text)) if text == help));
     assert!(Config::help().contains("--config FILE") && Path::new("/").is_absolute());
 }
