@@ -32,6 +32,13 @@ struct Turn {
     stale: u32,
 }
 
+#[cfg(test)]
+impl Reloads {
+    pub(super) fn is_idle(&self) -> bool {
+        self.current.is_none() && self.next.is_none()
+    }
+}
+
 impl Policy {
     pub(super) fn reload(&mut self, now: Duration, scope: Scope, mode: Option<ReloadMode>) {
         let groups: BTreeSet<u16> = self

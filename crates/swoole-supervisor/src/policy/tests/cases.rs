@@ -1,0 +1,279 @@
+//! What happens, step by step, in the situations that the documentation tells of.
+
+use super::*;
+use crate::{ReloadMode, Scope};
+
+const FIRST: SlotId = SlotId { group: 0, slot: 0 };
+
+fn reload(scope: Scope) -> Event {
+    Event::Reload { scope, mode: None }
+}
+
+#[test]
+fn a_start_fills_every_slot_with_its_first_generation() {
+    let mut world = World::new(&[2, 0, 1]);
+    assert_eq!(world.asked, BTreeMap::from([(slot(0, 0), 1), (slot(0, 1), 1), (slot(2, 0), 1)]));
+    world.spawn_all();
+    world.ready(slot(2, 0));
+    assert_eq!(world.take_log(), ["started 0.0 #1", "started 0.1 #1", "started 2.0 #1", "ready 2.0 #1"]);
+    assert_eq!(world.policy.next_deadline(), None, "nothing happens by itself");
+}
+
+#[test]
+fn a_crash_is_replaced_at_once_and_then_more_and_more_slowly() {
+    let mut world = World::serving(&[1]);
+    world.die(FIRST, CRASH);
+    assert!(world.asked.contains_key(&FIRST), "the first at once");
+    for wait in [50, 100, 200, 400, 800, 1600, 3200, 5000].map(ms) {
+        world.spawn(FIRST);
+        world.die(FIRST, CRASH);
+        assert_eq!(world.policy.next_deadline(), Some(world.now + wait));
+        world.advance(wait - ms(1));
+        assert!(world.asked.is_empty(), "not before {wait:?}");
+        world.advance(ms(1));
+        assert!(world.asked.contains_key(&FIRST), "after {wait:?}");
+    }
+}
+
+#[test]
+fn a_clean_exit_is_replaced_at_once_each_time() {
+    let mut world = World::serving(&[1]);
+    for generation in 2..50 {
+        world.succeed(FIRST, CLEAN);
+        assert_eq!(world.generation(FIRST), generation);
+    }
+}
+
+#[test]
+fn a_clean_exit_before_it_was_ready_is_a_death() {
+    let mut world = World::new(&[1]);
+    world.spawn(FIRST);
+    world.die(FIRST, CLEAN);
+    world.spawn(FIRST);
+    world.die(FIRST, CLEAN);
+    assert_eq!(world.policy.next_deadline(), Some(ms(50)));
+}
+
+#[test]
+fn a_stable_process_clears_the_record() {
+    let mut world = World::serving(&[1]);
+    for _ in 0..3 {
+        world.die(FIRST, CRASH);
+        world.advance(ms(200));
+        world.spawn(FIRST);
+    }
+    world.ready(FIRST);
+    world.advance(ms(9_999));
+    world.die(FIRST, CRASH);
+    assert_eq!(world.policy.next_deadline(), Some(world.now + ms(200)), "not stable: the fourth in a row");
+    world.advance(ms(200));
+    world.spawn(FIRST);
+    world.ready(FIRST);
+    world.advance(ms(10_000));
+    world.die(FIRST, CRASH);
+    assert!(world.asked.contains_key(&FIRST), "stable: the first in a row again");
+}
+
+#[test]
+fn a_slot_that_keeps_dying_is_failing_and_the_others_go_on() {
+    let mut world = World::serving(&[2]);
+    for _ in 0..9 {
+        world.die(FIRST, CRASH);
+        world.advance(ms(5000));
+        world.spawn(FIRST);
+    }
+    assert!(!world.take_log().iter().any(|line| line.starts_with("failing")));
+    world.die(FIRST, CRASH);
+    assert_eq!(world.take_log(), ["failing 0.0 10 deaths 5s"]);
+    world.advance(ms(4_999));
+    assert!(world.asked.is_empty());
+    world.advance(ms(1));
+    world.spawn(FIRST);
+    world.die(FIRST, CRASH);
+    assert_eq!(world.take_log(), ["started 0.0 #11", "backing off 0.0 5s"], "it is told once");
+    assert!(world.live[&slot(0, 1)].ready);
+}
+
+#[test]
+fn a_fork_that_is_refused_is_not_repeated_at_once() {
+    let mut world = World::new(&[1]);
+    world.fail_spawn(FIRST);
+    assert_eq!(world.policy.next_deadline(), Some(ms(50)));
+    world.advance(ms(50));
+    assert_eq!(world.asked[&FIRST], 2, "no generation is given twice");
+}
+
+#[test]
+fn the_successor_waits_until_things_are_settled() {
+    let mut world = World::serving(&[1]);
+    world.exit(FIRST, CRASH);
+    world.advance(ms(60_000));
+    assert!(world.asked.is_empty());
+    world.settle(FIRST);
+    assert!(world.asked.contains_key(&FIRST));
+}
+
+#[test]
+fn who_does_not_retire_in_time_is_killed() {
+    let mut world = World::serving(&[1]);
+    world.event(Event::Retire { slot: FIRST });
+    world.event(Event::Retire { slot: FIRST });
+    assert_eq!(world.retiring(), [FIRST]);
+    world.advance(ms(2_999));
+    assert!(world.killed().is_empty());
+    world.advance(ms(1));
+    assert_eq!(world.killed(), [FIRST]);
+    assert_eq!(world.policy.next_deadline(), None, "there is nothing beyond a kill");
+    world.succeed(FIRST, ExitStatus::Signaled { signal: 9, core_dumped: false });
+    assert_eq!(world.take_log(), ["retiring 0.0", "killed 0.0 after 3s", "started 0.0 #2", "ready 0.0 #2"]);
+}
+
+#[test]
+fn a_rolling_reload_takes_one_slot_after_the_other() {
+    let mut world = World::serving(&[3]);
+    world.event(reload(Scope::All));
+    for index in 0..3 {
+        let slot = slot(0, index);
+        assert_eq!(world.retiring(), [slot], "one at a time");
+        world.die(slot, CLEAN);
+        world.spawn(slot);
+        assert!(world.retiring().is_empty(), "the next waits until the successor is ready");
+        world.ready(slot);
+        assert_eq!(world.generation(slot), 2);
+    }
+    let log = world.take_log();
+    assert_eq!(log.first().unwrap(), "reload [0] Rolling");
+    assert_eq!(log.last().unwrap(), "reloaded [0]");
+}
+
+#[test]
+fn a_reload_all_at_once_retires_everybody() {
+    let mut world = World::serving(&[2, 2]);
+    world.event(Event::Reload { scope: Scope::Group(1), mode: Some(ReloadMode::AllAtOnce) });
+    assert_eq!(world.retiring(), [slot(1, 0), slot(1, 1)]);
+    world.succeed(slot(1, 1), CLEAN);
+    world.succeed(slot(1, 0), CLEAN);
+    assert_eq!(world.take_log().last().unwrap(), "reloaded [1]");
+    assert_eq!(world.generation(slot(0, 0)), 1);
+}
+
+#[test]
+fn a_successor_that_cannot_start_ends_a_reload_before_it_does_harm() {
+    let mut world = World::serving(&[3]);
+    world.event(reload(Scope::All));
+    world.die(FIRST, CLEAN);
+    world.spawn(FIRST);
+    world.die(FIRST, CRASH);
+    assert!(world.retiring().is_empty());
+    assert_eq!(world.take_log().last().unwrap(), "reload aborted by 0.0 signal:11, 2 untouched");
+    world.spawn(FIRST);
+    world.ready(FIRST);
+    assert!(world.retiring().is_empty(), "it is over");
+    assert_eq!(world.generation(slot(0, 1)), 1);
+}
+
+#[test]
+fn a_successor_that_cannot_be_forked_ends_a_reload() {
+    let mut world = World::serving(&[2]);
+    world.event(reload(Scope::All));
+    world.die(FIRST, CLEAN);
+    world.fail_spawn(FIRST);
+    assert_eq!(world.take_log().last().unwrap(), "reload aborted by 0.0 not forked, 1 untouched");
+}
+
+#[test]
+fn reloads_asked_for_during_a_reload_become_one() {
+    let mut world = World::serving(&[1, 1, 1]);
+    world.event(reload(Scope::Group(0)));
+    world.event(reload(Scope::Group(1)));
+    world.event(reload(Scope::Group(0)));
+    world.event(reload(Scope::Group(9)));
+    world.succeed(slot(0, 0), CLEAN);
+    world.succeed(slot(0, 0), CLEAN);
+    world.succeed(slot(1, 0), CLEAN);
+    assert!(world.retiring().is_empty());
+    let mut log = world.take_log();
+    log.retain(|line| line.starts_with("reload"));
+    assert_eq!(log, ["reload [0] Rolling", "reloaded [0]", "reload [0, 1] Rolling", "reloaded [0, 1]"]);
+}
+
+#[test]
+fn a_reload_passes_over_a_slot_that_has_a_new_process_already() {
+    let mut world = World::serving(&[2]);
+    world.event(reload(Scope::All));
+    world.succeed(slot(0, 1), CRASH);
+    world.succeed(FIRST, CLEAN);
+    assert_eq!(world.take_log().last().unwrap(), "reloaded [0]");
+    assert_eq!(world.generation(slot(0, 1)), 2);
+}
+
+#[test]
+fn a_reload_tries_a_failing_slot_without_delay() {
+    let mut world = World::serving(&[1]);
+    world.die(FIRST, CRASH);
+    world.spawn(FIRST);
+    world.die(FIRST, CRASH);
+    assert!(world.asked.is_empty());
+    world.event(reload(Scope::All));
+    world.spawn(FIRST);
+    world.ready(FIRST);
+    assert_eq!(world.take_log().last().unwrap(), "reloaded [0]");
+}
+
+#[test]
+fn a_stop_retires_all_and_kills_who_is_alive_at_its_bound() {
+    let mut world = World::serving(&[2]);
+    world.event(Event::Stop { within: ms(500) });
+    assert_eq!(world.retiring(), [slot(0, 0), slot(0, 1)]);
+    world.die(FIRST, CLEAN);
+    assert!(!world.policy.is_finished());
+    world.advance(ms(500));
+    assert_eq!(world.killed(), [slot(0, 1)]);
+    world.exit(slot(0, 1), CRASH);
+    assert!(world.policy.is_finished());
+}
+
+#[test]
+fn a_stop_within_no_time_kills() {
+    let mut world = World::serving(&[2]);
+    world.event(Event::Stop { within: ms(0) });
+    assert!(world.retiring().is_empty());
+    assert_eq!(world.killed().len(), 2);
+}
+
+#[test]
+fn a_second_stop_can_only_be_earlier() {
+    let mut world = World::serving(&[1]);
+    world.event(Event::Stop { within: ms(500) });
+    world.event(Event::Stop { within: ms(9_000) });
+    assert_eq!(world.policy.next_deadline(), Some(ms(500)));
+    world.event(Event::Stop { within: ms(0) });
+    assert_eq!(world.killed(), [FIRST]);
+}
+
+#[test]
+fn a_stop_overtakes_everything_that_is_under_way() {
+    let mut world = World::serving(&[4]);
+    world.event(reload(Scope::All));
+    world.exit(slot(0, 1), CRASH);
+    world.die(slot(0, 2), CRASH);
+    world.die(slot(0, 3), CRASH);
+    world.spawn(slot(0, 3));
+    world.die(slot(0, 3), CRASH);
+    // 0.0 retires, 0.1 is not settled, 0.2 is being forked, 0.3 backs off.
+    world.event(Event::Stop { within: ms(100) });
+    assert_eq!(world.retiring(), [FIRST]);
+    world.spawn(slot(0, 2));
+    assert_eq!(world.retiring(), [FIRST, slot(0, 2)], "who comes late is asked to go as well");
+    world.exit(FIRST, CLEAN);
+    world.exit(slot(0, 2), CLEAN);
+    assert!(world.policy.is_finished());
+}
+
+#[test]
+fn without_slots_a_stop_is_over_at_once() {
+    let mut world = World::new(&[]);
+    assert!(!world.policy.is_finished());
+    world.event(Event::Stop { within: ms(1_000) });
+    assert!(world.policy.is_finished());
+}
