@@ -64,7 +64,7 @@ impl Runner {
             Err(error) => {
                 tally.failed += 1;
                 println!("FAILED  {row} {:>7.2} s", took.as_secs_f64());
-                println!("    {}", format!("{error:?}").replace('\n', "\n    "));
+                println!("    {}", format!("{error:#}").replace('\n', "\n    "));
                 for log in cx.logs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
                     show(log, start);
                 }
@@ -103,7 +103,13 @@ fn watch(scenario: &'static Scenario, cx: &Arc<Cx>) -> Result<()> {
             .join()
             .unwrap_or_else(|panic| Err(anyhow!("the scenario panicked: {}", panic_text(&*panic)))),
         Err(RecvTimeoutError::Timeout) => {
-            sweep();
+            // The thread notices soon; until then it may still start something.
+            for _ in 0..30 {
+                sweep();
+                if !matches!(finished.recv_timeout(Duration::from_secs(1)), Err(RecvTimeoutError::Timeout)) {
+                    break;
+                }
+            }
             Err(anyhow!("the watchdog ended it after {:?}", scenario.limit))
         }
     }
