@@ -85,6 +85,25 @@ pub enum Error {
     /// Only packets have boundaries of the kernel's making.
     #[error("single packets need a pair of Kind::SeqPacket")]
     NotPackets,
+    /// The kernel keeps 0 and below for itself (msgop(2)).
+    #[error("message type {mtype} is not possible; types are 1 or more")]
+    MessageType {
+        /// The type asked for.
+        mtype: i64,
+    },
+    /// A limit of System V message queues stands in the way.
+    #[error(
+        "message queue {name:?} is not possible with kernel.msgmax={}, kernel.msgmnb={}, kernel.msgmni={}: {remedy}",
+        limits.message_bytes_max, limits.queue_bytes_max, limits.queues_max
+    )]
+    QueueLimit {
+        /// The queue.
+        name: String,
+        /// The kernel's limits at that time.
+        limits: swoole_sys::msg::Limits,
+        /// Which of them, and what to do about it.
+        remedy: &'static str,
+    },
     /// Another process (or another value in this process) holds this side of the ring.
     #[error("the {side} side of ring {name:?} is held by process {pid}; evict it when it is dead")]
     SideTaken {

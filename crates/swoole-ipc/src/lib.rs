@@ -9,7 +9,11 @@ mod flag;
 #[cfg(not(loom))]
 mod fragment;
 #[cfg(not(loom))]
+mod line;
+#[cfg(not(loom))]
 mod memory;
+#[cfg(not(loom))]
+pub mod msgqueue;
 pub mod ring;
 #[cfg(not(loom))]
 pub mod socketpair;

@@ -17,11 +17,13 @@ impl Deadline {
         Deadline(timeout.and_then(|timeout| Instant::now().checked_add(timeout)))
     }
 
-    pub(crate) fn passed(self) -> bool {
-        self.0.is_some_and(|at| at <= Instant::now())
+    /// What is left of the time; `None` when it is over. Endless is as long as it gets.
+    pub(crate) fn left(self) -> Option<Duration> {
+        let Some(at) = self.0 else { return Some(Duration::MAX) };
+        at.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
 
-    fn remaining(self) -> Option<Timespec> {
+    fn for_poll(self) -> Option<Timespec> {
         let left = self.0?.saturating_duration_since(Instant::now());
         // A duration too large for the kernel is as good as endless.
         Timespec::try_from(left).ok()
@@ -36,7 +38,7 @@ pub(crate) fn wait_any<const N: usize>(
 ) -> io::Result<[PollFlags; N]> {
     let mut set = descriptors.map(|(fd, events)| PollFd::from_borrowed_fd(fd, events));
     loop {
-        match poll(&mut set, deadline.remaining().as_ref()) {
+        match poll(&mut set, deadline.for_poll().as_ref()) {
             Ok(_) => return Ok(set.map(|entry| entry.revents())),
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
