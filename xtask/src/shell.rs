@@ -21,6 +21,8 @@ pub(crate) fn target_dir() -> PathBuf {
 pub(crate) fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(root()).stdin(Stdio::null());
+    // `cargo run` sets it for us; cargo-machete takes it as a sign that cargo did not start it as a subcommand.
+    command.env_remove("CARGO_PKG_NAME");
     command
 }
 
