@@ -1,10 +1,13 @@
 //! Each system call once for what it is for, and once for what its documentation warns of.
 
+#![allow(clippy::unwrap_used, reason = "tests say what must hold by unwrapping it")]
+
 mod support;
 
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::fd::{AsRawFd as _, IntoRawFd as _, RawFd};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use rustix::event::epoll;
@@ -69,9 +72,14 @@ fn fork_makes_a_child_and_names_the_threads_that_forbid_it() {
     let parent = getpid();
     assert_eq!(in_child(|| i32::from(getppid() != Some(parent))), 0);
 
-    let (read, write) = pipe().unwrap();
-    let waits = move || assert_eq!(rustix::io::read(&read, &mut [0; 1]), Ok(0));
-    let thread = std::thread::Builder::new().name("log-writer".into()).spawn(waits).unwrap();
+    let (started, has_started) = mpsc::channel();
+    let (end, is_to_end) = mpsc::channel::<()>();
+    let life = move || {
+        started.send(()).unwrap();
+        is_to_end.recv()
+    };
+    let thread = std::thread::Builder::new().name("log-writer".into()).spawn(life).unwrap();
+    has_started.recv().unwrap();
     match fork() {
         Err(error @ ForkError::Threads { count: 2, .. }) => {
             assert!(error.to_string().contains("log-writer"), "{error}");
@@ -79,8 +87,8 @@ fn fork_makes_a_child_and_names_the_threads_that_forbid_it() {
         }
         other => panic!("{other:?}"),
     }
-    drop(write);
-    thread.join().unwrap();
+    drop(end);
+    assert!(thread.join().unwrap().is_err());
 }
 
 fn a_child_ends_by_code_panic_and_signal() {
