@@ -97,6 +97,28 @@ impl Write for Stream {
     }
 }
 
+/// The server has closed the connection, in order or not.
+#[derive(Debug)]
+pub(super) struct Closed {
+    /// How much of an unfinished reply had come.
+    partial: usize,
+}
+
+impl std::fmt::Display for Closed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.partial {
+            0 => f.write_str("the connection closed instead of a reply"),
+            partial => write!(f, "the connection closed in the middle of a reply, after {partial} bytes"),
+        }
+    }
+}
+
+impl std::error::Error for Closed {}
+
+fn is_close(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
+}
+
 pub(super) struct Client {
     stream: BufReader<Stream>,
 }
@@ -127,7 +149,11 @@ impl Client {
     }
 
     pub(super) fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        self.stream.get_mut().write_all(bytes).with_context(|| format!("send {} bytes", bytes.len()))
+        match self.stream.get_mut().write_all(bytes) {
+            Ok(()) => Ok(()),
+            Err(error) if is_close(&error) => Err(Closed { partial: 0 }.into()),
+            Err(error) => Err(error).with_context(|| format!("send {} bytes", bytes.len())),
+        }
     }
 
     /// Sends a packet of the line protocol in one write.
@@ -147,15 +173,14 @@ impl Client {
 
     fn bytes_line(&mut self) -> Result<Vec<u8>> {
         let mut line = Vec::new();
-        self.stream
-            .read_until(b'\n', &mut line)
-            .with_context(|| format!("read a reply, after {} bytes", line.len()))?;
-        match line.pop() {
-            Some(b'\n') => Ok(line),
-            Some(_) => {
-                bail!("the connection closed in the middle of a reply, after {} bytes", line.len() + 1)
+        match self.stream.read_until(b'\n', &mut line) {
+            Ok(_) if line.ends_with(b"\n") => {
+                line.pop();
+                Ok(line)
             }
-            None => bail!("the connection closed instead of a reply"),
+            Ok(_) => Err(Closed { partial: line.len() }.into()),
+            Err(error) if is_close(&error) => Err(Closed { partial: line.len() }.into()),
+            Err(error) => Err(error).with_context(|| format!("read a reply, after {} bytes", line.len())),
         }
     }
 
@@ -220,7 +245,7 @@ impl Client {
             match self.stream.read(&mut chunk) {
                 Ok(0) => return Ok(rest),
                 Ok(count) => rest.extend_from_slice(&chunk[..count]),
-                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(rest),
+                Err(error) if is_close(&error) => return Ok(rest),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
                 Err(error) => return Err(error).context("read until the close"),
             }

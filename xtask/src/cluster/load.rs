@@ -1,6 +1,6 @@
 //! Steady traffic beside a scenario, in which every request must be answered exactly once.
 
-use super::client::{Address, Client};
+use super::client::{Address, Client, Closed};
 use super::proc;
 use anyhow::{Context, Result, anyhow, ensure};
 use std::collections::BTreeSet;
@@ -15,7 +15,16 @@ const PIPELINE: u64 = 16;
 pub(super) struct Load {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
-    clients: Vec<JoinHandle<Result<()>>>,
+    clients: Vec<JoinHandle<Result<u64>>>,
+}
+
+/// What the traffic came to.
+#[derive(Debug, PartialEq)]
+pub(super) struct Outcome {
+    /// Requests that got their reply.
+    pub(super) answered: u64,
+    /// Connections that the server closed, each with its open requests. Their clients have come back with a new one.
+    pub(super) cut: u64,
 }
 
 impl Load {
@@ -25,16 +34,27 @@ impl Load {
         let answered = Arc::new(AtomicU64::new(0));
         let clients = (0..clients).map(|client| {
             let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
-            let mut connection = Client::connect(address)?;
+            let (address, mut connection) = (address.clone(), Client::connect(address)?);
             let work = move || {
-                let mut round = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    exchange(&mut connection, client, round)
-                        .with_context(|| format!("client {client}, round {round}"))?;
-                    answered.fetch_add(PIPELINE, Ordering::Relaxed);
+                let (mut round, mut cut) = (0_u64, 0);
+                loop {
+                    let last = stop.load(Ordering::Relaxed);
+                    let done = if last {
+                        no_more(&mut connection)
+                    } else {
+                        exchange(&mut connection, client, round)
+                    };
+                    match done.with_context(|| format!("load client {client}, round {round}")) {
+                        Ok(()) if last => return Ok(cut),
+                        Ok(()) => _ = answered.fetch_add(PIPELINE, Ordering::Relaxed),
+                        Err(error) if error.downcast_ref::<Closed>().is_some() => {
+                            cut += 1;
+                            connection = Client::connect(&address)?;
+                        }
+                        Err(error) => return Err(error),
+                    }
                     round += 1;
                 }
-                no_more(&mut connection).with_context(|| format!("client {client}, after its last round"))
             };
             Ok(std::thread::spawn(work))
         });
@@ -51,13 +71,21 @@ impl Load {
         })
     }
 
-    /// Ends the traffic. An error names what was lost, repeated or refused. Returns how many requests were answered.
-    pub(super) fn finish(mut self) -> Result<u64> {
+    /// Ends the traffic. A reply that never came, came twice or answers nothing is an error.
+    pub(super) fn finish(mut self) -> Result<Outcome> {
         self.stop.store(true, Ordering::Relaxed);
+        let mut cut = 0;
         for client in self.clients.drain(..) {
-            client.join().map_err(|_| anyhow!("a load client panicked"))??;
+            cut += client.join().map_err(|_| anyhow!("a load client panicked"))??;
         }
-        Ok(self.answered.load(Ordering::Relaxed))
+        Ok(Outcome { answered: self.answered.load(Ordering::Relaxed), cut })
+    }
+
+    /// Ends traffic of which nothing may have been lost, not even a connection.
+    pub(super) fn finish_unharmed(self) -> Result<()> {
+        let outcome = self.finish()?;
+        ensure!(outcome.cut == 0, "the server closed connections under load: {outcome:?}");
+        Ok(())
     }
 }
 
@@ -111,7 +139,8 @@ mod tests {
     fn honest_answers_pass() {
         let load = Load::start(&serve(|text| format!("{text}\n")), 1).unwrap();
         load.wait_more(100).unwrap();
-        assert!(load.finish().unwrap() >= 100);
+        let outcome = load.finish().unwrap();
+        assert!(outcome.answered >= 100 && outcome.cut == 0, "{outcome:?}");
     }
 
     #[test]
@@ -122,5 +151,25 @@ mod tests {
         load.wait_more(100).unwrap();
         let error = format!("{:#}", load.finish().unwrap_err());
         assert!(error.contains("0.3.5"), "{error}");
+    }
+
+    #[test]
+    fn a_cut_connection_is_counted_and_replaced() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Address::Tcp(listener.local_addr().unwrap());
+        let honest = serve(|text| format!("{text}\n"));
+        let Address::Tcp(honest) = honest else { unreachable!("it is a TCP address") };
+        std::thread::spawn(move || {
+            // The first one is closed in the middle of its requests, the second goes to who answers.
+            drop(listener.accept().unwrap());
+            let (mut client, _) = listener.accept().unwrap();
+            let mut server = std::net::TcpStream::connect(honest).unwrap();
+            let (mut replies, mut requester) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut replies, &mut requester));
+            std::io::copy(&mut client, &mut server)
+        });
+        let load = Load::start(&address, 1).unwrap();
+        load.wait_more(100).unwrap();
+        assert_eq!(load.finish().unwrap().cut, 1);
     }
 }

@@ -38,7 +38,7 @@ fn crash_on_start(cx: &Cx) -> Result<()> {
     let lines = bed.log.wait_count("on_worker_error worker=1 ", 5, PATIENCE)?;
     client.expect("echo the others serve", "the others serve")?;
     ensure!(
-        bed.log.wait_line(Source::Stderr, &["worker 1", "again in"], PATIENCE).is_ok(),
+        bed.log.wait_line(Source::Stderr, &["worker 1", "back-off"], PATIENCE).is_ok(),
         "no back-off in the log"
     );
     // Five starts that failed at once have to be further and further apart.

@@ -55,7 +55,7 @@ fn reload_under(cx: &Cx, mode: &str) -> Result<()> {
         wait_reloaded(&bed, round, &before)?;
         load.wait_more(500)?;
     }
-    load.finish()?;
+    load.finish_unharmed()?;
     let errors =
         bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with("on_worker_error")).count();
     ensure!(errors == 0, "{errors} workers did not retire but die");
@@ -113,7 +113,7 @@ fn max_request(cx: &Cx) -> Result<()> {
     let bed = cx.testbed().flag("worker-num", 2).flag("max-request", 300).start()?;
     let load = Load::start(bed.address()?, 4)?;
     load.wait_more(6000)?;
-    load.finish()?;
+    load.finish_unharmed()?;
     let lives =
         bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with("on_worker_start")).count();
     // Swoole's grace adds up to half of max_request, so 6000 requests use up at least 6000 / 450 = 13 lives.
