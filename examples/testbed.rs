@@ -1,0 +1,254 @@
+//! A server that does what each packet tells it to: to explore the system with `nc`, and for tests and benchmarks.
+//!
+//! ```text
+//! $ cargo run --release --example testbed -- --worker-num 2 &
+//! ready master=100 manager=101 workers=102,103 tasks= listen=tcp://127.0.0.1:9501
+//! $ nc 127.0.0.1 9501
+//! whoami
+//! worker=0 pid=102 generation=1 handled=1
+//! crash segv
+//! on_worker_error worker=0 pid=102 status=signal:11 requests=1
+//! ```
+//!
+//! [`command`] lists the packets, `--help` the flags. Each callback of a process's life prints one line to stdout.
+//! With `--framing raw` and `--framing length` nothing is parsed, and every packet is echoed as it is.
+
+#[path = "testbed/command.rs"]
+mod command;
+
+use std::hint::spin_loop;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use command::{Command, Crash};
+use rustix::process::{Signal, getpid, kill_process};
+use swoole_server::config::{Config, Framing, Sources};
+use swoole_server::{
+    Error, ExitStatus, Handler, Manager, Master, Result, Server, Session, Worker, WorkerError,
+};
+
+struct Testbed {
+    /// Whether packets are commands, or are to be echoed.
+    commands: bool,
+    line_end: Vec<u8>,
+    /// This worker panics at its start.
+    crash_on_start: Option<u16>,
+}
+
+/// One line to stdout with one write, so that lines of different processes never mix.
+fn say(line: String) -> Result<()> {
+    Ok(std::io::stdout().write_all((line + "\n").as_bytes())?)
+}
+
+fn join<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(",")
+}
+
+impl Handler for Testbed {
+    fn on_start(&mut self, master: &mut Master) -> Result<()> {
+        say(format!("on_start master={}", master.master_pid()))
+    }
+
+    fn on_ready(&mut self, master: &mut Master) -> Result<()> {
+        say(format!(
+            "ready master={} manager={} workers={} tasks= listen={}",
+            master.master_pid(),
+            master.manager_pid(),
+            join(master.worker_pids()),
+            join(master.addresses()),
+        ))
+    }
+
+    fn on_before_shutdown(&mut self, master: &mut Master) -> Result<()> {
+        say(format!("on_before_shutdown master={}", master.master_pid()))
+    }
+
+    fn on_shutdown(&mut self, master: &mut Master) -> Result<()> {
+        say(format!("on_shutdown master={}", master.master_pid()))
+    }
+
+    fn on_manager_start(&mut self, manager: &mut Manager) -> Result<()> {
+        say(format!("on_manager_start manager={}", manager.manager_pid()))
+    }
+
+    fn on_manager_stop(&mut self, manager: &mut Manager) -> Result<()> {
+        say(format!("on_manager_stop manager={}", manager.manager_pid()))
+    }
+
+    fn on_worker_error(&mut self, _: &mut Manager, error: &WorkerError) -> Result<()> {
+        let status = match error.status {
+            ExitStatus::Signaled { signal, .. } => format!("signal:{signal}"),
+            other => other.to_string(),
+        };
+        let WorkerError { worker, pid, lost, .. } = error;
+        say(format!("on_worker_error worker={worker} pid={pid} status={status} requests={}", lost.len()))
+    }
+
+    fn on_before_reload(&mut self, manager: &mut Manager) -> Result<()> {
+        say(format!("on_before_reload manager={}", manager.manager_pid()))
+    }
+
+    fn on_after_reload(&mut self, manager: &mut Manager) -> Result<()> {
+        say(format!("on_after_reload manager={}", manager.manager_pid()))
+    }
+
+    fn on_worker_start(&mut self, worker: &mut Worker) -> Result<()> {
+        if self.crash_on_start == Some(worker.id()) {
+            panic!("--crash-on-start {}", worker.id());
+        }
+        let (id, pid, generation) = (worker.id(), worker.pid(), worker.generation());
+        say(format!("on_worker_start worker={id} pid={pid} generation={generation}"))
+    }
+
+    fn on_worker_stop(&mut self, worker: &mut Worker) -> Result<()> {
+        say(format!("on_worker_stop worker={} pid={}", worker.id(), worker.pid()))
+    }
+
+    fn on_receive(&mut self, worker: &mut Worker, client: Session, packet: &[u8]) -> Result<()> {
+        if !self.commands {
+            return worker.send(client, packet);
+        }
+        let reply = match Command::parse(packet) {
+            Ok(command) => self.obey(worker, client, command),
+            Err(complaint) => Err(Error::from(complaint)),
+        };
+        let reply = match reply {
+            Ok(Some(reply)) => reply,
+            Ok(None) => return Ok(()),
+            Err(Error::NoSuchSession(_)) => b"error: no such session".to_vec(),
+            Err(error) => format!("error: {error}").into_bytes(),
+        };
+        match self.send_line(worker, client, &reply) {
+            Err(error @ Error::ReplyTooLong { .. }) => {
+                self.send_line(worker, client, format!("error: {error}").as_bytes())
+            }
+            sent => sent,
+        }
+    }
+}
+
+impl Testbed {
+    /// Does what a client wants, and gives the reply if there is one.
+    fn obey(&self, worker: &mut Worker, client: Session, command: Command<'_>) -> Result<Option<Vec<u8>>> {
+        let ok = || Ok(Some(b"ok".to_vec()));
+        let text = |text: String| Ok(Some(text.into_bytes()));
+        match command {
+            Command::Echo(text) => Ok(Some(text.to_vec())),
+            Command::Whoami => {
+                let (id, pid, generation) = (worker.id(), worker.pid(), worker.generation());
+                text(format!("worker={id} pid={pid} generation={generation} handled={}", worker.handled()))
+            }
+            Command::Session => {
+                let info = worker.session(client)?;
+                let peer = info.peer.map_or("unix".into(), |peer| peer.to_string());
+                text(format!(
+                    "session={} reactor={} port={} peer={peer} connected={} recv={} sent={}",
+                    info.session, info.reactor, info.port, info.connected_at, info.received, info.sent
+                ))
+            }
+            Command::Send(session, line) => self.send_line(worker, session, line).and_then(|()| ok()),
+            Command::Broadcast(line) => text(format!("sent {}", self.broadcast(worker, client, line)?)),
+            Command::Close(None) => worker.close(client).map(|()| None),
+            Command::Close(Some(session)) => worker.close(session).and_then(|()| ok()),
+            Command::Sleep(ms) => {
+                std::thread::sleep(Duration::from_millis(ms));
+                text(format!("slept {ms}"))
+            }
+            Command::Spin(ms) => {
+                let start = Instant::now();
+                while start.elapsed() < Duration::from_millis(ms) {
+                    spin_loop();
+                }
+                text(format!("spun {ms}"))
+            }
+            Command::Crash(how) => crash(how),
+            Command::Hold => Ok(None),
+            Command::Big(bytes) => Ok(Some(vec![b'x'; bytes])),
+            Command::Sum(bytes) => text(format!("{:08x}", command::crc32(bytes))),
+            Command::Stats => text(worker.stats().to_json()),
+            Command::Reload => worker.reload().and_then(|()| ok()),
+            Command::Shutdown => worker.shutdown().and_then(|()| ok()),
+            Command::Stop(which) => worker.retire(which).and_then(|()| ok()),
+        }
+    }
+
+    fn send_line(&self, worker: &mut Worker, session: Session, line: &[u8]) -> Result<()> {
+        worker.send(session, &[line, &self.line_end].concat())
+    }
+
+    /// Sends a line to all sessions but one; how many got it.
+    fn broadcast(&self, worker: &mut Worker, except: Session, line: &[u8]) -> Result<usize> {
+        let others: Vec<Session> = worker.sessions().filter(|session| *session != except).collect();
+        let mut sent = 0;
+        for session in others {
+            match self.send_line(worker, session, line) {
+                Ok(()) => sent += 1,
+                // It has left in the meantime.
+                Err(Error::NoSuchSession(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sent)
+    }
+}
+
+#[expect(clippy::exit, reason = "to end the process under the server's feet is what is wanted")]
+fn crash<T>(how: Crash) -> Result<T> {
+    match how {
+        Crash::Panic => panic!("a client wants it"),
+        Crash::Abort => std::process::abort(),
+        Crash::Exit(code) => std::process::exit(code.into()),
+        Crash::Segv => raise(Signal::SEGV),
+        Crash::Kill => raise(Signal::KILL),
+    }
+}
+
+/// Dies of a signal. Twice, because the standard library's handler of SIGSEGV takes the first for a fault, restores
+/// the default action and leaves it to the faulting instruction, of which there is none, to raise the second.
+fn raise<T>(signal: Signal) -> Result<T> {
+    for _ in 0..2 {
+        kill_process(getpid(), signal).map_err(std::io::Error::from)?;
+    }
+    Err(format!("{signal:?} did not end the process").into())
+}
+
+fn run() -> Result<()> {
+    let mut defaults = Config::default();
+    defaults.listen = vec!["tcp://127.0.0.1:9501".parse().map_err(Error::other)?];
+    defaults.framing = Framing::Eof;
+    defaults.package_eof = b"\n".to_vec();
+
+    let (mut crash_on_start, mut spawn_thread) = (None, false);
+    let config = Sources::new(defaults)
+        .option("crash-on-start", "ID", "this worker panics whenever it starts", &mut crash_on_start)
+        .switch(
+            "spawn-thread",
+            "a thread is started before the server, which refuses that",
+            &mut spawn_thread,
+        )
+        .load_process()?;
+    let crash_on_start = crash_on_start
+        .map(|id| id.parse())
+        .transpose()
+        .map_err(|_| "flag --crash-on-start: must be a worker's id")?;
+    if spawn_thread {
+        std::thread::spawn(std::thread::park);
+    }
+    let testbed = Testbed {
+        commands: config.framing == Framing::Eof,
+        line_end: config.package_eof.clone(),
+        crash_on_start,
+    };
+    Server::new(config)?.run(testbed)
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("testbed: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

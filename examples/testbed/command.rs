@@ -1,0 +1,202 @@
+//! What a packet tells the testbed to do.
+//!
+//! | packet | what happens, and the reply |
+//! | --- | --- |
+//! | `echo TEXT` | `TEXT` |
+//! | `whoami` | `worker=ID pid=PID generation=G handled=N` |
+//! | `session` | `session=ID reactor=R port=P peer=ADDR connected=UNIX_MS recv=BYTES sent=BYTES` |
+//! | `send SESSION TEXT` | TEXT goes to that session; `ok` |
+//! | `broadcast TEXT` | TEXT goes to every other session; `sent N` |
+//! | `close`, `close SESSION` | closes it after what was sent before; only the second replies, `ok` |
+//! | `sleep MS`, `spin MS` | blocks the worker, idle or busy; `slept MS`, `spun MS` |
+//! | `crash panic`, `abort`, `segv`, `kill`, `exit N` | the worker dies that way |
+//! | `hold TEXT` | no reply |
+//! | `big N` | N bytes of `x` |
+//! | `sum BYTES...` | the crc32 of the bytes, in hex |
+//! | `stats` | the server's statistics, one line of JSON |
+//! | `reload`, `shutdown` | `ok`, then it happens |
+//! | `stop`, `stop WORKER` | `ok`, then that worker retires and is replaced |
+//!
+//! All else gets `error: ...`.
+
+use std::str::FromStr;
+
+use swoole_server::Session;
+
+#[derive(Debug, PartialEq)]
+pub(crate) enum Command<'a> {
+    Echo(&'a [u8]),
+    Whoami,
+    Session,
+    Send(Session, &'a [u8]),
+    Broadcast(&'a [u8]),
+    Close(Option<Session>),
+    Sleep(u64),
+    Spin(u64),
+    Crash(Crash),
+    Hold,
+    Big(usize),
+    Sum(&'a [u8]),
+    Stats,
+    Reload,
+    Shutdown,
+    Stop(Option<u16>),
+}
+
+/// How a worker is to die.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Crash {
+    Panic,
+    Abort,
+    Segv,
+    Kill,
+    Exit(u8),
+}
+
+/// Bytes of the largest reply that `big` makes.
+const BIG_MAX: usize = 1 << 30;
+
+impl<'a> Command<'a> {
+    /// Reads a packet, or says what is wrong with it.
+    pub(crate) fn parse(packet: &'a [u8]) -> Result<Command<'a>, String> {
+        let packet = packet.strip_suffix(b"\r").unwrap_or(packet);
+        let (name, rest) = split_word(packet);
+        let unknown = || format!("unknown command `{}`", String::from_utf8_lossy(packet).escape_debug());
+        Ok(match name {
+            b"echo" => Command::Echo(rest),
+            b"broadcast" => Command::Broadcast(rest),
+            b"hold" => Command::Hold,
+            b"sum" => Command::Sum(rest),
+            b"send" => {
+                let (session, text) = split_word(rest);
+                Command::Send(number(session, "send SESSION TEXT")?, text)
+            }
+            b"close" => Command::Close(optional(rest, "close, or close SESSION")?),
+            b"stop" => Command::Stop(optional(rest, "stop, or stop WORKER")?),
+            b"sleep" => Command::Sleep(number(rest, "sleep MS")?),
+            b"spin" => Command::Spin(number(rest, "spin MS")?),
+            b"big" => match number(rest, "big BYTES")? {
+                bytes if bytes <= BIG_MAX => Command::Big(bytes),
+                _ => return Err(format!("big takes at most {BIG_MAX} bytes")),
+            },
+            b"crash" => Command::Crash(Crash::parse(rest)?),
+            _ if !rest.is_empty() => return Err(unknown()),
+            b"whoami" => Command::Whoami,
+            b"session" => Command::Session,
+            b"stats" => Command::Stats,
+            b"reload" => Command::Reload,
+            b"shutdown" => Command::Shutdown,
+            _ => return Err(unknown()),
+        })
+    }
+}
+
+impl Crash {
+    fn parse(how: &[u8]) -> Result<Crash, String> {
+        match split_word(how) {
+            (b"exit", code) => number(code, "crash exit CODE, 0..=255").map(Crash::Exit),
+            (b"panic", b"") => Ok(Crash::Panic),
+            (b"abort", b"") => Ok(Crash::Abort),
+            (b"segv", b"") => Ok(Crash::Segv),
+            (b"kill", b"") => Ok(Crash::Kill),
+            _ => Err(usage("crash panic, abort, segv, kill, or exit CODE")),
+        }
+    }
+}
+
+/// What stands before the first space, and what after it.
+fn split_word(text: &[u8]) -> (&[u8], &[u8]) {
+    match text.iter().position(|byte| *byte == b' ') {
+        Some(space) => (&text[..space], &text[space + 1..]),
+        None => (text, b""),
+    }
+}
+
+fn number<T: FromStr>(text: &[u8], expected: &str) -> Result<T, String> {
+    std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).ok_or_else(|| usage(expected))
+}
+
+fn optional<T: FromStr>(text: &[u8], expected: &str) -> Result<Option<T>, String> {
+    if text.is_empty() { Ok(None) } else { number(text, expected).map(Some) }
+}
+
+fn usage(expected: &str) -> String {
+    format!("usage: {expected}")
+}
+
+/// CRC-32 as in zlib and Ethernet: reflected polynomial 0xEDB88320.
+pub(crate) fn crc32(bytes: &[u8]) -> u32 {
+    const TABLE: [u32; 256] = {
+        let mut table = [0; 256];
+        let mut index = 0;
+        while index < 256 {
+            let mut value = index as u32;
+            let mut bit = 0;
+            while bit < 8 {
+                value = if value & 1 == 1 { value >> 1 ^ 0xEDB8_8320 } else { value >> 1 };
+                bit += 1;
+            }
+            table[index] = value;
+            index += 1;
+        }
+        table
+    };
+    !bytes.iter().fold(!0, |sum, byte| TABLE[usize::from(sum as u8 ^ byte)] ^ sum >> 8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_with_arguments() {
+        let session: Session = "258".parse().unwrap();
+        for (packet, command) in [
+            (&b"echo"[..], Command::Echo(b"")),
+            (b"echo  two  spaces \r", Command::Echo(b" two  spaces ")),
+            (b"echo \xff\0", Command::Echo(b"\xff\0")),
+            (b"whoami\r", Command::Whoami),
+            (b"send 258 hello there", Command::Send(session, b"hello there")),
+            (b"send 258", Command::Send(session, b"")),
+            (b"close", Command::Close(None)),
+            (b"close 258", Command::Close(Some(session))),
+            (b"stop 3", Command::Stop(Some(3))),
+            (b"sleep 0", Command::Sleep(0)),
+            (b"hold what may", Command::Hold),
+            (b"big 1073741824", Command::Big(BIG_MAX)),
+            (b"crash exit 255", Command::Crash(Crash::Exit(255))),
+            (b"crash segv", Command::Crash(Crash::Segv)),
+            (b"sum a b", Command::Sum(b"a b")),
+        ] {
+            assert_eq!(Command::parse(packet), Ok(command), "{packet:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_command_gets_a_reason_on_one_line() {
+        for (packet, reason) in [
+            (&b""[..], "unknown command ``"),
+            (b" ", "unknown command ` `"),
+            (b"Echo x", "unknown command `Echo x`"),
+            (b"reload task", "unknown command `reload task`"),
+            (b"a\nb\x1b", "unknown command `a\\nb\\u{1b}`"),
+            (b"sleep", "usage: sleep MS"),
+            (b"sleep -1", "usage: sleep MS"),
+            (b"sleep 1 ", "usage: sleep MS"),
+            (b"big 1073741825", "big takes at most 1073741824 bytes"),
+            (b"send", "usage: send SESSION TEXT"),
+            (b"send x y", "usage: send SESSION TEXT"),
+            (b"stop 65536", "usage: stop, or stop WORKER"),
+            (b"crash", "usage: crash panic, abort, segv, kill, or exit CODE"),
+            (b"crash panic now", "usage: crash panic, abort, segv, kill, or exit CODE"),
+            (b"crash exit 256", "usage: crash exit CODE, 0..=255"),
+        ] {
+            assert_eq!(Command::parse(packet), Err(reason.to_owned()), "{packet:?}");
+        }
+    }
+
+    #[test]
+    fn crc32_of_the_check_value() {
+        assert_eq!((crc32(b"123456789"), crc32(b"")), (0xCBF4_3926, 0));
+    }
+}
