@@ -186,8 +186,7 @@ impl<P: Program> Shell<P> {
         self.origin.elapsed()
     }
 
-    /// What to wait for. The ready pipe of a process stands before its pidfd, so that one that gets ready and
-    /// ends is seen to do so in this order.
+    /// What to wait for.
     fn wait_list(&self) -> Vec<RawFd> {
         let mut list = vec![self.signals.as_fd().as_raw_fd()];
         for process in &self.processes {
@@ -246,6 +245,8 @@ impl<P: Program> Shell<P> {
             Err(Errno::CHILD) => ExitStatus::Unknown,
             Err(errno) => return Err(Error::os("waitid")(errno)),
         };
+        // It may have got ready and ended between two looks.
+        self.read_ready(at);
         let process = self.processes.swap_remove(at);
         let Process { slot, generation, pid, was_ready, .. } = process;
         self.control.live.retain(|&(_, _, live)| live != pid);
