@@ -255,7 +255,8 @@ impl<P: Program> Shell<P> {
         self.apply(Event::Exited { slot, generation, status });
         // The program hears of the death before it hears of what follows from it.
         if self.program.exited(&exit, &mut self.control) == Settle::Now {
-            self.apply(Event::Settled { slot });
+            // After the requests that it has just made: a stop among them spares the successor.
+            self.control.settled(slot);
         }
         self.deliver();
         Ok(())
