@@ -11,6 +11,7 @@ use std::fs;
 
 pub(super) static ALL: &[Scenario] = &[
     once("lifecycle", "what each role sees of the others' state across the forks", lifecycle),
+    once("frames", "cuts what stands on its input into packets", frames),
     once("echo", "the smallest server: under 25 lines, and it serves", echo),
 ];
 
@@ -54,5 +55,22 @@ fn echo(cx: &Cx) -> Result<()> {
     proc::signal(server.pid(), Signal::TERM)?;
     let status = server.wait_exit(PATIENCE)?;
     ensure!(status.code() == Some(0), "ended with {status}");
+    Ok(())
+}
+
+fn frames(cx: &Cx) -> Result<()> {
+    let feed = |input: &str, words: &[&str]| -> Result<Vec<String>> {
+        let script = format!("printf '{input}' | \"$0\" \"$@\"");
+        let launch = words.iter().fold(cx.example("frames"), |launch, word| launch.word(word));
+        let mut process = launch.through(&["sh", "-c", &script]).spawn()?;
+        let status = process.wait_exit(PATIENCE)?;
+        ensure!(status.code() == Some(0), "frames {words:?} ended with {status}");
+        process.log.wait_end(PATIENCE)?;
+        Ok(process.log.texts(Source::Stdout))
+    };
+    let lines = feed("one\\ntwo\\n", &["eof"])?;
+    ensure!(lines == ["\"one\"", "\"two\""], "eof cut {lines:?}");
+    let packets = feed("\\000\\000\\000\\003abc\\000\\000\\000\\001d", &["length", "N", "0", "4"])?;
+    ensure!(packets == ["\"abc\"", "\"d\""], "length cut {packets:?}");
     Ok(())
 }
