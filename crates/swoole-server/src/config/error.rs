@@ -49,15 +49,9 @@ pub enum ConfigError {
         /// What would be right.
         reason: String,
     },
-    /// A key, or a flag, that does not exist.
-    #[error("{origin}: unknown key; --help lists all")]
-    UnknownKey {
-        /// Where it was given, with its name.
-        origin: Origin,
-    },
-    /// A key of the TOML file that does not exist.
+    /// A key that does not exist.
     #[error("{origin}: unknown key {key}; --help lists all")]
-    UnknownFileKey {
+    UnknownKey {
         /// Where it was given.
         origin: Origin,
         /// Its name.

@@ -37,7 +37,7 @@ const fn key(name: &'static str, kind: Kind, help: &'static str) -> Key {
 }
 
 /// In the order of the fields of [`Config`](super::Config).
-pub(super) const KEYS: [Key; 29] = [
+pub(super) static KEYS: [Key; 29] = [
     key("listen", Listen, "where clients connect; may repeat"),
     key("mode", Choice(&["process"]), "how the work is divided between processes"),
     key("worker_num", Count(1, 1024), "worker processes"),
@@ -69,7 +69,7 @@ pub(super) const KEYS: [Key; 29] = [
         Count(0, i64::MAX as u64),
         "at most so many more, by chance; default max_request / 2",
     ),
-    key("max_wait_time", Seconds(0.1, 3600.0), "how long a worker may take to stop before it is killed"),
+    key("max_wait_time", Seconds(0.1, 3600.0), "how long a worker may take to stop"),
     key("max_connection", Count(1, 1_000_000), "client connections at one time"),
     key("backlog", Count(1, 65535), "connections that wait in the kernel to be accepted"),
     key("open_tcp_nodelay", Switch, "send small replies at once"),
@@ -87,8 +87,7 @@ pub(super) const KEYS: [Key; 29] = [
 
 /// The key of this name.
 pub(super) fn find(name: &str) -> Option<&'static Key> {
-    static TABLE: [Key; 29] = KEYS;
-    TABLE.iter().find(|key| key.name == name)
+    KEYS.iter().find(|key| key.name == name)
 }
 
 impl Key {

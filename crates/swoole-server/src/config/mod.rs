@@ -227,14 +227,13 @@ impl Config {
     }
 }
 
-/// The enums below: variants that print and parse as their names in `snake_case`.
+/// The enums below: each variant prints and parses as the text beside it.
 macro_rules! choice {
     ($(#[$outer:meta])* $name:ident { $($(#[$inner:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
         $(#[$outer])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-        #[serde(rename_all = "snake_case")]
         pub enum $name {
-            $($(#[$inner])* $variant),+
+            $($(#[$inner])* #[serde(rename = $text)] $variant),+
         }
 
         impl std::fmt::Display for $name {
@@ -264,7 +263,6 @@ choice! {
         /// Always epoll.
         Epoll = "epoll",
         /// io_uring, or the server does not start.
-        #[serde(rename = "io_uring")]
         IoUring = "io_uring",
     }
 }
@@ -275,7 +273,6 @@ choice! {
         /// Rings in shared memory: no system call under load.
         Ring = "ring",
         /// Unix sockets: each packet is copied into the kernel and out of it.
-        #[serde(rename = "socketpair")]
         SocketPair = "socketpair",
     }
 }

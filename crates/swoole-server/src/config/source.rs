@@ -181,7 +181,7 @@ impl<'a> Sources<'a> {
                     }
                 }
             } else {
-                return Err(ConfigError::UnknownKey { origin });
+                return Err(ConfigError::UnknownKey { origin, key: name });
             }
         }
         Ok((file, given))
@@ -207,7 +207,7 @@ fn read_file(path: &Path) -> Result<Vec<Given>, ConfigError> {
     let read = |(name, value): (String, Spanned<Value>)| {
         let origin = at(value.span().start);
         let Some(key) = keys::find(&name) else {
-            return Err(ConfigError::UnknownFileKey { origin, key: name });
+            return Err(ConfigError::UnknownKey { origin, key: name });
         };
         Ok((key, checked(key, value.into_inner(), &origin)?, origin))
     };

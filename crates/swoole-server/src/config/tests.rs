@@ -180,7 +180,10 @@ fn errors_name_the_source_the_key_the_value_and_the_range() {
         error(&["--framing=eof", "--package-eof", r"\x41\x4"], &[]),
         r"flag --package-eof: package_eof = \x41\x4: must be 1..=8 bytes, with escapes \n \r \t \0 \xNN \\"
     );
-    assert_eq!(error(&["--wroker-num=1"], &[]), "flag --wroker-num: unknown key; --help lists all");
+    assert_eq!(
+        error(&["--wroker-num=1"], &[]),
+        "flag --wroker-num: unknown key wroker-num; --help lists all"
+    );
     assert_eq!(error(&["--worker-num"], &[]), "flag --worker-num: needs a value");
     assert_eq!(error(&["start"], &[]), "unexpected argument \"start\"; --help lists all flags");
     assert_eq!(
@@ -260,6 +263,26 @@ fn values_are_read_as_people_write_them() {
     assert_eq!(load(&["--package-eof", r"\n\0\xff\\'"], &[]).unwrap().package_eof, b"\n\0\xff\\'");
     for wrong in ["", "K", "-1", "+1", "1T", "1.5M", "99999999999G"] {
         assert_eq!(value::size::parse(wrong), None, "{wrong}");
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn what_is_printed_is_read_back(size: usize, bytes: Vec<u8>) {
+        assert_eq!(value::size::parse(&value::size::format(size)), Some(size));
+        assert_eq!(value::escaped::parse(&bytes.escape_ascii().to_string()).as_deref(), Ok(&*bytes));
+    }
+
+    #[test]
+    fn no_text_makes_it_panic(key in 0..KEYS.len(), text: String) {
+        let key = &KEYS[key];
+        let variable = format!("SWOOLE_{}", key.name.to_uppercase());
+        let by_flag = load(&[&key.flag(), &text], &[]);
+        let by_variable = load(&[], &[(&variable, &text)]);
+        // A switch takes no second word, a list of addresses has commas in the environment only.
+        if !matches!(key.kind, Kind::Switch | Kind::Listen) {
+            assert_eq!(by_flag.is_ok(), by_variable.is_ok(), "{by_flag:?} {by_variable:?}");
+        }
     }
 }
 
