@@ -60,8 +60,7 @@ fn simple_commands(cx: &Cx) -> Result<()> {
     ensure!(start.elapsed() >= Duration::from_millis(100), "sleep and spin took {:?}", start.elapsed());
     client.expect("big 10", "xxxxxxxxxx")?;
     client.expect("big 0", "")?;
-    let sum = client.ask("sum 123456789")?;
-    ensure!(sum.trim_start_matches("0x").eq_ignore_ascii_case("cbf43926"), "sum gave {sum:?}");
+    client.expect("sum 123456789", "cbf43926")?;
     for wrong in [
         "nonsense",
         "",

@@ -1,8 +1,9 @@
 //! Packets of every size and cut, and connections in great number.
 
-use crate::cluster::bed::Bed;
+use crate::cluster::bed::{Bed, PATIENCE};
 use crate::cluster::client::Client;
 use crate::cluster::matrix::{Cx, Scenario, full};
+use crate::cluster::{load::Load, proc};
 use anyhow::{Context, Result, ensure};
 
 pub(super) static ALL: &[Scenario] = &[
@@ -14,6 +15,16 @@ pub(super) static ALL: &[Scenario] = &[
         "package_max_length",
         "a packet at the limit passes, one above it costs its connection",
         package_max_length,
+    ),
+    full(
+        "tiny_rings",
+        "packets and replies far larger than a ring pass through it, beside traffic",
+        tiny_rings,
+    ),
+    full(
+        "max_connection",
+        "one connection too many is closed, and a place that is given up is taken",
+        max_connection,
     ),
     full("connections_200", "200 connections at once, each with its own replies", connections_200),
     full("connections_10000", "10,000 connections at once, each with its own replies", connections_10000),
@@ -170,6 +181,43 @@ fn package_max_length(cx: &Cx) -> Result<()> {
     let mut client = bed.connect()?;
     client.send(&u32::MAX.to_be_bytes())?;
     client.expect_close()?;
+    bed.stop()?;
+    Ok(())
+}
+
+fn tiny_rings(cx: &Cx) -> Result<()> {
+    let mut rng = cx.rng();
+    let bed = cx.testbed().flag("worker-num", 2).flag("reactor-num", 2).flag("ring-size", 16_384).start()?;
+    let load = Load::start(bed.address()?, 2)?;
+    let mut client = bed.connect()?;
+    for round in 0..20 {
+        // Around the ring's size, and far above it.
+        let size = if rng.bool() { rng.usize(16_000..17_000) } else { rng.usize(1..1_000_000) };
+        let bytes = line_bytes(&mut rng, size);
+        client.send(&[b"sum ".as_slice(), &bytes, b"\necho ", &bytes, b"\n"].concat())?;
+        let place = || format!("round {round}, {size} bytes");
+        client.expect_line(&format!("{:08x}", crc32(&bytes))).with_context(place)?;
+        let reply = client.exactly(size + 1).with_context(place)?;
+        ensure!(reply[..size] == bytes && reply[size] == b'\n', "{}: came back otherwise", place());
+    }
+    load.finish_unharmed()?;
+    bed.stop()?;
+    Ok(())
+}
+
+fn max_connection(cx: &Cx) -> Result<()> {
+    let bed = cx.testbed().flag("worker-num", 1).flag("reactor-num", 2).flag("max-connection", 10).start()?;
+    let mut clients = (0..10).map(|_| bed.connect()).collect::<Result<Vec<_>>>()?;
+    ask_all(&mut clients, "first")?;
+    bed.connect()?.expect_close().context("the connection above max_connection")?;
+    ask_all(&mut clients, "second")?;
+    clients.truncate(9);
+    // The server may learn of the tenth one's leave after the next one's arrival.
+    clients.push(proc::until("a place for another connection", PATIENCE, || {
+        let mut client = bed.connect().ok()?;
+        client.expect("echo room?", "room?").is_ok().then_some(client)
+    })?);
+    ask_all(&mut clients, "third")?;
     bed.stop()?;
     Ok(())
 }
