@@ -1,5 +1,7 @@
 //! Bytes between processes: shared-memory rings, socketpairs and SysV message queues.
 
+#![cfg_attr(loom, allow(dead_code, reason = "the models run the cursors and the flag, the rest is left out"))]
+
 #[cfg(not(loom))]
 pub mod channel;
 #[cfg(not(loom))]
@@ -12,6 +14,8 @@ mod fragment;
 mod line;
 #[cfg(not(loom))]
 mod memory;
+#[cfg(all(test, loom))]
+mod model;
 #[cfg(not(loom))]
 pub mod msgqueue;
 pub mod ring;

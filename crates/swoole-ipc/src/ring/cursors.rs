@@ -21,30 +21,39 @@ use crate::error::Corrupt;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// Records start at multiples of this, so that a header is one aligned word.
-pub(super) const ALIGN: u64 = 8;
+pub(crate) const ALIGN: u64 = 8;
 /// Bytes before the payload of each record.
-pub(super) const RECORD_HEADER: u64 = 8;
+pub(crate) const RECORD_HEADER: u64 = 8;
 /// Beyond any position that is reached, and far enough from the end of `u64` for sums.
 const POSITION_MAX: u64 = 1 << 62;
 
 /// Space that a payload takes in the ring, header and padding included.
-pub(super) fn footprint(payload: u64) -> u64 {
+pub(crate) fn footprint(payload: u64) -> u64 {
     RECORD_HEADER + payload.next_multiple_of(ALIGN)
 }
 
 /// The shared words; each on its own cache line, so that the sides do not disturb each other.
 #[derive(Debug)]
 #[repr(C)]
-pub(super) struct Cursors {
+pub(crate) struct Cursors {
     /// End of what is published. Written by the producer.
-    pub(super) head: CachePadded<AtomicU64>,
+    pub(crate) head: CachePadded<AtomicU64>,
     /// Start of what is not yet freed. Written by the consumer in consumer-freed mode; by the producer in
     /// acked mode, where only a successor of it reads the word.
-    pub(super) tail: CachePadded<AtomicU64>,
+    pub(crate) tail: CachePadded<AtomicU64>,
     /// Where the next consumer starts, unless tail is further. Written by the producer.
-    pub(super) resume: CachePadded<AtomicU64>,
+    pub(crate) resume: CachePadded<AtomicU64>,
     /// Not 0 once no more will be published. Written by the producer.
-    pub(super) closed: CachePadded<AtomicU32>,
+    pub(crate) closed: CachePadded<AtomicU32>,
+}
+
+impl Cursors {
+    #[cfg(loom)]
+    pub(crate) fn new() -> Cursors {
+        let word = || CachePadded::new(AtomicU64::new(0));
+        let closed = CachePadded::new(AtomicU32::new(0));
+        Cursors { head: word(), tail: word(), resume: word(), closed }
+    }
 }
 
 fn within(what: &'static str, value: u64, range: RangeInclusive<u64>) -> Result<u64, Corrupt> {
@@ -57,7 +66,7 @@ fn within(what: &'static str, value: u64, range: RangeInclusive<u64>) -> Result<
 
 /// The producer's private state.
 #[derive(Debug)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     capacity: u64,
     tail: u64,
     head: u64,
@@ -66,7 +75,7 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Continues where the last producer's published state is.
-    pub(super) fn open(shared: &Cursors, capacity: u64) -> Result<Writer, Corrupt> {
+    pub(crate) fn open(shared: &Cursors, capacity: u64) -> Result<Writer, Corrupt> {
         // In this order: with no other producer alive, head stands still and tail cannot pass it.
         let head = within("head", shared.head.load(Ordering::Acquire), 0..=POSITION_MAX)?;
         let tail = shared.tail.load(Ordering::Acquire);
@@ -74,53 +83,53 @@ impl Writer {
         Ok(Writer { capacity, tail, head, position: head })
     }
 
-    pub(super) fn position(&self) -> u64 {
+    pub(crate) fn position(&self) -> u64 {
         self.position
     }
 
-    pub(super) fn published(&self) -> u64 {
+    pub(crate) fn published(&self) -> u64 {
         self.head
     }
 
     /// Bytes that may be written from `position` on.
-    pub(super) fn free(&self) -> u64 {
+    pub(crate) fn free(&self) -> u64 {
         self.capacity - (self.position - self.tail)
     }
 
     /// `size` bytes from `position` on have been written; a multiple of [`ALIGN`], at most `free`.
-    pub(super) fn advance(&mut self, size: u64) {
+    pub(crate) fn advance(&mut self, size: u64) {
         debug_assert!(size <= self.free() && size.is_multiple_of(ALIGN));
         self.position += size;
     }
 
-    pub(super) fn publish(&mut self, shared: &Cursors) {
+    pub(crate) fn publish(&mut self, shared: &Cursors) {
         if self.head != self.position {
             self.head = self.position;
             shared.head.store(self.head, Ordering::Release);
         }
     }
 
-    pub(super) fn refresh(&mut self, shared: &Cursors) -> Result<(), Corrupt> {
+    pub(crate) fn refresh(&mut self, shared: &Cursors) -> Result<(), Corrupt> {
         // Acquire: the consumer's reads of the freed bytes come before our writes to them.
         let tail = shared.tail.load(Ordering::Acquire);
         self.tail = within("tail", tail, self.tail..=self.head)?;
         Ok(())
     }
 
-    pub(super) fn release_to(&mut self, shared: &Cursors, position: u64) -> Result<(), Corrupt> {
+    pub(crate) fn release_to(&mut self, shared: &Cursors, position: u64) -> Result<(), Corrupt> {
         self.tail = within("acknowledged position", position, self.tail..=self.head)?;
         shared.tail.store(self.tail, Ordering::Release);
         Ok(())
     }
 
-    pub(super) fn resume_at(&mut self, shared: &Cursors, position: u64) -> Result<(), Corrupt> {
+    pub(crate) fn resume_at(&mut self, shared: &Cursors, position: u64) -> Result<(), Corrupt> {
         let position = within("resume position", position, self.tail..=self.head)?;
         shared.resume.store(position, Ordering::Release);
         Ok(())
     }
 
     /// Frees everything published; the next consumer starts at the head.
-    pub(super) fn rewind(&mut self, shared: &Cursors) -> u64 {
+    pub(crate) fn rewind(&mut self, shared: &Cursors) -> u64 {
         self.tail = self.head;
         shared.tail.store(self.head, Ordering::Release);
         shared.resume.store(self.head, Ordering::Release);
@@ -130,7 +139,7 @@ impl Writer {
 
 /// The consumer's private state.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(crate) struct Reader {
     capacity: u64,
     /// The shared tail as this consumer last stored it: nothing before it may be read any more.
     tail: u64,
@@ -141,7 +150,7 @@ pub(super) struct Reader {
 
 impl Reader {
     /// Starts at `resume` or `tail`, whichever is further: in each mode the other one lags behind.
-    pub(super) fn open(shared: &Cursors, capacity: u64) -> Result<Reader, Corrupt> {
+    pub(crate) fn open(shared: &Cursors, capacity: u64) -> Result<Reader, Corrupt> {
         let start = shared.resume.load(Ordering::Acquire).max(shared.tail.load(Ordering::Acquire));
         // After start, so that a living producer cannot make it look older than it is.
         let head = within("head", shared.head.load(Ordering::Acquire), 0..=POSITION_MAX)?;
@@ -149,16 +158,16 @@ impl Reader {
         Ok(Reader { capacity, tail: start, cursor: start, head: Cell::new(head) })
     }
 
-    pub(super) fn cursor(&self) -> u64 {
+    pub(crate) fn cursor(&self) -> u64 {
         self.cursor
     }
 
-    pub(super) fn advance_to(&mut self, position: u64) {
+    pub(crate) fn advance_to(&mut self, position: u64) {
         self.cursor = position;
     }
 
     /// Bytes that may be read from `position` on: 0, or at least a record's header.
-    pub(super) fn available(&self, shared: &Cursors, position: u64) -> Result<u64, Corrupt> {
+    pub(crate) fn available(&self, shared: &Cursors, position: u64) -> Result<u64, Corrupt> {
         if position >= self.head.get() {
             // Acquire: what was written before the head was stored is visible.
             let head = shared.head.load(Ordering::Acquire);
@@ -171,7 +180,7 @@ impl Reader {
         Ok(head - within("position", position, oldest..=head)?)
     }
 
-    pub(super) fn release(&mut self, shared: &Cursors) {
+    pub(crate) fn release(&mut self, shared: &Cursors) {
         if self.tail != self.cursor {
             self.tail = self.cursor;
             // Release: our reads of these bytes come before the producer's writes to them.

@@ -53,11 +53,13 @@
 mod channel;
 #[cfg(not(loom))]
 mod consumer;
-mod cursors;
+pub(crate) mod cursors;
 #[cfg(not(loom))]
 mod layout;
 #[cfg(not(loom))]
 mod producer;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 #[cfg(not(loom))]
 pub use channel::{Receiver, Sender, channel};
