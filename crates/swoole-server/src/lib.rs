@@ -1,1 +1,84 @@
 //! A server whose handlers run in crash-isolated worker processes.
+//!
+//! You write a [`Handler`]; [`Server`] runs it as a family of processes:
+//!
+//! ```text
+//! master ──fork──> manager ──fork──> worker 0 .. n-1
+//!   owns every       forks and         runs your
+//!   connection       replaces          handlers
+//! ```
+//!
+//! The master accepts clients, cuts their streams into packets, and hands each packet to a worker through shared
+//! memory; replies come back the same way. So a worker may block, leak, panic or crash: its connections stay, its
+//! unread packets wait for its successor, and one connection at most is closed: the one whose packet it died on. New
+//! code is a reload (`SIGUSR1`): workers are replaced one after the other, and no client notices.
+//!
+//! ```no_run
+//! use swoole_server::{Handler, Result, Server, Session, Worker};
+//!
+//! struct Echo;
+//!
+//! impl Handler for Echo {
+//!     fn on_receive(&mut self, worker: &mut Worker, client: Session, packet: &[u8]) -> Result<()> {
+//!         worker.send(client, packet)
+//!     }
+//! }
+//!
+//! fn main() -> Result<()> {
+//!     Server::listen("tcp://127.0.0.1:9501")?.run(Echo)
+//! }
+//! ```
+//!
+//! Try it with `nc 127.0.0.1 9501`; `kill -9` a worker; `kill -USR1` the master; stop it with Ctrl-C.
+//!
+//! # Where to go on
+//!
+//! | | |
+//! |---|---|
+//! | [`Handler`] | all callbacks, where each runs and in which order |
+//! | [`Worker`] | what a callback can do: send, close, ask about sessions, reload |
+//! | [`Config`] | every key, from code, a TOML file, the environment or flags |
+//! | [`Server`] | starting, and the signals it understands |
+//!
+//! # State
+//!
+//! The handler's value is copied by every fork, and the copies share nothing. Open what a worker needs (a database
+//! connection, a thread pool, an async runtime) in [`Handler::on_worker_start`], not before the server starts: a
+//! process that has more than one thread cannot be forked safely, so the server refuses to start in it.
+//!
+//! # What is promised
+//!
+//! - Packets of one connection are handled in order (dispatch mode `fixed`), and their replies leave in order.
+//! - All replies that a handler makes for a packet become visible together, when it returns. A worker killed before
+//!   that has answered nothing, one killed after it has answered all.
+//! - A reply never reaches another connection than the one it was made for, and is never sent twice.
+//! - No client can make the server's memory grow beyond what the configuration says.
+
+#![forbid(unsafe_code)]
+
+mod board;
+pub mod config;
+mod control;
+mod dispatch;
+mod error;
+mod handler;
+mod link;
+mod log;
+mod manager;
+mod master;
+mod server;
+mod session;
+mod shared;
+mod spin;
+mod wire;
+mod worker;
+
+pub use board::{Stats, WorkerStats};
+pub use config::Config;
+pub use control::LostPacket;
+pub use error::{Error, Result};
+pub use handler::{Handler, Manager, Master, WorkerError};
+pub use server::Server;
+pub use session::{Session, SessionInfo};
+pub use swoole_supervisor::ExitStatus;
+pub use worker::Worker;

@@ -34,7 +34,7 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::config::LogLevel;
 
 /// Bytes of the longest line, its end included. What is longer is cut, and says by how much.
-pub const LINE_MAX: usize = 16 * 1024;
+pub(crate) const LINE_MAX: usize = 16 * 1024;
 
 /// Bytes of a longest line that are not its text: its head and the note that it was cut.
 const FRAME_ROOM: usize = 128;
@@ -42,7 +42,7 @@ const FRAME_ROOM: usize = 128;
 /// What a process or thread does in the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Role {
+pub(crate) enum Role {
     /// None yet: the server has not started. Mark `%`.
     Starting = b'%',
     /// The master. Mark `#`.
@@ -59,11 +59,11 @@ pub enum Role {
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// What it does.
-    pub role: Role,
+    pub(crate) role: Role,
     /// Which one of its kind: the id of a worker or a reactor, else 0.
-    pub id: u32,
+    pub(crate) id: u32,
 }
 
 impl Identity {
@@ -87,12 +87,12 @@ thread_local! {
 }
 
 /// Says what this process is from now on.
-pub fn set_identity(identity: Identity) {
+pub(crate) fn set_identity(identity: Identity) {
     PROCESS.store(identity.pack(), Ordering::Relaxed);
 }
 
 /// Says what this thread is from now on, if it is not what its process is.
-pub fn set_thread_identity(identity: Identity) {
+pub(crate) fn set_thread_identity(identity: Identity) {
     THREAD.set(Some(identity));
 }
 
@@ -108,11 +108,11 @@ fn identity() -> Identity {
 /// The log file could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("open log_file {}: {source}; is its directory there and writable?", path.display())]
-pub struct LogError {
+pub(crate) struct LogError {
     /// The file.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// Why.
-    pub source: io::Error,
+    pub(crate) source: io::Error,
 }
 
 /// Where lines go, if not to standard error.
@@ -132,20 +132,19 @@ fn open(path: &Path) -> Result<OwnedFd, LogError> {
 /// Makes lines of `level` and above go to `file`, or to standard error: standard output belongs to the user.
 ///
 /// Call it once, before the first fork. If the program has installed a subscriber of its own, nothing is done.
+/// `file` is absolute if the directory is going to change: it may be opened again.
 ///
 /// # Errors
 /// [`LogError`]: the file cannot be opened; lines go to standard error.
-pub fn init(level: LogLevel, file: Option<&Path>) -> Result<(), LogError> {
+pub(crate) fn init(level: LogLevel, file: Option<&Path>) -> Result<(), LogError> {
     // It fails if there is one already; asking beforehand would be misled by one that was set for a scope only.
     if tracing::subscriber::set_global_default(subscriber(level.into(), Output)).is_err() {
         return Ok(());
     }
     if let Some(path) = file {
-        // A daemon changes its directory later, and may be asked to reopen.
-        let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
-        let descriptor = open(&path)?;
+        let descriptor = open(path)?;
         // It is empty: nobody gets here twice.
-        let _ = FILE.set(RwLock::new(LogFile { path, descriptor }));
+        let _ = FILE.set(RwLock::new(LogFile { path: path.into(), descriptor }));
     }
     Ok(())
 }
@@ -155,7 +154,7 @@ pub fn init(level: LogLevel, file: Option<&Path>) -> Result<(), LogError> {
 ///
 /// # Errors
 /// [`LogError`]: the file cannot be opened; lines go on to the old one.
-pub fn reopen() -> Result<(), LogError> {
+pub(crate) fn reopen() -> Result<(), LogError> {
     let Some(file) = FILE.get() else { return Ok(()) };
     let mut file = file.write().unwrap_or_else(PoisonError::into_inner);
     let fresh = open(&file.path)?;
@@ -164,7 +163,7 @@ pub fn reopen() -> Result<(), LogError> {
 }
 
 /// The log file's descriptor, which a forked process must keep when it closes all others.
-pub fn descriptor() -> Option<RawFd> {
+pub(crate) fn descriptor() -> Option<RawFd> {
     let file = FILE.get()?.read().unwrap_or_else(PoisonError::into_inner);
     Some(file.descriptor.as_raw_fd())
 }

@@ -39,6 +39,7 @@ pub use error::{ConfigError, Origin};
 pub use listen::Listen;
 pub use source::Sources;
 pub use swoole_protocol::LengthType;
+pub use swoole_reactor::Backend;
 pub use swoole_reactor::listener::Address;
 
 use std::path::PathBuf;
@@ -71,6 +72,7 @@ pub struct Config {
     pub reactor_num: u8,
 
     /// What the reactors wait with. Default [`Backend::Auto`]. (Swoole chooses when it is compiled.)
+    #[serde(with = "value::text")]
     pub backend: Backend,
 
     /// How packets travel between reactors and workers. Default [`Ipc::Ring`]. (Swoole has sockets only.)
@@ -255,15 +257,13 @@ choice! {
     }
 }
 
-choice! {
-    /// What the reactors wait with.
-    Backend {
-        /// io_uring where the kernel has and allows it, else epoll, with the reason logged.
-        Auto = "auto",
-        /// Always epoll.
-        Epoll = "epoll",
-        /// io_uring, or the server does not start.
-        IoUring = "io_uring",
+impl From<Backend> for swoole_reactor::Backend {
+    fn from(backend: Backend) -> Self {
+        match backend {
+            Backend::Auto => Self::Auto,
+            Backend::Epoll => Self::Epoll,
+            Backend::IoUring => Self::IoUring,
+        }
     }
 }
 

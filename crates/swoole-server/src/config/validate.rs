@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit};
 use swoole_protocol::{EofOptions, LengthOptions};
 
 use super::keys::{self, Kind};
@@ -140,16 +140,13 @@ impl Config {
     }
 
     /// How many clients this process can have: `max_connection`, or less if its limit of open files
-    /// (`RLIMIT_NOFILE`, getrlimit(2)) leaves no room for so many.
-    ///
-    /// The soft limit is raised towards the hard one first, as far as is needed. What then is still missing is logged
-    /// as a warning.
+    /// (`RLIMIT_NOFILE`, getrlimit(2)) leaves no room for so many, which is logged as a warning.
     pub fn connection_limit(&self) -> usize {
         let peers = u64::from(self.worker_num) + u64::from(self.reactor_num);
         let reserve = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_PEER * peers;
-        let files = raise_open_files(self.max_connection as u64 + reserve);
-        let room = files.saturating_sub(reserve).max(1);
-        let limit = usize::try_from(room).unwrap_or(usize::MAX).min(self.max_connection);
+        let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let room = usize::try_from(files.saturating_sub(reserve)).unwrap_or(usize::MAX).max(1);
+        let limit = room.min(self.max_connection);
         if limit < self.max_connection {
             tracing::warn!(
                 "max_connection = {} is lowered to {limit}: the limit of open files is {files}, of which the server \
@@ -158,20 +155,6 @@ impl Config {
             );
         }
         limit
-    }
-}
-
-/// Raises the soft limit of open files to what is wanted or to the hard limit, and says what it is then.
-fn raise_open_files(wanted: u64) -> u64 {
-    let limit = getrlimit(Resource::Nofile);
-    let soft = limit.current.unwrap_or(u64::MAX);
-    let target = wanted.min(limit.maximum.unwrap_or(u64::MAX));
-    if soft >= target {
-        return soft;
-    }
-    match setrlimit(Resource::Nofile, Rlimit { current: Some(target), maximum: limit.maximum }) {
-        Ok(()) => target,
-        Err(_) => soft,
     }
 }
 

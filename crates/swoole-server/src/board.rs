@@ -1,0 +1,332 @@
+//! The board: small facts that every process may read, one word each, in shared memory.
+//!
+//! Each word has one writer at a time: the phase is the master's, a worker's row is that worker's
+//! (the master clears it when the worker is gone), a reactor's row is that reactor's. Readers take
+//! them as they are: no fact here decides about memory safety, and the reactors check what workers
+//! write ([`Board::started`]) against their own books.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use swoole_ipc::words::Words;
+
+use crate::error::{Error, Result};
+
+/// Where the server is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub(crate) enum Phase {
+    /// Processes exist, no callback has run in a worker yet.
+    Booting = 0,
+    /// Workers serve; one that retires leaves its unread packets to its successor.
+    Running = 1,
+    /// Workers finish everything that was accepted, then leave for good.
+    Stopping = 2,
+}
+
+// A worker's row. One cache line for what it writes per packet, then one word per reactor.
+const PID: usize = 0;
+const GENERATION: usize = 1;
+const BUSY: usize = 2;
+const HANDLED: usize = 3;
+const STARTED: usize = 8;
+
+// A reactor's row.
+const ACCEPTED: usize = 0;
+const CLOSED: usize = 1;
+const PACKETS: usize = 2;
+const RECEIVED: usize = 3;
+const SENT: usize = 4;
+const LOST: usize = 5;
+const REACTOR_ROW: usize = 8;
+
+// The head: the phase, then when the server started, then the pids of master and manager.
+const HEAD: usize = 8;
+const PHASE: usize = 0;
+const STARTED_AT: usize = 1;
+const MASTER: usize = 2;
+const MANAGER: usize = 3;
+const RESPAWNS: usize = 4;
+
+#[derive(Clone)]
+pub(crate) struct Board {
+    words: Words,
+    workers: usize,
+    reactors: usize,
+}
+
+impl Board {
+    pub(crate) fn create(workers: usize, reactors: usize) -> Result<Board> {
+        let row = worker_row(reactors);
+        let words = Words::create("swoole-board", HEAD + workers * row + reactors * REACTOR_ROW)
+            .map_err(|error| Error::setup("map the board (a few pages of shared memory)", error))?;
+        Ok(Board { words, workers, reactors })
+    }
+
+    fn worker(&self, worker: u16, word: usize) -> &AtomicU64 {
+        &self.words[HEAD + usize::from(worker) * worker_row(self.reactors) + word]
+    }
+
+    fn reactor(&self, reactor: usize, word: usize) -> &AtomicU64 {
+        &self.words[HEAD + self.workers * worker_row(self.reactors) + reactor * REACTOR_ROW + word]
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        match self.words[PHASE].load(Ordering::Acquire) {
+            0 => Phase::Booting,
+            1 => Phase::Running,
+            _ => Phase::Stopping,
+        }
+    }
+
+    pub(crate) fn set_phase(&self, phase: Phase) {
+        self.words[PHASE].store(phase as u64, Ordering::Release);
+    }
+
+    pub(crate) fn set_server(&self, master: i32, started_at: u64) {
+        self.words[MASTER].store(master as u64, Ordering::Relaxed);
+        self.words[STARTED_AT].store(started_at, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_manager(&self, manager: i32) {
+        self.words[MANAGER].store(manager as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn master_pid(&self) -> i32 {
+        self.words[MASTER].load(Ordering::Relaxed) as i32
+    }
+
+    pub(crate) fn manager_pid(&self) -> i32 {
+        self.words[MANAGER].load(Ordering::Relaxed) as i32
+    }
+
+    pub(crate) fn count_respawn(&self) {
+        self.words[RESPAWNS].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The worker introduces itself, before its first callback.
+    pub(crate) fn enter(&self, worker: u16, pid: i32, generation: u32) {
+        self.worker(worker, PID).store(pid as u64, Ordering::Relaxed);
+        self.worker(worker, GENERATION).store(u64::from(generation), Ordering::Relaxed);
+        self.worker(worker, HANDLED).store(0, Ordering::Relaxed);
+    }
+
+    /// The worker's process id; 0 while there is none.
+    pub(crate) fn worker_pid(&self, worker: u16) -> i32 {
+        self.worker(worker, PID).load(Ordering::Relaxed) as i32
+    }
+
+    /// The master has settled what a dead worker left behind.
+    pub(crate) fn leave(&self, worker: u16) {
+        for word in [PID, BUSY] {
+            self.worker(worker, word).store(0, Ordering::Relaxed);
+        }
+        for reactor in 0..self.reactors {
+            self.worker(worker, STARTED + reactor).store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// The worker takes request record number `record` (from 1) of `reactor` in hand.
+    pub(crate) fn start(&self, worker: u16, reactor: usize, record: u64) {
+        self.worker(worker, STARTED + reactor).store(record, Ordering::Release);
+    }
+
+    /// The last request record that the worker says it took in hand; 0 when none.
+    pub(crate) fn started(&self, worker: u16, reactor: usize) -> u64 {
+        self.worker(worker, STARTED + reactor).load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_busy(&self, worker: u16, busy: bool) {
+        self.worker(worker, BUSY).store(u64::from(busy), Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_idle(&self, worker: u16) -> bool {
+        self.worker(worker, BUSY).load(Ordering::Relaxed) == 0 && self.worker_pid(worker) != 0
+    }
+
+    pub(crate) fn set_handled(&self, worker: u16, handled: u64) {
+        self.worker(worker, HANDLED).store(handled, Ordering::Relaxed);
+    }
+
+    /// The reactor's own counters: it is their only writer, so plain stores are enough.
+    pub(crate) fn count(&self, reactor: usize, counter: Counter, more: u64) {
+        let word = self.reactor(reactor, counter as usize);
+        word.store(word.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let sum = |counter: Counter| {
+            (0..self.reactors)
+                .map(|reactor| self.reactor(reactor, counter as usize).load(Ordering::Relaxed))
+                .sum()
+        };
+        let accepted: u64 = sum(Counter::Accepted);
+        let closed: u64 = sum(Counter::Closed);
+        Stats {
+            start_time: self.words[STARTED_AT].load(Ordering::Relaxed),
+            master_pid: self.master_pid(),
+            manager_pid: self.manager_pid(),
+            reactor_num: self.reactors as u16,
+            connection_num: accepted.saturating_sub(closed),
+            accept_count: accepted,
+            close_count: closed,
+            packet_count: sum(Counter::Packets),
+            lost_count: sum(Counter::Lost),
+            received_bytes: sum(Counter::Received),
+            sent_bytes: sum(Counter::Sent),
+            respawn_count: self.words[RESPAWNS].load(Ordering::Relaxed),
+            workers: (0..self.workers as u16)
+                .map(|id| WorkerStats {
+                    id,
+                    pid: self.worker_pid(id),
+                    generation: self.worker(id, GENERATION).load(Ordering::Relaxed) as u32,
+                    idle: self.is_idle(id),
+                    handled: self.worker(id, HANDLED).load(Ordering::Relaxed),
+                })
+                .collect(),
+        }
+    }
+}
+
+fn worker_row(reactors: usize) -> usize {
+    (STARTED + reactors).next_multiple_of(8)
+}
+
+/// What a reactor counts.
+#[derive(Clone, Copy)]
+#[repr(usize)]
+pub(crate) enum Counter {
+    Accepted = ACCEPTED,
+    Closed = CLOSED,
+    Packets = PACKETS,
+    Received = RECEIVED,
+    Sent = SENT,
+    Lost = LOST,
+}
+
+/// The server's counters at one moment, the same from whichever process asks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Stats {
+    /// When the server started: milliseconds since the Unix epoch.
+    pub start_time: u64,
+    /// The master's process id.
+    pub master_pid: i32,
+    /// The manager's process id.
+    pub manager_pid: i32,
+    /// Reactor threads.
+    pub reactor_num: u16,
+    /// Connections now.
+    pub connection_num: u64,
+    /// Connections accepted since the start.
+    pub accept_count: u64,
+    /// Connections closed since the start.
+    pub close_count: u64,
+    /// Packets handed to workers since the start.
+    pub packet_count: u64,
+    /// Packets that died with their worker since the start.
+    pub lost_count: u64,
+    /// Bytes received from clients since the start.
+    pub received_bytes: u64,
+    /// Bytes sent to clients since the start.
+    pub sent_bytes: u64,
+    /// Workers forked after the first generation.
+    pub respawn_count: u64,
+    /// Each worker slot.
+    pub workers: Vec<WorkerStats>,
+}
+
+/// One worker slot's counters.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct WorkerStats {
+    /// The slot, from 0.
+    pub id: u16,
+    /// The process in it now; 0 while there is none.
+    pub pid: i32,
+    /// Which process of this slot it is, from 1.
+    pub generation: u32,
+    /// Whether it waits for work.
+    pub idle: bool,
+    /// Packets that this process has handled.
+    pub handled: u64,
+}
+
+impl Stats {
+    /// One line of JSON (RFC 8259); every value is a number, a boolean, or a list of such objects.
+    pub fn to_json(&self) -> String {
+        let mut json = String::from("{");
+        for (name, value) in [
+            ("start_time", self.start_time),
+            ("master_pid", self.master_pid as u64),
+            ("manager_pid", self.manager_pid as u64),
+            ("reactor_num", u64::from(self.reactor_num)),
+            ("worker_num", self.workers.len() as u64),
+            ("connection_num", self.connection_num),
+            ("accept_count", self.accept_count),
+            ("close_count", self.close_count),
+            ("packet_count", self.packet_count),
+            ("lost_count", self.lost_count),
+            ("received_bytes", self.received_bytes),
+            ("sent_bytes", self.sent_bytes),
+            ("respawn_count", self.respawn_count),
+        ] {
+            let _ = write!(json, "\"{name}\":{value},");
+        }
+        json.push_str("\"workers\":[");
+        for (index, worker) in self.workers.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            let WorkerStats { id, pid, generation, idle, handled } = worker;
+            let _ = write!(
+                json,
+                "{comma}{{\"id\":{id},\"pid\":{pid},\"generation\":{generation},\"idle\":{idle},\"handled\":{handled}}}"
+            );
+        }
+        json.push_str("]}");
+        json
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_do_not_overlap() {
+        let board = Board::create(3, 10).unwrap();
+        for worker in 0..3 {
+            board.enter(worker, 100 + i32::from(worker), 7);
+            for reactor in 0..10 {
+                board.start(worker, reactor, u64::from(worker) * 100 + reactor as u64);
+            }
+        }
+        for reactor in 0..10 {
+            board.count(reactor, Counter::Lost, 1 << reactor);
+        }
+        for worker in 0..3 {
+            assert_eq!(board.worker_pid(worker), 100 + i32::from(worker));
+            for reactor in 0..10 {
+                assert_eq!(board.started(worker, reactor), u64::from(worker) * 100 + reactor as u64);
+            }
+        }
+        assert_eq!(board.stats().lost_count, 1023);
+        board.leave(1);
+        assert_eq!((board.worker_pid(1), board.started(1, 9), board.started(2, 9)), (0, 0, 209));
+    }
+
+    #[test]
+    fn statistics_are_one_line_of_json() {
+        let board = Board::create(2, 1).unwrap();
+        board.enter(0, 41, 1);
+        let json = board.stats().to_json();
+        assert!(json.starts_with("{\"start_time\":0,"), "{json}");
+        assert!(
+            json.ends_with(
+                "\"workers\":[{\"id\":0,\"pid\":41,\"generation\":1,\"idle\":true,\"handled\":0},\
+             {\"id\":1,\"pid\":0,\"generation\":0,\"idle\":false,\"handled\":0}]}"
+            ),
+            "{json}"
+        );
+        assert!(!json.contains('\n'));
+    }
+}

@@ -1,0 +1,220 @@
+//! What master and manager tell each other: one packet of a socketpair each, beside the data path.
+
+use std::io::IoSlice;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use swoole_ipc::socketpair::{self, Endpoint, Kind};
+
+use crate::error::{Error, Result};
+use crate::session::Session;
+
+/// A packet that died with its worker.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct LostPacket {
+    /// Whose packet it was.
+    pub session: Session,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// From the master to the manager.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Order {
+    /// `on_start` has returned: the manager's turn.
+    Start,
+    /// Replace the workers.
+    Reload,
+    /// End all workers, kill those that live on after so many milliseconds, and leave.
+    Stop { within_ms: u64 },
+    /// Every reactor has settled what this worker left. Its successor may come.
+    Buried { worker: u16, lost: Vec<LostPacket> },
+}
+
+/// From the manager to the master.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum News {
+    /// A worker process exists.
+    Forked { worker: u16, generation: u32, pid: i32 },
+    /// All of the first generation exist.
+    AllForked,
+    /// `on_manager_start` has returned; the workers' turn.
+    Started,
+    /// `on_worker_start` has returned.
+    Ready { worker: u16, generation: u32 },
+    /// A worker process is dead and reaped.
+    Died { worker: u16, generation: u32 },
+    /// Somebody asked the manager to end the server.
+    StopWanted,
+}
+
+/// A message as it travels: what it is, and numbers.
+type Packet = (u8, Vec<u64>);
+
+impl Order {
+    fn pack(&self) -> Packet {
+        match self {
+            Order::Start => (1, vec![]),
+            Order::Reload => (2, vec![]),
+            Order::Stop { within_ms } => (3, vec![*within_ms]),
+            Order::Buried { worker, lost } => {
+                let lost = lost.iter().flat_map(|lost| [lost.session.raw(), lost.size]);
+                (4, [u64::from(*worker)].into_iter().chain(lost).collect())
+            }
+        }
+    }
+
+    fn unpack((kind, words): Packet) -> Option<Order> {
+        Some(match (kind, &words[..]) {
+            (1, []) => Order::Start,
+            (2, []) => Order::Reload,
+            (3, &[within_ms]) => Order::Stop { within_ms },
+            (4, [worker, lost @ ..]) if lost.len().is_multiple_of(2) => Order::Buried {
+                worker: (*worker).try_into().ok()?,
+                lost: lost
+                    .chunks_exact(2)
+                    .map(|pair| LostPacket { session: Session::from_raw(pair[0]), size: pair[1] })
+                    .collect(),
+            },
+            _ => return None,
+        })
+    }
+}
+
+impl News {
+    fn pack(&self) -> Packet {
+        match *self {
+            News::Forked { worker, generation, pid } => {
+                (1, vec![worker.into(), generation.into(), pid as u64])
+            }
+            News::AllForked => (2, vec![]),
+            News::Started => (3, vec![]),
+            News::Ready { worker, generation } => (4, vec![worker.into(), generation.into()]),
+            News::Died { worker, generation } => (5, vec![worker.into(), generation.into()]),
+            News::StopWanted => (6, vec![]),
+        }
+    }
+
+    fn unpack((kind, words): Packet) -> Option<News> {
+        Some(match (kind, &words[..]) {
+            (1, &[worker, generation, pid]) => News::Forked {
+                worker: worker.try_into().ok()?,
+                generation: generation.try_into().ok()?,
+                pid: pid.try_into().ok()?,
+            },
+            (2, []) => News::AllForked,
+            (3, []) => News::Started,
+            (4, &[worker, generation]) => {
+                News::Ready { worker: worker.try_into().ok()?, generation: generation.try_into().ok()? }
+            }
+            (5, &[worker, generation]) => {
+                News::Died { worker: worker.try_into().ok()?, generation: generation.try_into().ok()? }
+            }
+            (6, []) => News::StopWanted,
+            _ => return None,
+        })
+    }
+}
+
+/// The two ends, made before the fork.
+pub(crate) fn pair() -> Result<(Endpoint, Endpoint)> {
+    socketpair::pair(Kind::SeqPacket)
+        .map_err(|error| Error::setup("make the control channel between master and manager", error))
+}
+
+/// The master's end.
+pub(crate) fn send_order(end: &Endpoint, order: &Order) -> Result<(), swoole_ipc::Error> {
+    send(end, order.pack())
+}
+
+/// The manager's end.
+pub(crate) fn send_news(end: &Endpoint, news: &News) -> Result<(), swoole_ipc::Error> {
+    send(end, news.pack())
+}
+
+/// `None` when nothing is there.
+pub(crate) fn next_order(end: &Endpoint) -> Result<Option<Order>, swoole_ipc::Error> {
+    receive(end, Order::unpack)
+}
+
+/// `None` when nothing is there.
+pub(crate) fn next_news(end: &Endpoint) -> Result<Option<News>, swoole_ipc::Error> {
+    receive(end, News::unpack)
+}
+
+fn send(end: &Endpoint, (kind, words): Packet) -> Result<(), swoole_ipc::Error> {
+    let words: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let kind = [kind];
+    let parts = [IoSlice::new(&kind), IoSlice::new(&words)];
+    // Both sides read whenever something is there, so a full buffer empties soon.
+    loop {
+        match end.send_packet(&parts) {
+            Err(swoole_ipc::Error::Full) => drop(poll(&mut [PollFd::new(end, PollFlags::OUT)], None)),
+            result => return result,
+        }
+    }
+}
+
+fn receive<T>(end: &Endpoint, unpack: impl Fn(Packet) -> Option<T>) -> Result<Option<T>, swoole_ipc::Error> {
+    // Room for the losses of every reactor.
+    let mut buffer = [0; 4096];
+    while let Some(len) = end.recv_packet(&mut buffer)? {
+        let Some((&kind, words)) = buffer[..len].split_first() else { continue };
+        let (words, rest) = words.as_chunks::<8>();
+        let packet = (kind, words.iter().map(|word| u64::from_le_bytes(*word)).collect());
+        match unpack(packet).filter(|_| rest.is_empty()) {
+            Some(message) => return Ok(Some(message)),
+            None => tracing::error!("control channel: malformed message of kind {kind}, {len} bytes"),
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_survive_the_trip() {
+        let (master, manager) = pair().unwrap();
+        let lost = LostPacket { session: Session::new(1, 2, 3), size: 1 << 40 };
+        let orders = [
+            Order::Start,
+            Order::Reload,
+            Order::Stop { within_ms: 3000 },
+            Order::Buried { worker: 1023, lost: vec![lost; 64] },
+            Order::Buried { worker: 0, lost: vec![] },
+        ];
+        for order in &orders {
+            send_order(&master, order).unwrap();
+        }
+        for order in orders {
+            assert_eq!(next_order(&manager).unwrap(), Some(order));
+        }
+        assert_eq!(next_order(&manager).unwrap(), None);
+        let all_news = [
+            News::Forked { worker: 7, generation: u32::MAX, pid: i32::MAX },
+            News::AllForked,
+            News::Started,
+            News::Ready { worker: 7, generation: 1 },
+            News::Died { worker: 7, generation: 1 },
+            News::StopWanted,
+        ];
+        for news in &all_news {
+            send_news(&manager, news).unwrap();
+        }
+        for news in all_news {
+            assert_eq!(next_news(&master).unwrap(), Some(news));
+        }
+    }
+
+    #[test]
+    fn nonsense_is_passed_over() {
+        let (master, manager) = pair().unwrap();
+        for (kind, words) in [(0, vec![]), (3, vec![]), (4, vec![1, 2]), (4, vec![70_000]), (9, vec![1])] {
+            send(&master, (kind, words)).unwrap();
+        }
+        send_order(&master, &Order::Reload).unwrap();
+        assert_eq!(next_order(&manager).unwrap(), Some(Order::Reload));
+    }
+}

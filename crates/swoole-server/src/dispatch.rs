@@ -1,0 +1,130 @@
+//! Which worker gets a packet. Pure: what the rules need to know is asked for.
+
+use crate::config::DispatchMode;
+
+/// One reactor's dispatcher.
+#[derive(Debug)]
+pub(crate) struct Dispatcher {
+    mode: DispatchMode,
+    /// Workers that have said they are ready, by slot.
+    up: Vec<bool>,
+    /// Where the next walk over the workers begins.
+    next: u16,
+}
+
+/// What one worker has to do, as far as this reactor can tell.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Load {
+    /// It works on something, perhaps another reactor's.
+    pub(crate) busy: bool,
+    /// Messages of this reactor that it has not finished.
+    pub(crate) in_flight: usize,
+}
+
+impl Dispatcher {
+    /// `reactor` only moves the first worker, so that the reactors do not walk in step.
+    pub(crate) fn new(mode: DispatchMode, workers: u16, reactor: u8) -> Dispatcher {
+        let workers = workers.max(1);
+        Dispatcher { mode, up: vec![false; usize::from(workers)], next: u16::from(reactor) % workers }
+    }
+
+    /// Whether this worker serves: it has said so, and has not died since.
+    pub(crate) fn set_up(&mut self, worker: u16, up: bool) {
+        if let Some(slot) = self.up.get_mut(usize::from(worker)) {
+            *slot = up;
+        }
+    }
+
+    /// The home of a new connection: its worker under `fixed`, and under every rule the one that hears
+    /// of its connect and close. Each worker in turn; one that does not serve gets no new ones while
+    /// another does.
+    pub(crate) fn home(&mut self) -> u16 {
+        let first = self.turn();
+        self.walk(first).find(|&worker| self.up[usize::from(worker)]).unwrap_or(first)
+    }
+
+    /// The worker for a packet of a connection whose home is `home`.
+    pub(crate) fn choose(&mut self, home: u16, load: impl Fn(u16) -> Load) -> u16 {
+        match self.mode {
+            DispatchMode::RoundRobin => self.home(),
+            DispatchMode::Idle => {
+                let first = self.turn();
+                let up = self.walk(first).filter(|&worker| self.up[usize::from(worker)]);
+                up.min_by_key(|&worker| load(worker)).unwrap_or(first)
+            }
+            _ => home,
+        }
+    }
+
+    fn turn(&mut self) -> u16 {
+        let first = self.next;
+        self.next = (first + 1) % self.up.len() as u16;
+        first
+    }
+
+    fn walk(&self, first: u16) -> impl Iterator<Item = u16> + use<> {
+        let workers = self.up.len() as u16;
+        (first..workers).chain(0..first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const IDLE: Load = Load { busy: false, in_flight: 0 };
+
+    fn dispatcher(mode: DispatchMode, up: &[bool]) -> Dispatcher {
+        let mut dispatcher = Dispatcher::new(mode, up.len() as u16, 0);
+        up.iter().enumerate().for_each(|(worker, &up)| dispatcher.set_up(worker as u16, up));
+        dispatcher
+    }
+
+    #[test]
+    fn fixed_stays_at_home() {
+        let mut dispatcher = dispatcher(DispatchMode::Fixed, &[true; 4]);
+        let homes: Vec<u16> = (0..8).map(|_| dispatcher.home()).collect();
+        assert_eq!(homes, [0, 1, 2, 3, 0, 1, 2, 3]);
+        assert!((0..8).all(|_| dispatcher.choose(2, |_| IDLE) == 2));
+    }
+
+    #[test]
+    fn round_robin_takes_turns_among_those_that_serve() {
+        let mut dispatcher = dispatcher(DispatchMode::RoundRobin, &[true, false, true]);
+        let chosen: Vec<u16> = (0..6).map(|_| dispatcher.choose(1, |_| IDLE)).collect();
+        assert_eq!(chosen, [0, 2, 2, 0, 2, 2]);
+    }
+
+    #[test]
+    fn idle_prefers_who_has_nothing_to_do() {
+        let mut dispatcher = dispatcher(DispatchMode::Idle, &[true; 3]);
+        let load = |worker| Load { busy: worker != 1, in_flight: usize::from(worker) };
+        assert!((0..6).all(|_| dispatcher.choose(0, load) == 1));
+        let all_busy = |worker| Load { busy: true, in_flight: [3, 2, 1][usize::from(worker)] };
+        assert!((0..6).all(|_| dispatcher.choose(0, all_busy) == 2));
+    }
+
+    proptest! {
+        #[test]
+        fn a_choice_is_a_worker_and_serves_if_any_does(
+            up in proptest::collection::vec(any::<bool>(), 1..9),
+            mode in prop_oneof![Just(DispatchMode::RoundRobin), Just(DispatchMode::Idle)],
+            loads in proptest::collection::vec((any::<bool>(), 0usize..4), 9),
+            times in 1usize..40,
+        ) {
+            let mut dispatcher = dispatcher(mode, &up);
+            for _ in 0..times {
+                let load = |worker: u16| {
+                    let (busy, in_flight) = loads[usize::from(worker)];
+                    Load { busy, in_flight }
+                };
+                for worker in [dispatcher.home(), dispatcher.choose(0, load)] {
+                    prop_assert!(usize::from(worker) < up.len());
+                    prop_assert!(up[usize::from(worker)] || !up.contains(&true));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! The one error type of the facade.
+
+use std::io;
+
+use swoole_reactor::listener::ListenError;
+use swoole_sys::process::ForkError;
+
+use crate::config::ConfigError;
+use crate::session::Session;
+
+/// What can go wrong, named by operation, object and remedy.
+///
+/// Callbacks return it too: `?` works on the standard library's usual errors, and
+/// [`Error::other`] takes any other.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A configuration key has a value that cannot work.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A listening socket could not be opened.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The manager could not be forked; most often because the process has more than one thread.
+    #[error("start the server: {0}")]
+    Fork(#[from] ForkError),
+    /// Something that every process shares could not be made.
+    #[error("{what}: {source}")]
+    Setup {
+        /// The operation and its object.
+        what: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The session is not connected (any more). That the peer has just left is no news.
+    #[error("no such session: {0}")]
+    NoSuchSession(Session),
+    /// One reply is larger than the connection's whole output limit.
+    #[error("send to session {session}: {len} bytes exceed socket_buffer_size = {max}")]
+    ReplyTooLong {
+        /// To whom.
+        session: Session,
+        /// How much was sent at once, in bytes.
+        len: usize,
+        /// The limit, in bytes.
+        max: usize,
+    },
+    /// There is no worker with this id.
+    #[error("no such worker: {worker} (worker_num = {worker_num})")]
+    NoSuchWorker {
+        /// The id that was asked for.
+        worker: u16,
+        /// How many there are.
+        worker_num: u16,
+    },
+    /// The link to a reactor broke, or what came over it cannot be true.
+    #[error("link to reactor {reactor}: {reason}")]
+    Link {
+        /// Which reactor.
+        reactor: u8,
+        /// What was seen.
+        reason: String,
+    },
+    /// The manager died; the master stopped the server in order.
+    #[error("the manager (pid {pid}) died: {how}; the server was stopped")]
+    ManagerDied {
+        /// The manager's process id.
+        pid: i32,
+        /// Its exit status.
+        how: String,
+    },
+    /// No first-generation worker could be started, or a start callback failed.
+    #[error("start the server: {0}")]
+    Start(String),
+    /// An input or output operation of the user's program.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Anything else that the user's program reports.
+    #[error(transparent)]
+    Other(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What callbacks and the server's operations return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// Wraps an error of the user's program.
+    pub fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+        Error::Other(error.into())
+    }
+
+    pub(crate) fn setup(
+        what: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Error {
+        Error::Setup { what: what.into(), source: source.into() }
+    }
+
+    /// That the peer has just left: logged at debug level only.
+    pub(crate) fn is_departure(&self) -> bool {
+        matches!(self, Error::NoSuchSession(_))
+    }
+}
+
+impl From<std::str::Utf8Error> for Error {
+    fn from(error: std::str::Utf8Error) -> Error {
+        Error::other(error)
+    }
+}
+
+impl From<std::string::FromUtf8Error> for Error {
+    fn from(error: std::string::FromUtf8Error) -> Error {
+        Error::other(error)
+    }
+}
+
+impl From<std::num::ParseIntError> for Error {
+    fn from(error: std::num::ParseIntError) -> Error {
+        Error::other(error)
+    }
+}
+
+impl From<std::fmt::Error> for Error {
+    fn from(error: std::fmt::Error) -> Error {
+        Error::other(error)
+    }
+}
+
+impl From<String> for Error {
+    fn from(message: String) -> Error {
+        Error::other(message)
+    }
+}
+
+impl From<&str> for Error {
+    fn from(message: &str) -> Error {
+        Error::other(message)
+    }
+}

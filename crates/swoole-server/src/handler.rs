@@ -1,0 +1,224 @@
+//! The user's program: a [`Handler`], and what each of its callbacks may do where it runs.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustix::process::{Pid, Signal, kill_process};
+use swoole_supervisor::ExitStatus;
+
+use crate::control::LostPacket;
+use crate::error::Result;
+use crate::session::Session;
+use crate::shared::Shared;
+use crate::worker::Worker;
+
+/// A server's program. Its value is the state that forks copy.
+///
+/// The value that is given to [`Server::run`](crate::Server::run) is copied into the manager, and from there into
+/// each worker when it is forked. Afterwards the copies know nothing of each other: what `on_start` writes stays
+/// in the master, what `on_manager_start` writes is seen by workers that are forked later, what a worker writes is
+/// lost with it. No callback runs before the whole first generation of processes exists.
+///
+/// Each callback gets the process that it runs in, as a type that can only do what is right there:
+///
+/// | process | type | callbacks |
+/// |---|---|---|
+/// | master | [`Master`] | `on_start`, `on_ready`, `on_before_shutdown`, `on_shutdown` |
+/// | manager | [`Manager`] | `on_manager_start`, `on_manager_stop`, `on_worker_error`, `on_before_reload`, `on_after_reload` |
+/// | worker | [`Worker`] | `on_worker_start`, `on_worker_stop`, `on_connect`, `on_receive`, `on_close` |
+///
+/// At the start they run in this order, each after the one before has returned: `on_start`, `on_manager_start`,
+/// `on_worker_start` in all workers side by side, `on_ready`. At the end: `on_before_shutdown`, `on_worker_stop`,
+/// `on_manager_stop`, `on_shutdown`.
+///
+/// **Errors.** An error from `on_receive`, `on_connect` or `on_close` is logged with its session, and closes it; it is
+/// no crash. An error from a start callback stops that process from starting. Others are logged.
+///
+/// **Panics** end the worker, whose state may be broken: message and backtrace are logged, the connection whose packet
+/// it worked on is closed, a successor takes its place. A panic in the master or manager ends the server.
+pub trait Handler {
+    /// All processes exist. Runs in the master, before anything else, once.
+    fn on_start(&mut self, master: &mut Master) -> Result<()> {
+        let _ = master;
+        Ok(())
+    }
+
+    /// Every worker of the first generation has started (or has failed to), and clients are accepted from now on.
+    fn on_ready(&mut self, master: &mut Master) -> Result<()> {
+        let _ = master;
+        Ok(())
+    }
+
+    /// The server was asked to stop. The listening sockets are still open.
+    fn on_before_shutdown(&mut self, master: &mut Master) -> Result<()> {
+        let _ = master;
+        Ok(())
+    }
+
+    /// All other processes are gone and all connections closed: the last callback.
+    fn on_shutdown(&mut self, master: &mut Master) -> Result<()> {
+        let _ = master;
+        Ok(())
+    }
+
+    /// The manager begins. What is written here is seen by workers that are forked from now on.
+    fn on_manager_start(&mut self, manager: &mut Manager) -> Result<()> {
+        let _ = manager;
+        Ok(())
+    }
+
+    /// All workers are gone, and so will the manager be.
+    fn on_manager_stop(&mut self, manager: &mut Manager) -> Result<()> {
+        let _ = manager;
+        Ok(())
+    }
+
+    /// A worker has died: by a signal, by a panic, with an exit code other than 0, or while it had a packet in
+    /// hand. Its successor is forked afterwards, and sees what is written here.
+    fn on_worker_error(&mut self, manager: &mut Manager, error: &WorkerError) -> Result<()> {
+        let _ = (manager, error);
+        Ok(())
+    }
+
+    /// A reload begins: workers retire, and are replaced.
+    fn on_before_reload(&mut self, manager: &mut Manager) -> Result<()> {
+        let _ = manager;
+        Ok(())
+    }
+
+    /// A reload is over: all workers are new. Not called for a reload that was given up.
+    fn on_after_reload(&mut self, manager: &mut Manager) -> Result<()> {
+        let _ = manager;
+        Ok(())
+    }
+
+    /// A worker begins, before its first packet. A worker that fails here is replaced, with growing delays.
+    fn on_worker_start(&mut self, worker: &mut Worker) -> Result<()> {
+        let _ = worker;
+        Ok(())
+    }
+
+    /// A worker retires in order: reload, `max_request`, stop. Not called for one that dies.
+    fn on_worker_stop(&mut self, worker: &mut Worker) -> Result<()> {
+        let _ = worker;
+        Ok(())
+    }
+
+    /// A client has connected. Always in the connection's home worker.
+    fn on_connect(&mut self, worker: &mut Worker, session: Session) -> Result<()> {
+        let _ = (worker, session);
+        Ok(())
+    }
+
+    /// A packet has arrived: whole, as the framing cuts it. What is sent before this returns becomes visible to
+    /// clients when it returns, all of it or nothing.
+    ///
+    /// This is what a server is for, so it has no default.
+    fn on_receive(&mut self, worker: &mut Worker, session: Session, packet: &[u8]) -> Result<()>;
+
+    /// A connection is gone, whoever closed it. Always in the connection's home worker, after its last packet there.
+    fn on_close(&mut self, worker: &mut Worker, session: Session) -> Result<()> {
+        let _ = (worker, session);
+        Ok(())
+    }
+}
+
+/// How a worker died, for [`Handler::on_worker_error`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct WorkerError {
+    /// The worker's slot, from 0.
+    pub worker: u16,
+    /// Which process of the slot it was, from 1.
+    pub generation: u32,
+    /// Its process id, which may be somebody else's by now.
+    pub pid: i32,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// The packets that it had in hand: at most one from each reactor, as a rule one in all.
+    pub lost: Vec<LostPacket>,
+}
+
+impl fmt::Display for WorkerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let WorkerError { worker, generation, pid, status, lost } = self;
+        write!(f, "worker {worker} (pid {pid}, generation {generation}) died: {status}")?;
+        for LostPacket { session, size } in lost {
+            write!(f, "; lost a packet of {size} bytes of session {session}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What every process may know and do.
+macro_rules! common {
+    ($role:ident) => {
+        impl $role {
+            /// The master's process id.
+            pub fn master_pid(&self) -> i32 {
+                self.shared.board.master_pid()
+            }
+
+            /// The manager's process id.
+            pub fn manager_pid(&self) -> i32 {
+                self.shared.board.manager_pid()
+            }
+
+            /// The workers' process ids, by slot; 0 where there is none at the moment.
+            pub fn worker_pids(&self) -> Vec<i32> {
+                (0..self.shared.config.worker_num)
+                    .map(|worker| self.shared.board.worker_pid(worker))
+                    .collect()
+            }
+
+            /// Where the server listens, with real port numbers.
+            pub fn addresses(&self) -> &[crate::config::Listen] {
+                &self.shared.addresses
+            }
+
+            /// The server's counters.
+            pub fn stats(&self) -> crate::board::Stats {
+                self.shared.board.stats()
+            }
+
+            /// Replaces all workers, as `SIGUSR1` does.
+            pub fn reload(&self) -> Result<()> {
+                crate::handler::signal(self.shared.board.manager_pid(), Signal::USR1)
+            }
+
+            /// Stops the server in order, as `SIGTERM` to the master does.
+            pub fn shutdown(&self) -> Result<()> {
+                crate::handler::signal(self.shared.board.master_pid(), Signal::TERM)
+            }
+        }
+
+        impl std::fmt::Debug for $role {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($role)).finish_non_exhaustive()
+            }
+        }
+    };
+}
+pub(crate) use common;
+
+/// The master process: owns the connections, runs no user logic but the callbacks of start and stop.
+pub struct Master {
+    pub(crate) shared: Arc<Shared>,
+}
+
+common!(Master);
+
+/// The manager process: forks, reaps and replaces workers. Its callbacks should be short: while one runs, nobody
+/// is replaced.
+pub struct Manager {
+    pub(crate) shared: Arc<Shared>,
+}
+
+common!(Manager);
+
+pub(crate) fn signal(pid: i32, signal: Signal) -> Result<()> {
+    // Pid 0 would be the whole process group.
+    let pid = Pid::from_raw(pid).filter(|pid| pid.as_raw_pid() > 0).ok_or("there is no such process now")?;
+    kill_process(pid, signal).map_err(std::io::Error::from)?;
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! The link between one reactor and one worker, over which every packet and every reply goes.
+//!
+//! Both kinds keep the same promises (`--ipc ring` and `--ipc socketpair` differ in speed only):
+//!
+//! - Requests are delivered in order, whole, any size up to `package_max_length`.
+//! - **One commit point.** What a handler sends becomes visible to clients together with the ack of
+//!   its packet, when the handler returns: the last record carries [`COMMIT`](crate::wire::COMMIT).
+//!   Before it nothing has happened; after it the packet is answered, although its author may be
+//!   dead. Replies too large for the way are staged at the reactor until their commit arrives.
+//! - **Succession.** When the worker is known to be dead, [`ReactorEnd::settle`] closes the books:
+//!   committed replies have gone out, uncommitted ones are dropped, the packet in hand is named,
+//!   and all that was not begun waits for the successor in its order. The successor is forked only
+//!   after every reactor has settled, so no two processes ever share a side.
+//! - The reactor believes no byte that a worker wrote: a record, a position or an ack that cannot
+//!   be true is a [`Fault`], and costs the worker its life.
+//!
+//! | file | what |
+//! |---|---|
+//! | `window` | the reactor's books of what is in flight; pure |
+//! | `reactor_end` | the reactor's side: offers packets, takes replies |
+//! | `worker_end` | the worker's side: takes packets, makes replies |
+
+mod reactor_end;
+mod window;
+mod worker_end;
+
+use rustix::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
+use swoole_ipc::Ring;
+use swoole_ipc::socketpair::{self, Endpoint, Kind};
+
+use crate::config::Ipc;
+use crate::error::{Error, Result};
+pub(crate) use reactor_end::{ReactorEnd, ReplySink};
+pub(crate) use window::{Parcel, Sent};
+pub(crate) use worker_end::{Inbox, Message, Next, Outlet};
+
+/// The largest payload of one socketpair packet.
+const SOCKET_PIECE: usize = 32 * 1024;
+/// The largest socketpair packet: tag, header, piece.
+const SOCKET_PACKET: usize = size_of::<u32>() + crate::wire::HEADER + SOCKET_PIECE;
+
+/// What both ends are made of; exists before the first fork.
+#[derive(Debug)]
+pub(crate) enum Lane {
+    Ring { requests: Ring, replies: Ring },
+    Socket { reactor: Endpoint, worker: Endpoint },
+}
+
+impl Lane {
+    pub(crate) fn create(ipc: Ipc, name: &str, ring_size: usize) -> Result<Lane> {
+        let failed = |what: &str, error: swoole_ipc::Error| {
+            Error::setup(format!("make the {what} of link {name} ({ring_size} bytes each way)"), error)
+        };
+        match ipc {
+            Ipc::Ring => Ok(Lane::Ring {
+                requests: Ring::create(&format!("requests-{name}"), ring_size)
+                    .map_err(|error| failed("ring", error))?,
+                replies: Ring::create(&format!("replies-{name}"), ring_size)
+                    .map_err(|error| failed("ring", error))?,
+            }),
+            Ipc::SocketPair => {
+                let (reactor, worker) =
+                    socketpair::pair(Kind::SeqPacket).map_err(|error| failed("socketpair", error))?;
+                Ok(Lane::Socket { reactor, worker })
+            }
+        }
+    }
+
+    /// The descriptor that a worker needs for its side.
+    pub(crate) fn worker_fd(&self) -> Option<RawFd> {
+        match self {
+            Lane::Ring { .. } => None,
+            Lane::Socket { worker, .. } => Some(worker.as_fd().as_raw_fd()),
+        }
+    }
+
+    /// Readable when the worker has sent something; the ring has a doorbell for that.
+    pub(crate) fn reactor_fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Lane::Ring { .. } => None,
+            Lane::Socket { reactor, .. } => Some(reactor.as_fd()),
+        }
+    }
+}

@@ -1,0 +1,426 @@
+//! The reactor's side of a link: offers packets, takes replies, settles a dead worker's estate.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use swoole_ipc::Doorbell;
+use swoole_ipc::{Consumer, Producer, Ring};
+
+use super::window::{FalseAck, Parcel, Sent, Window};
+use super::{Lane, SOCKET_PIECE};
+use crate::session::Session;
+use crate::wire::{HEADER, Malformed, Reply, ReplyKind, Request, RequestKind};
+
+/// Uncommitted replies that one worker may have staged at a reactor. A correct worker commits what
+/// it has before it comes near ([`super::worker_end::UNCOMMITTED_MAX`]).
+const STAGING_MAX: usize = 64 << 20;
+
+/// Replies to one session that go out in one system call.
+const GATHER: usize = 32;
+
+/// A worker did what no correct worker does. It has to be killed; nobody else is concerned.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error(transparent)]
+    Corrupt(#[from] swoole_ipc::Corrupt),
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error(transparent)]
+    FalseAck(#[from] FalseAck),
+    #[error("it holds back more than {STAGING_MAX} bytes of replies")]
+    Hoarding,
+    #[error(transparent)]
+    Channel(#[from] swoole_ipc::Error),
+}
+
+/// Who takes what comes back.
+pub(crate) trait ReplySink {
+    /// Bytes for a client, in order; the parts belong together.
+    fn send(&mut self, session: Session, parts: &[IoSlice<'_>]);
+    /// The worker wants the session closed after what was sent before.
+    fn close(&mut self, session: Session);
+    /// A request record is finished; the replies to it have been delivered here before.
+    fn finished(&mut self, sent: &Sent);
+}
+
+enum Side {
+    Ring { requests: Producer, replies: Consumer },
+    Socket { buffer: Box<[u8]> },
+}
+
+pub(crate) struct ReactorEnd {
+    lane: Arc<Lane>,
+    side: Side,
+    window: Window,
+    /// What waits for room, with how much of the first one is already on its way.
+    backlog: VecDeque<(Rc<Parcel>, usize)>,
+    staging: Vec<(Reply, Vec<u8>)>,
+    staged: usize,
+    /// Records were pushed and not yet published.
+    dirty: bool,
+    piece_max: usize,
+    bell: Doorbell,
+    room: Doorbell,
+}
+
+impl ReactorEnd {
+    /// `bell` wakes the worker for packets, `room` when it waits for room for its replies.
+    pub(crate) fn open(
+        lane: Arc<Lane>,
+        bell: Doorbell,
+        room: Doorbell,
+    ) -> Result<ReactorEnd, swoole_ipc::Error> {
+        let (side, piece_max) = match &*lane {
+            Lane::Ring { requests, replies } => (
+                Side::Ring { requests: requests.producer()?, replies: replies.consumer()? },
+                requests.capacity() / 4 - HEADER,
+            ),
+            Lane::Socket { .. } => {
+                (Side::Socket { buffer: vec![0; super::SOCKET_PACKET].into() }, SOCKET_PIECE)
+            }
+        };
+        Ok(ReactorEnd {
+            lane,
+            side,
+            window: Window::default(),
+            backlog: VecDeque::new(),
+            staging: Vec::new(),
+            staged: 0,
+            dirty: false,
+            piece_max,
+            bell,
+            room,
+        })
+    }
+
+    /// Messages that the worker has not finished, those that still wait for room included.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.window.in_flight() + self.backlog.len()
+    }
+
+    /// Takes a packet if there is room for it now; otherwise nothing changes, and the next finished
+    /// record makes room. One that needs several records is taken whenever nothing waits.
+    pub(crate) fn offer(&mut self, session: Session, packet: &[u8]) -> bool {
+        if !self.backlog.is_empty() {
+            return false;
+        }
+        if packet.len() <= self.piece_max {
+            return self.push(RequestKind::Packet, session, (true, true), packet, packet.len(), None);
+        }
+        self.enqueue(Parcel { kind: RequestKind::Packet, session, bytes: packet.to_vec() });
+        true
+    }
+
+    /// Takes a message in any case: it waits its turn. For what cannot be pushed back on a client.
+    pub(crate) fn enqueue(&mut self, parcel: Parcel) {
+        self.backlog.push_back((Rc::new(parcel), 0));
+        self.pump();
+    }
+
+    /// Moves what waits as far as there is room.
+    fn pump(&mut self) {
+        while let Some((parcel, offset)) = self.backlog.front() {
+            let (parcel, offset) = (Rc::clone(parcel), *offset);
+            let size = parcel.bytes.len();
+            let end = size.min(offset + self.piece_max);
+            let ends = (offset == 0, end == size);
+            let kept = (size > self.piece_max).then(|| Rc::clone(&parcel));
+            if !self.push(parcel.kind, parcel.session, ends, &parcel.bytes[offset..end], size, kept) {
+                return;
+            }
+            match self.backlog.front_mut() {
+                Some((_, offset)) if end < size => *offset = end,
+                _ => drop(self.backlog.pop_front()),
+            }
+        }
+    }
+
+    fn push(
+        &mut self,
+        kind: RequestKind,
+        session: Session,
+        (first, last): (bool, bool),
+        piece: &[u8],
+        size: usize,
+        kept: Option<Rc<Parcel>>,
+    ) -> bool {
+        let request = Request { kind, first, last, session, total: size };
+        let mut sent = Sent { kind, session, last, size, start: 0, end: 0, kept };
+        match (&mut self.side, &*self.lane) {
+            (Side::Ring { requests, .. }, _) => {
+                sent.start = requests.position();
+                if requests.push(request.tag(), &[&request.header(), piece]).is_err() {
+                    return false;
+                }
+                sent.end = requests.position();
+                self.dirty = true;
+            }
+            (Side::Socket { .. }, Lane::Socket { reactor, .. }) => {
+                let (tag, header) = (request.tag().to_le_bytes(), request.header());
+                let parts = [IoSlice::new(&tag), IoSlice::new(&header), IoSlice::new(piece)];
+                // Full, or broken: a broken link shows when it is read.
+                if reactor.send_packet(&parts).is_err() {
+                    return false;
+                }
+                // The kernel does not give a packet back that a dying worker has read.
+                sent.kept.get_or_insert_with(|| Rc::new(Parcel { kind, session, bytes: piece.to_vec() }));
+            }
+            (Side::Socket { .. }, Lane::Ring { .. }) => unreachable!("a socket side stands on a socket lane"),
+        }
+        self.window.push(sent);
+        true
+    }
+
+    /// Makes what was offered visible and wakes the worker if it sleeps.
+    pub(crate) fn flush(&mut self) {
+        if !std::mem::take(&mut self.dirty) {
+            return;
+        }
+        if let Side::Ring { requests, .. } = &mut self.side {
+            requests.publish();
+            ring(&self.bell);
+        }
+    }
+
+    /// No more packets will come: a worker that drains may leave when it has read the last one.
+    pub(crate) fn close(&mut self) {
+        match (&mut self.side, &*self.lane) {
+            (Side::Ring { requests, .. }, _) => {
+                requests.publish();
+                requests.close();
+            }
+            (Side::Socket { .. }, Lane::Socket { reactor, .. }) => {
+                // An error means that nobody is there to be told.
+                let _ = rustix::net::shutdown(reactor, rustix::net::Shutdown::Write);
+            }
+            (Side::Socket { .. }, Lane::Ring { .. }) => {}
+        }
+        // It may be asleep with its flag down, on its way to bed: this one comes in any case.
+        if let Err(error) = self.bell.force() {
+            tracing::error!("ring a worker's doorbell: {error}");
+        }
+    }
+
+    /// Whether nothing waits for room.
+    pub(crate) fn is_clear(&self) -> bool {
+        self.backlog.is_empty()
+    }
+
+    /// Whether a ring holds replies; a socket's come through the event loop.
+    pub(crate) fn has_replies(&self) -> bool {
+        match &self.side {
+            Side::Ring { replies, .. } => !matches!(replies.peek_at(replies.position()), Ok(None)),
+            Side::Socket { .. } => false,
+        }
+    }
+
+    /// Delivers all committed replies; true if anything came.
+    pub(crate) fn drain(&mut self, sink: &mut dyn ReplySink) -> Result<bool, Fault> {
+        let (came, ack) = match &self.side {
+            Side::Ring { .. } => self.drain_ring(sink)?,
+            Side::Socket { .. } => self.drain_socket(sink)?,
+        };
+        if let Some(ack) = ack {
+            let mut freed = None;
+            for sent in self.window.ack(ack)? {
+                freed = Some(sent.end);
+                sink.finished(&sent);
+            }
+            if let (Side::Ring { requests, .. }, Some(end)) = (&mut self.side, freed) {
+                requests.release_to(end)?;
+            }
+            if !self.backlog.is_empty() {
+                self.pump();
+            }
+        }
+        Ok(came)
+    }
+
+    /// Straight out of the ring; replies that follow each other to one session go out together.
+    fn drain_ring(&mut self, sink: &mut dyn ReplySink) -> Result<(bool, Option<u64>), Fault> {
+        let Side::Ring { replies, .. } = &mut self.side else { return Ok((false, None)) };
+        let start = replies.position();
+        let mut at = start;
+        let mut committed = None;
+        while let Some(record) = replies.peek_at(at)? {
+            let (reply, _) = Reply::decode(record.tag, record.bytes)?;
+            at = record.end;
+            if reply.commit {
+                committed = Some((at, reply.ack));
+            }
+        }
+        if at == start {
+            return Ok((false, None));
+        }
+        let mut from = start;
+        if let Some((end, _)) = committed {
+            deliver_staged(&mut self.staging, &mut self.staged, sink);
+            let mut parts = [IoSlice::new(&[]); GATHER];
+            let mut count = 0;
+            let mut to = None;
+            while from < end {
+                let Some(record) = replies.peek_at(from)? else { break };
+                let (reply, payload) = Reply::decode(record.tag, record.bytes)?;
+                from = record.end;
+                let same = reply.kind == ReplyKind::Send && to == Some(reply.session) && count < GATHER;
+                if count > 0 && !same {
+                    to.into_iter().for_each(|session| sink.send(session, &parts[..count]));
+                    count = 0;
+                }
+                match reply.kind {
+                    ReplyKind::Ack => {}
+                    ReplyKind::Close => sink.close(reply.session),
+                    ReplyKind::Send => {
+                        parts[count] = IoSlice::new(payload);
+                        count += 1;
+                        to = Some(reply.session);
+                    }
+                }
+            }
+            if count > 0 {
+                to.into_iter().for_each(|session| sink.send(session, &parts[..count]));
+            }
+        }
+        while from < at {
+            let Some(record) = replies.peek_at(from)? else { break };
+            let (reply, payload) = Reply::decode(record.tag, record.bytes)?;
+            from = record.end;
+            stage(&mut self.staging, &mut self.staged, reply, payload)?;
+        }
+        replies.advance_to(from);
+        replies.release();
+        ring(&self.room);
+        Ok((true, committed.map(|(_, ack)| ack)))
+    }
+
+    fn drain_socket(&mut self, sink: &mut dyn ReplySink) -> Result<(bool, Option<u64>), Fault> {
+        let (Side::Socket { buffer }, Lane::Socket { reactor, .. }) = (&mut self.side, &*self.lane) else {
+            return Ok((false, None));
+        };
+        let (mut came, mut acked) = (false, None);
+        while let Some(len) = reactor.recv_packet(buffer)? {
+            came = true;
+            let (tag, record) =
+                buffer[..len].split_first_chunk().ok_or(Malformed { tag: 0, len }).map_err(Fault::from)?;
+            let (reply, payload) = Reply::decode(u32::from_le_bytes(*tag), record)?;
+            stage(&mut self.staging, &mut self.staged, reply, payload)?;
+            if reply.commit {
+                deliver_staged(&mut self.staging, &mut self.staged, sink);
+                acked = Some(reply.ack);
+            }
+        }
+        Ok((came, acked))
+    }
+
+    /// The worker is dead and reaped; `started` is the last record that it said it had begun.
+    ///
+    /// Its committed replies go out, the books are closed, and all that it had not begun is on its
+    /// way to the successor. Yields the packet that it had in hand.
+    pub(crate) fn settle(&mut self, started: u64, sink: &mut dyn ReplySink) -> Option<Sent> {
+        if let Err(fault) = self.drain(sink) {
+            tracing::debug!("what a dead worker left in its link: {fault}");
+        }
+        self.staging.clear();
+        self.staged = 0;
+        let estate = self.window.settle(started);
+        let mut unread: VecDeque<Rc<Parcel>> = VecDeque::new();
+        let copies = self.reopen();
+        for sent in &estate.unread {
+            let parcel = match &sent.kept {
+                Some(parcel) => Rc::clone(parcel),
+                None => match copies.as_ref().and_then(|ring| copy_out(ring, sent)) {
+                    Some(parcel) => Rc::new(parcel),
+                    None => continue,
+                },
+            };
+            if !unread.back().is_some_and(|back| Rc::ptr_eq(back, &parcel)) {
+                unread.push_back(parcel);
+            }
+        }
+        if let Some((front, offset)) = self.backlog.front_mut() {
+            *offset = 0;
+            if unread.back().is_some_and(|back| Rc::ptr_eq(back, front)) {
+                unread.pop_back();
+            }
+        }
+        drop(copies);
+        if let Side::Ring { requests, .. } = &mut self.side {
+            requests.rewind();
+        }
+        for parcel in unread.into_iter().rev() {
+            self.backlog.push_front((parcel, 0));
+        }
+        self.pump();
+        self.flush();
+        estate.in_hand
+    }
+
+    /// Takes the dead worker's sides back. On a ring, yields a reader of what it left unread; on a
+    /// socketpair, throws that away (it is kept here).
+    fn reopen(&mut self) -> Option<Consumer> {
+        match (&mut self.side, &*self.lane) {
+            (Side::Ring { requests, replies }, Lane::Ring { requests: ring, .. }) => {
+                requests.publish();
+                self.dirty = false;
+                requests.evict_consumer();
+                replies.evict_producer();
+                reader(ring)
+            }
+            (Side::Socket { buffer }, Lane::Socket { worker, .. }) => {
+                while let Ok(Some(_)) = worker.recv_packet(buffer) {}
+                None
+            }
+            _ => None,
+        }
+    }
+}
+
+fn reader(ring: &Ring) -> Option<Consumer> {
+    ring.consumer().inspect_err(|error| tracing::error!("read back a dead worker's ring: {error}")).ok()
+}
+
+fn copy_out(ring: &Consumer, sent: &Sent) -> Option<Parcel> {
+    let copy = ring.peek_at(sent.start).ok().flatten().and_then(|record| {
+        let (_, payload) = Request::decode(record.tag, record.bytes).ok()?;
+        (payload.len() == sent.size).then(|| payload.to_vec())
+    });
+    let Some(bytes) = copy else {
+        tracing::error!(session = %sent.session, "a dead worker has overwritten a packet that it had not read");
+        return None;
+    };
+    Some(Parcel { kind: sent.kind, session: sent.session, bytes })
+}
+
+fn stage(
+    staging: &mut Vec<(Reply, Vec<u8>)>,
+    staged: &mut usize,
+    reply: Reply,
+    payload: &[u8],
+) -> Result<(), Fault> {
+    *staged += payload.len() + size_of::<(Reply, Vec<u8>)>();
+    if *staged > STAGING_MAX {
+        return Err(Fault::Hoarding);
+    }
+    staging.push((reply, payload.to_vec()));
+    Ok(())
+}
+
+fn deliver_staged(staging: &mut Vec<(Reply, Vec<u8>)>, staged: &mut usize, sink: &mut dyn ReplySink) {
+    for (reply, payload) in staging.drain(..) {
+        match reply.kind {
+            ReplyKind::Ack => {}
+            ReplyKind::Close => sink.close(reply.session),
+            ReplyKind::Send => sink.send(reply.session, &[IoSlice::new(&payload)]),
+        }
+    }
+    *staged = 0;
+}
+
+fn ring(bell: &Doorbell) {
+    // Fails only if the eventfd is gone, which nobody closes; the log is all that is left then.
+    if let Err(error) = bell.ring() {
+        tracing::error!("ring a worker's doorbell: {error}");
+    }
+}

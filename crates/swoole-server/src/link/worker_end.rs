@@ -1,0 +1,343 @@
+//! The worker's side of a link: takes packets, makes replies.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Pid, getppid};
+use swoole_ipc::Doorbell;
+use swoole_ipc::socketpair::Endpoint;
+use swoole_ipc::{Consumer, Producer};
+
+use super::{Lane, SOCKET_PACKET, SOCKET_PIECE};
+use crate::error::Error;
+use crate::session::Session;
+use crate::wire::{COMMIT, HEADER, Reply, ReplyKind, Request, RequestKind};
+
+/// Bytes of replies that a handler may leave uncommitted; beyond, they are committed as they are.
+pub(crate) const UNCOMMITTED_MAX: usize = 32 << 20;
+
+/// What a reactor has sent.
+pub(crate) enum Next<'a> {
+    /// Nothing is there.
+    Empty,
+    /// A part of a packet, put away.
+    Fragment,
+    Message(Message<'a>),
+}
+
+pub(crate) struct Message<'a> {
+    pub(crate) kind: RequestKind,
+    pub(crate) session: Session,
+    pub(crate) payload: &'a [u8],
+}
+
+enum Source {
+    Ring(Consumer),
+    Socket { lane: Arc<Lane>, buffer: Box<[u8]>, open: bool },
+}
+
+/// Packets of one reactor, read in place.
+pub(crate) struct Inbox {
+    source: Source,
+    reactor: u8,
+    /// Records finished by this process.
+    finished: u64,
+    assembly: Vec<u8>,
+}
+
+impl Inbox {
+    pub(crate) fn open(lane: &Arc<Lane>, reactor: u8) -> Result<Inbox, swoole_ipc::Error> {
+        let source = match &**lane {
+            Lane::Ring { requests, .. } => Source::Ring(requests.consumer()?),
+            Lane::Socket { .. } => {
+                Source::Socket { lane: Arc::clone(lane), buffer: vec![0; SOCKET_PACKET].into(), open: true }
+            }
+        };
+        Ok(Inbox { source, reactor, finished: 0, assembly: Vec::new() })
+    }
+
+    /// The number of the record that [`Inbox::next`] gave last, from 1.
+    pub(crate) fn current(&self) -> u64 {
+        self.finished + 1
+    }
+
+    /// The record that [`Inbox::next`] gave last is finished. Yields how many are.
+    pub(crate) fn finish(&mut self) -> u64 {
+        self.finished += 1;
+        self.finished
+    }
+
+    /// Whether nothing will come any more, now or later.
+    pub(crate) fn is_exhausted(&mut self) -> Result<bool, Error> {
+        let reactor = self.reactor;
+        match &mut self.source {
+            // In this order: what was published before the close is seen by the second look.
+            Source::Ring(ring) => Ok(ring.is_closed()
+                && ring.peek_at(ring.position()).map_err(|error| broken(reactor, error))?.is_none()),
+            Source::Socket { open, .. } => Ok(!*open),
+        }
+    }
+
+    /// Whether a ring has something; a socket's news come through the event loop.
+    pub(crate) fn has_news(&self) -> bool {
+        match &self.source {
+            Source::Ring(ring) => !matches!(ring.peek_at(ring.position()), Ok(None)),
+            Source::Socket { .. } => false,
+        }
+    }
+
+    pub(crate) fn next(&mut self) -> Result<Next<'_>, Error> {
+        let reactor = self.reactor;
+        let (tag, record) = match &mut self.source {
+            Source::Ring(ring) => match ring.next().map_err(|error| broken(reactor, error))? {
+                Some(record) => (record.tag, record.bytes),
+                None => return Ok(Next::Empty),
+            },
+            Source::Socket { lane, buffer, open } => {
+                let len = match socket(lane).map(|socket| socket.recv_packet(buffer)) {
+                    Some(Ok(Some(len))) => len,
+                    Some(Ok(None)) | None => return Ok(Next::Empty),
+                    Some(Err(swoole_ipc::Error::PeerGone { .. })) => {
+                        *open = false;
+                        return Ok(Next::Empty);
+                    }
+                    Some(Err(error)) => return Err(broken(reactor, error)),
+                };
+                let (tag, record) = buffer[..len]
+                    .split_first_chunk()
+                    .ok_or_else(|| broken(reactor, "a packet without a tag"))?;
+                (u32::from_le_bytes(*tag), record)
+            }
+        };
+        let (request, payload) = Request::decode(tag, record).map_err(|error| broken(reactor, error))?;
+        let Request { kind, session, .. } = request;
+        if request.first && request.last {
+            return Ok(Next::Message(Message { kind, session, payload }));
+        }
+        if request.first {
+            self.assembly = Vec::with_capacity(request.total);
+        }
+        self.assembly.extend_from_slice(payload);
+        if !request.last {
+            return Ok(Next::Fragment);
+        }
+        if self.assembly.len() != request.total {
+            return Err(broken(reactor, "fragments that do not make up their packet"));
+        }
+        Ok(Next::Message(Message { kind, session, payload: &self.assembly }))
+    }
+
+    /// Gives the memory of a large packet back once it is handled.
+    pub(crate) fn shed(&mut self) {
+        self.assembly = Vec::new();
+    }
+}
+
+enum Way {
+    Ring(Producer),
+    Socket { lane: Arc<Lane>, pending: Vec<Vec<u8>> },
+}
+
+/// Replies to one reactor's sessions.
+pub(crate) struct Outlet {
+    way: Way,
+    reactor: u8,
+    piece_max: usize,
+    /// Request records finished when the present handler returns: what its replies' commit says.
+    ack: u64,
+    /// What the last commit said.
+    committed: u64,
+    /// Bytes pushed since the last commit; headers count, so that 0 means nothing.
+    uncommitted: usize,
+    /// Something was committed since the doorbell was last rung.
+    unrung: bool,
+    bell: Doorbell,
+    room: Doorbell,
+    parent: Option<Pid>,
+}
+
+impl Outlet {
+    /// `bell` wakes the reactor; `room` is rung by it when it has made room.
+    pub(crate) fn open(
+        lane: &Arc<Lane>,
+        reactor: u8,
+        bell: Doorbell,
+        room: Doorbell,
+    ) -> Result<Outlet, swoole_ipc::Error> {
+        let (way, piece_max) = match &**lane {
+            Lane::Ring { replies, .. } => (Way::Ring(replies.producer()?), replies.capacity() / 4 - HEADER),
+            Lane::Socket { .. } => {
+                (Way::Socket { lane: Arc::clone(lane), pending: Vec::new() }, SOCKET_PIECE)
+            }
+        };
+        let parent = getppid();
+        Ok(Outlet {
+            way,
+            reactor,
+            piece_max,
+            ack: 0,
+            committed: 0,
+            uncommitted: 0,
+            unrung: false,
+            bell,
+            room,
+            parent,
+        })
+    }
+
+    /// A handler begins whose return finishes request record `ack` of this link.
+    pub(crate) fn begin(&mut self, ack: u64) {
+        self.ack = ack;
+    }
+
+    pub(crate) fn send(&mut self, session: Session, bytes: &[u8]) -> Result<(), Error> {
+        for piece in bytes.chunks(self.piece_max) {
+            self.push(ReplyKind::Send, session, self.ack, piece)?;
+            if self.uncommitted >= UNCOMMITTED_MAX {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn close(&mut self, session: Session) -> Result<(), Error> {
+        self.push(ReplyKind::Close, session, self.ack, &[])
+    }
+
+    /// What was sent so far stands, although its packet is not finished.
+    pub(crate) fn flush(&mut self) -> Result<(), Error> {
+        if self.uncommitted > 0 {
+            self.push(ReplyKind::Ack, Session::from_raw(0), self.committed, &[])?;
+            self.publish()?;
+        }
+        Ok(())
+    }
+
+    /// The handler has returned: its replies and the ack become visible together.
+    pub(crate) fn commit(&mut self) -> Result<(), Error> {
+        if self.uncommitted == 0 && self.ack == self.committed {
+            return Ok(());
+        }
+        if self.uncommitted == 0 || !self.is_open() {
+            self.push(ReplyKind::Ack, Session::from_raw(0), self.ack, &[])?;
+        }
+        self.committed = self.ack;
+        self.publish()
+    }
+
+    /// Wakes the reactor if anything was committed since the last time.
+    pub(crate) fn ring(&mut self) -> Result<(), Error> {
+        if std::mem::take(&mut self.unrung) && matches!(self.way, Way::Ring(_)) {
+            self.bell.ring().map_err(|error| broken(self.reactor, error))?;
+        }
+        Ok(())
+    }
+
+    /// Whether the last record can still be marked as the commit.
+    fn is_open(&self) -> bool {
+        match &self.way {
+            Way::Ring(replies) => replies.position() != replies.published(),
+            Way::Socket { pending, .. } => !pending.is_empty(),
+        }
+    }
+
+    /// Marks the last record as the commit and lets everything out.
+    fn publish(&mut self) -> Result<(), Error> {
+        match &mut self.way {
+            Way::Ring(replies) => {
+                replies.retag(|tag| tag | COMMIT);
+                replies.publish();
+            }
+            Way::Socket { lane, pending } => {
+                if let Some(tag) = pending.last_mut().and_then(|record| record.first_chunk_mut()) {
+                    *tag = (u32::from_le_bytes(*tag) | COMMIT).to_le_bytes();
+                }
+                send_all(lane, pending, self.reactor)?;
+            }
+        }
+        self.uncommitted = 0;
+        self.unrung = true;
+        Ok(())
+    }
+
+    fn push(&mut self, kind: ReplyKind, session: Session, ack: u64, piece: &[u8]) -> Result<(), Error> {
+        let reply = Reply { kind, commit: false, session, ack };
+        match &mut self.way {
+            Way::Ring(replies) => {
+                while replies.push(reply.tag(), &[&reply.header(), piece]).is_err() {
+                    let need = HEADER + piece.len();
+                    make_room(replies, need, &self.bell, &self.room, self.parent)
+                        .map_err(|reason| broken(self.reactor, reason))?;
+                }
+            }
+            Way::Socket { lane, pending } => {
+                if self.uncommitted > 4 * SOCKET_PIECE && pending.len() > 1 {
+                    send_all(lane, pending, self.reactor)?;
+                }
+                pending.push([&reply.tag().to_le_bytes(), &reply.header()[..], piece].concat());
+            }
+        }
+        self.uncommitted += HEADER + piece.len();
+        Ok(())
+    }
+}
+
+/// Waits until the ring takes a record of `need` bytes. The reactor always drains, so this ends.
+fn make_room(
+    replies: &mut Producer,
+    need: usize,
+    bell: &Doorbell,
+    room: &Doorbell,
+    parent: Option<Pid>,
+) -> Result<(), String> {
+    let failed = |error: &dyn std::fmt::Display| error.to_string();
+    replies.refresh().map_err(|error| failed(&error))?;
+    if replies.room() >= need {
+        return Ok(());
+    }
+    replies.publish();
+    bell.ring().map_err(|error| failed(&error))?;
+    loop {
+        room.arm();
+        replies.refresh().map_err(|error| failed(&error))?;
+        if replies.room() >= need {
+            room.disarm();
+            return Ok(());
+        }
+        room.wait(Some(Duration::from_secs(1))).map_err(|error| failed(&error))?;
+        if getppid() != parent {
+            return Err("the server is gone".into());
+        }
+    }
+}
+
+fn send_all(lane: &Lane, pending: &mut Vec<Vec<u8>>, reactor: u8) -> Result<(), Error> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let Some(socket) = socket(lane) else { return Ok(()) };
+    for record in pending.drain(..) {
+        loop {
+            match socket.send_packet(&[IoSlice::new(&record)]) {
+                Ok(()) => break,
+                Err(swoole_ipc::Error::Full) => {}
+                Err(error) => return Err(broken(reactor, error)),
+            }
+            match poll(&mut [PollFd::new(socket, PollFlags::OUT)], None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(broken(reactor, error)),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn socket(lane: &Lane) -> Option<&Endpoint> {
+    match lane {
+        Lane::Socket { worker, .. } => Some(worker),
+        Lane::Ring { .. } => None,
+    }
+}
+
+fn broken(reactor: u8, reason: impl ToString) -> Error {
+    Error::Link { reactor, reason: reason.to_string() }
+}

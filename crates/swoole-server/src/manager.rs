@@ -1,0 +1,292 @@
+//! The manager process: forks workers, reaps them, replaces them, reloads them, stops them. Nothing else.
+//!
+//! The policy is `swoole-supervisor`'s; this file connects it with the user's callbacks and with the master.
+//! When a worker dies the master hears of it, every reactor settles what the worker left, and only then may its
+//! successor be forked: two processes never hold the same links.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, getpid, getppid};
+use swoole_supervisor::{
+    Child, Control, Exited, GroupConfig, Options, Program, ReloadMode, Report, Scope, Settle, SlotId,
+    Supervisor,
+};
+use swoole_sys::signal::SignalInfo;
+
+use crate::board::Phase;
+use crate::config;
+use crate::control::{self, LostPacket, News, Order};
+use crate::error::Result;
+use crate::handler::{Handler, Manager, WorkerError};
+use crate::link::Lane;
+use crate::log::{Identity, Role};
+use crate::shared::{Lanes, Shared};
+
+/// How long orphans may take to finish: the whole family has to be gone within a second.
+const ORPHAN_WAIT: Duration = Duration::from_millis(300);
+/// How long the master may take to say what a worker left, when nobody waits for the successor.
+const BURIAL_WAIT: Duration = Duration::from_secs(1);
+
+/// The group of the workers; task workers will be the next.
+const WORKERS: u16 = 0;
+
+/// Runs the manager to its end; the exit code.
+pub(crate) fn run<H: Handler>(handler: H, shared: Arc<Shared>, lanes: Lanes, master: Pid) -> i32 {
+    crate::log::set_identity(Identity { role: Role::Manager, id: 0 });
+    if let Err(error) = enter(&shared, &lanes, master) {
+        tracing::error!("start the manager: {error}");
+        return 1;
+    }
+    let config = &shared.config;
+    let options = Options {
+        max_wait: config.max_wait_time,
+        reload_mode: match config.reload_mode {
+            config::ReloadMode::Rolling => ReloadMode::Rolling,
+            config::ReloadMode::All => ReloadMode::AllAtOnce,
+        },
+        ..Options::default()
+    };
+    let groups = vec![GroupConfig { name: "worker".into(), slots: config.worker_num }];
+    let office = Office {
+        handler,
+        context: Manager { shared: Arc::clone(&shared) },
+        // The descriptors in it that were closed above must never be dropped: the process ends by _exit.
+        shared,
+        lanes,
+        master,
+        forked: 0,
+        graves: HashMap::new(),
+        failed: false,
+    };
+    let outcome = match Supervisor::new(options, groups, office) {
+        Ok(supervisor) => supervisor.run().map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    match outcome {
+        Ok(mut outcome) => {
+            let office = &mut outcome.program;
+            for worker in office.graves.keys().copied().collect::<Vec<_>>() {
+                office.bury(worker, Vec::new());
+            }
+            office.say_error("on_manager_stop", |handler, manager| handler.on_manager_stop(manager));
+            i32::from(office.failed)
+        }
+        Err(error) => {
+            tracing::error!("manager: {error}");
+            1
+        }
+    }
+}
+
+fn enter(shared: &Shared, lanes: &Lanes, master: Pid) -> rustix::io::Result<()> {
+    // A title is a comfort, not a need.
+    let _ = swoole_sys::title::set("swoole: manager");
+    swoole_sys::signal::reset_handlers();
+    swoole_sys::process::die_with_parent(Signal::TERM, master)?;
+    swoole_sys::fds::close_all_except(&shared.manager_keep(lanes))?;
+    shared.board.set_manager(getpid().as_raw_pid());
+    Ok(())
+}
+
+struct Office<H> {
+    handler: H,
+    context: Manager,
+    shared: Arc<Shared>,
+    lanes: Lanes,
+    master: Pid,
+    /// Workers of the first generation that exist.
+    forked: u16,
+    /// The dead whose estate the reactors have not settled yet, by worker.
+    graves: HashMap<u16, Exited>,
+    /// A start callback failed.
+    failed: bool,
+}
+
+impl<H: Handler> Program for Office<H> {
+    fn run(&mut self, child: Child) -> i32 {
+        let mut lanes = std::mem::take(&mut self.lanes);
+        let own = lanes.swap_remove(usize::from(child.slot));
+        // This process is none of the other workers, so their memory is not mapped in it. Their sockets are
+        // closed already, and their owners must not close those numbers again.
+        for lane in lanes.into_iter().flatten() {
+            match Arc::into_inner(lane) {
+                Some(Lane::Ring { requests, replies }) => drop((requests, replies)),
+                other => std::mem::forget(other),
+            }
+        }
+        crate::worker::run(&mut self.handler, &self.shared, &own, child)
+    }
+
+    fn keep(&self, slot: SlotId) -> Vec<RawFd> {
+        self.shared.worker_keep(slot.slot, &self.lanes[usize::from(slot.slot)])
+    }
+
+    fn exited(&mut self, exit: &Exited, control: &mut Control) -> Settle {
+        let worker = exit.slot.slot;
+        self.graves.insert(worker, *exit);
+        self.tell(&News::Died { worker, generation: exit.generation });
+        if !control.is_stopping() {
+            return Settle::Later;
+        }
+        // Nobody will take its place, so nothing would wait for the answer.
+        let deadline = Instant::now() + BURIAL_WAIT;
+        while self.graves.contains_key(&worker) && !self.is_orphan() {
+            let rest = deadline.saturating_duration_since(Instant::now());
+            if rest.is_zero() {
+                self.bury(worker, Vec::new());
+            } else {
+                self.wait_for_order(rest);
+                self.take_orders(control);
+            }
+        }
+        Settle::Now
+    }
+
+    fn report(&mut self, report: &Report, control: &mut Control) {
+        match report {
+            Report::Started { slot, generation, pid } => {
+                let pid = pid.as_raw_pid();
+                self.tell(&News::Forked { worker: slot.slot, generation: *generation, pid });
+                if self.forked < self.shared.config.worker_num {
+                    self.forked += 1;
+                    if self.forked == self.shared.config.worker_num {
+                        self.tell(&News::AllForked);
+                        control.watch(self.shared.manager_end.as_fd().as_raw_fd());
+                    }
+                } else {
+                    self.shared.board.count_respawn();
+                    tracing::info!(
+                        "worker {} has a new process, pid {pid} (generation {generation})",
+                        slot.slot
+                    );
+                }
+            }
+            Report::Ready { slot, generation, .. } => {
+                self.tell(&News::Ready { worker: slot.slot, generation: *generation });
+            }
+            Report::Killed { slot, pid, waited, .. } => tracing::warn!(
+                "worker {} (pid {}) had not finished after {waited:.1?} (max_wait_time) and was killed",
+                slot.slot,
+                pid.as_raw_pid()
+            ),
+            Report::SpawnFailed { slot, error } => tracing::error!("fork worker {}: {error}", slot.slot),
+            Report::BackingOff { slot, deaths, delay } => tracing::warn!(
+                "worker {} has died {deaths} times in a row: back-off, next try in {delay:.0?}",
+                slot.slot
+            ),
+            Report::Failing { slot, deaths, delay } => tracing::error!(
+                "worker {} keeps failing ({deaths} times of late): back-off, next try in {delay:.0?}",
+                slot.slot
+            ),
+            Report::ReloadBegun { .. } => {
+                tracing::info!("Server is reloading all workers now");
+                self.say_error("on_before_reload", |handler, manager| handler.on_before_reload(manager));
+            }
+            Report::ReloadEnded { took, .. } => {
+                tracing::info!("Server has reloaded all workers in {took:.1?}");
+                self.say_error("on_after_reload", |handler, manager| handler.on_after_reload(manager));
+            }
+            Report::ReloadAborted { .. } => tracing::error!("{report}"),
+            other => tracing::debug!("{other}"),
+        }
+    }
+
+    fn signal(&mut self, info: SignalInfo, control: &mut Control) {
+        match info.signal {
+            Signal::TERM if self.is_orphan() => self.orphaned(control),
+            Signal::TERM => self.tell(&News::StopWanted),
+            Signal::USR1 => control.reload(Scope::All, None),
+            Signal::USR2 => tracing::info!("no task workers to reload"),
+            _ => {}
+        }
+    }
+
+    fn readable(&mut self, _fd: RawFd, control: &mut Control) {
+        self.take_orders(control);
+    }
+}
+
+impl<H: Handler> Office<H> {
+    fn take_orders(&mut self, control: &mut Control) {
+        loop {
+            match control::next_order(&self.shared.manager_end) {
+                Ok(Some(order)) => self.obey(order, control),
+                Ok(None) => return,
+                Err(_) => return self.orphaned(control),
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order, control: &mut Control) {
+        match order {
+            Order::Start => match self.handler.on_manager_start(&mut self.context) {
+                Ok(()) => self.tell(&News::Started),
+                Err(error) => {
+                    tracing::error!("on_manager_start: {error}");
+                    self.failed = true;
+                    self.shared.board.set_phase(Phase::Stopping);
+                    control.stop(self.shared.config.max_wait_time);
+                    self.tell(&News::StopWanted);
+                }
+            },
+            Order::Reload => control.reload(Scope::All, None),
+            Order::Stop { within_ms } => control.stop(Duration::from_millis(within_ms)),
+            Order::Buried { worker, lost } => {
+                self.bury(worker, lost);
+                control.settled(SlotId { group: WORKERS, slot: worker });
+            }
+        }
+    }
+
+    /// What a dead worker left is settled, or will never be.
+    fn bury(&mut self, worker: u16, lost: Vec<LostPacket>) {
+        let Some(exit) = self.graves.remove(&worker) else { return };
+        if exit.status.success() && lost.is_empty() {
+            return;
+        }
+        let error = WorkerError {
+            worker,
+            generation: exit.generation,
+            pid: exit.pid.as_raw_pid(),
+            status: exit.status,
+            lost,
+        };
+        tracing::error!("{error}");
+        self.say_error("on_worker_error", |handler, manager| handler.on_worker_error(manager, &error));
+    }
+
+    fn say_error(&mut self, name: &str, callback: impl FnOnce(&mut H, &mut Manager) -> Result<()>) {
+        if let Err(error) = callback(&mut self.handler, &mut self.context) {
+            tracing::error!("{name}: {error}");
+        }
+    }
+
+    fn tell(&self, news: &News) {
+        if let Err(error) = control::send_news(&self.shared.manager_end, news) {
+            tracing::debug!("tell the master {news:?}: {error}");
+        }
+    }
+
+    fn is_orphan(&self) -> bool {
+        getppid() != Some(self.master)
+    }
+
+    /// Without the master there are no clients, and nobody who could be told.
+    fn orphaned(&mut self, control: &mut Control) {
+        control.unwatch(self.shared.manager_end.as_fd().as_raw_fd());
+        if !control.is_stopping() {
+            tracing::error!("the master (pid {}) is gone: all workers stop", self.master.as_raw_pid());
+        }
+        control.stop(ORPHAN_WAIT);
+    }
+
+    fn wait_for_order(&self, rest: Duration) {
+        let timeout = Timespec { tv_sec: rest.as_secs() as i64, tv_nsec: rest.subsec_nanos().into() };
+        // An error ends the wait, which the caller repeats until its deadline.
+        let _ = poll(&mut [PollFd::new(&self.shared.manager_end, PollFlags::IN)], Some(&timeout));
+    }
+}

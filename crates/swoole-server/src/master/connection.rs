@@ -1,0 +1,110 @@
+//! One client's connection: what its reactor keeps of it.
+
+use std::time::Duration;
+
+use swoole_protocol::{Cut, FrameError, Framer};
+use swoole_reactor::{TimerId, Token};
+
+use crate::session::Session;
+
+/// How long a connection that is on its way out may take: a client that has shut down its side waits for
+/// answers, or one that is being closed takes what was sent before.
+pub(super) const LINGER: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) session: Session,
+    pub(super) token: Token,
+    /// The worker that hears of its connect and close.
+    pub(super) home: u16,
+    pub(super) framer: Framer,
+    /// Received and not yet cut into packets, or cut and not yet taken by a worker.
+    pub(super) input: Vec<u8>,
+    /// Packets that a worker has and has not finished.
+    pub(super) in_flight: usize,
+    /// Not read from, because its worker's link is full.
+    pub(super) parked: bool,
+    /// The client will send no more.
+    pub(super) ended: bool,
+    /// On its way out: nothing more is taken from it or sent to it.
+    pub(super) closing: bool,
+    pub(super) linger: Option<TimerId>,
+}
+
+/// How far the input was cut.
+#[derive(Debug)]
+pub(super) enum Fed {
+    /// Everything that is a packet was taken.
+    All,
+    /// This worker's link has no room for the next packet.
+    Blocked(u16),
+    /// The input is no stream of packets.
+    Broken(FrameError),
+}
+
+/// Cuts `input` into packets and offers each, until one is not taken. Yields how many bytes are done with.
+///
+/// `offer` says which worker had no room.
+pub(super) fn feed(
+    framer: &mut Framer,
+    input: &[u8],
+    mut offer: impl FnMut(&[u8]) -> Result<(), u16>,
+) -> (usize, Fed) {
+    let mut used = 0;
+    while used < input.len() {
+        match framer.cut(&input[used..]) {
+            Ok(Cut::More { .. }) => break,
+            Err(error) => return (used, Fed::Broken(error)),
+            Ok(Cut::Packet { len, payload }) => {
+                let packet = &input[used + payload.start..used + payload.end];
+                if let Err(worker) = offer(packet) {
+                    return (used, Fed::Blocked(worker));
+                }
+                used += len;
+            }
+        }
+    }
+    (used, Fed::All)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use swoole_protocol::{EofOptions, Framing};
+
+    use super::*;
+
+    proptest! {
+        /// However the stream is cut and however often a worker has no room, each packet is taken once, in order.
+        #[test]
+        fn a_blocked_packet_is_offered_again(
+            words in proptest::collection::vec("[a-z]{0,6}", 0..20),
+            reads in proptest::collection::vec(1usize..9, 1..40),
+            refusals in proptest::collection::vec(any::<bool>(), 1..40),
+        ) {
+            let stream: Vec<u8> = words.iter().flat_map(|word| [word.as_bytes(), b"\n"].concat()).collect();
+            let framing = Framing::Eof(EofOptions::new(b"\n", true).unwrap());
+            let mut framer = framing.framer(64);
+            let mut refusals = refusals.iter().cycle();
+            let mut reads = reads.iter().cycle();
+            let (mut taken, mut input, mut rest) = (Vec::new(), Vec::new(), &stream[..]);
+            let mut stuck = 0;
+            while !(rest.is_empty() && input.is_empty()) && stuck < 10_000 {
+                stuck += 1;
+                let (now, later) = rest.split_at((*reads.next().unwrap()).min(rest.len()));
+                rest = later;
+                input.extend_from_slice(now);
+                let (used, fed) = feed(&mut framer, &input, |packet| {
+                    if stuck < 5_000 && *refusals.next().unwrap() {
+                        return Err(3);
+                    }
+                    taken.push(String::from_utf8(packet.to_vec()).unwrap());
+                    Ok(())
+                });
+                prop_assert!(matches!(fed, Fed::All | Fed::Blocked(3)));
+                input.drain(..used);
+            }
+            prop_assert_eq!(taken, words);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! How the master's threads speak to each other: a queue and a waker, nothing locked, nobody waits.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crossbeam_queue::SegQueue;
+use crossbeam_utils::CachePadded;
+use rustix::fd::OwnedFd;
+use swoole_reactor::Waker;
+
+use crate::control::LostPacket;
+use crate::session::Arrival;
+
+/// From the main thread to a reactor thread.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// A new connection is yours.
+    Adopt { socket: OwnedFd, arrival: Arrival },
+    /// This worker has started.
+    Up { worker: u16 },
+    /// This worker is dead and reaped. Settle what it left and say so.
+    Settle { worker: u16 },
+    /// Take no new packets; when all that came is with the workers, tell them so.
+    Drain,
+    /// All workers are gone. Let clients take what was sent, within this time, and end.
+    Finish { within: Duration },
+}
+
+/// From a reactor thread to the main thread.
+#[derive(Debug)]
+pub(super) enum Note {
+    /// [`Command::Settle`] is done; the packet that the worker had in hand.
+    Settled { worker: u16, lost: Option<LostPacket> },
+    /// This worker's link carries nonsense: the worker has to go.
+    Fault { worker: u16, reason: String },
+    /// A connection is gone, and somebody waits for that.
+    Room,
+    /// The thread ends; what went wrong, if anything did.
+    Ended { reactor: u8, error: Option<String> },
+}
+
+/// Where a thread gets its mail.
+#[derive(Debug)]
+pub(super) struct Mailbox<T> {
+    queue: SegQueue<T>,
+    waker: Waker,
+}
+
+impl<T> Mailbox<T> {
+    pub(super) fn new(waker: Waker) -> Arc<Mailbox<T>> {
+        Arc::new(Mailbox { queue: SegQueue::new(), waker })
+    }
+
+    pub(super) fn post(&self, mail: T) {
+        self.queue.push(mail);
+        self.waker.wake();
+    }
+
+    pub(super) fn next(&self) -> Option<T> {
+        self.queue.pop()
+    }
+}
+
+/// How many connections a reactor has: the main thread adds, the reactor takes away.
+#[derive(Debug, Default)]
+pub(super) struct Occupancy(CachePadded<AtomicUsize>);
+
+impl Occupancy {
+    pub(super) fn enter(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn leave(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}

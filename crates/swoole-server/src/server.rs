@@ -1,0 +1,223 @@
+//! From a configuration to a running family of processes.
+
+use std::os::fd::{AsFd, AsRawFd as _, RawFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::process::{Resource, Rlimit, getpid, getrlimit, setrlimit};
+use swoole_reactor::Reactor;
+use swoole_reactor::listener::{Address, ListenOptions, listen, local_address};
+use swoole_supervisor::daemon::{PidFile, daemonize};
+use swoole_sys::process::{Fork, ForkError, fork, run_child, thread_names};
+
+use crate::config::{Backend, Config, Ipc, Listen};
+use crate::error::{Error, Result};
+use crate::handler::Handler;
+use crate::log::{self, Identity, Role};
+use crate::master::{self, Listeners};
+use crate::shared::Shared;
+
+/// A server, ready to start.
+///
+/// ```no_run
+/// use swoole_server::{Handler, Result, Server, Session, Worker};
+///
+/// struct Echo;
+///
+/// impl Handler for Echo {
+///     fn on_receive(&mut self, worker: &mut Worker, client: Session, packet: &[u8]) -> Result<()> {
+///         worker.send(client, packet)
+///     }
+/// }
+///
+/// fn main() -> Result<()> {
+///     Server::listen("tcp://127.0.0.1:9501")?.worker_num(4).run(Echo)
+/// }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Server {
+    config: Config,
+    keep: Vec<RawFd>,
+}
+
+impl Server {
+    /// A server with all the defaults that listens on `address`: `tcp://127.0.0.1:9501`, `tcp://[::]:9501`,
+    /// `unix:///run/app.sock`.
+    ///
+    /// # Errors
+    ///
+    /// If `address` is none.
+    pub fn listen(address: &str) -> Result<Server> {
+        let mut config = Config::default();
+        config.listen.push(address.parse().map_err(Error::other)?);
+        Ok(Server::new(config))
+    }
+
+    /// A server with this configuration.
+    pub fn new(config: Config) -> Server {
+        Server { config, keep: Vec::new() }
+    }
+
+    /// Sets [`Config::worker_num`].
+    #[must_use]
+    pub fn worker_num(mut self, workers: u16) -> Server {
+        self.config.worker_num = workers;
+        self
+    }
+
+    /// Sets [`Config::reactor_num`].
+    #[must_use]
+    pub fn reactor_num(mut self, reactors: u8) -> Server {
+        self.config.reactor_num = reactors;
+        self
+    }
+
+    /// Sets [`Config::backend`].
+    #[must_use]
+    pub fn backend(mut self, backend: Backend) -> Server {
+        self.config.backend = backend;
+        self
+    }
+
+    /// Sets [`Config::ipc`].
+    #[must_use]
+    pub fn ipc(mut self, ipc: Ipc) -> Server {
+        self.config.ipc = ipc;
+        self
+    }
+
+    /// Changes any key of the configuration.
+    ///
+    /// ```
+    /// # use swoole_server::Server;
+    /// let server = Server::listen("tcp://127.0.0.1:0")?.configure(|config| config.max_request = 10_000);
+    /// # Ok::<(), swoole_server::Error>(())
+    /// ```
+    #[must_use]
+    pub fn configure(mut self, change: impl FnOnce(&mut Config)) -> Server {
+        change(&mut self.config);
+        self
+    }
+
+    /// Keeps a descriptor of the program's own open in every process. Manager and workers close all others that
+    /// are open at the start, so that no secret and no socket gets where it is not needed; what a worker needs is
+    /// better opened in `on_worker_start`.
+    #[must_use]
+    pub fn keep(mut self, descriptor: &impl AsFd) -> Server {
+        self.keep.push(descriptor.as_fd().as_raw_fd());
+        self
+    }
+
+    /// Runs the server until it is stopped by `SIGTERM`, `SIGINT` (a second one does not wait), or
+    /// [`shutdown`](crate::Worker::shutdown).
+    ///
+    /// | signal to the master | what happens |
+    /// |---|---|
+    /// | `SIGTERM`, `SIGINT`, `SIGQUIT` | stop in order: what was accepted is answered, within `max_wait_time` |
+    /// | `SIGUSR1` | reload: new workers, one after the other; no connection notices |
+    /// | `SIGHUP` | the log file is opened anew, in all processes |
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps the server from starting, with nothing left running: a value in the configuration, an address
+    /// that cannot be had, a process that has more than one thread (forks would copy locks that nobody opens again).
+    /// [`Error::ManagerDied`] if the server had to stop because its manager died.
+    pub fn run<H: Handler>(self, handler: H) -> Result<()> {
+        let Server { mut config, keep } = self;
+        config.validate()?;
+        make_absolute(&mut config)?;
+        log::init(config.log_level, config.log_file.as_deref())
+            .map_err(|error| Error::setup("open the log", error))?;
+        refuse_threads()?;
+        raise_descriptor_limit();
+        let choice = try_backend(config.backend)?;
+        let listeners = open_listeners(&config)?;
+        let addresses = listeners.iter().map(|(_, listen)| listen.clone()).collect();
+        if config.daemonize {
+            daemonize(config.log_file.as_deref())
+                .map_err(|error| Error::setup("go to the background", error))?;
+        }
+        let pid_file = config.pid_file.as_deref().map(PidFile::create).transpose();
+        let pid_file = pid_file.map_err(|error| Error::setup("start the server", error))?;
+
+        log::set_identity(Identity { role: Role::Master, id: 0 });
+        let (shared, lanes) = Shared::create(config, addresses, keep)?;
+        let master = getpid();
+        let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        shared.board.set_server(master.as_raw_pid(), started_at.as_millis() as u64);
+        tracing::info!("{choice}; ipc {}, ring_size {}", shared.config.ipc, shared.config.ring_bytes());
+        let shared = Arc::new(shared);
+        match fork()? {
+            Fork::Child => run_child(|| {
+                // They are closed there as numbers; closing them twice could hit somebody else's.
+                std::mem::forget((listeners, pid_file));
+                crate::manager::run(handler, shared, lanes, master)
+            }),
+            Fork::Parent(manager) => {
+                // A title is a comfort, not a need.
+                let _ = swoole_sys::title::set("swoole: master");
+                let paths = unix_paths(&listeners);
+                let result = master::run(handler, shared, &lanes, listeners, manager);
+                for path in paths {
+                    // Somebody may have put it away already.
+                    let _ = std::fs::remove_file(path);
+                }
+                drop(pid_file);
+                result
+            }
+        }
+    }
+}
+
+/// The daemon's working directory is `/`: what was meant from here stays here.
+fn make_absolute(config: &mut Config) -> Result<()> {
+    for path in [&mut config.log_file, &mut config.pid_file].into_iter().flatten() {
+        *path = std::path::absolute(&*path)?;
+    }
+    for listen in &mut config.listen {
+        if let Address::Unix(path) = &mut listen.address {
+            *path = std::path::absolute(&*path)?;
+        }
+    }
+    Ok(())
+}
+
+fn refuse_threads() -> Result<()> {
+    let names = thread_names()?;
+    if names.len() == 1 { Ok(()) } else { Err(ForkError::Threads { count: names.len(), names }.into()) }
+}
+
+/// Every client is a descriptor: as many as this process may have without asking for more rights.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum {
+        // Not to be had is not to be helped: connection_limit goes by what there is.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    }
+}
+
+/// Finds out before anything is started whether the backend works; what it tried is gone before the first fork.
+fn try_backend(backend: Backend) -> Result<String> {
+    let options = swoole_reactor::Options { backend, ..Default::default() };
+    let reactor = Reactor::new(options).map_err(|error| Error::setup(format!("backend {backend}"), error))?;
+    Ok(reactor.choice().to_string())
+}
+
+fn open_listeners(config: &Config) -> Result<Listeners> {
+    let options = ListenOptions { backlog: config.backlog as i32, ..ListenOptions::default() };
+    let open = |wanted: &Listen| {
+        let socket = listen(&wanted.address, &options)?;
+        let address = local_address(&socket, &wanted.address)?;
+        Ok((socket, Listen { address, tls: wanted.tls }))
+    };
+    config.listen.iter().map(open).collect()
+}
+
+fn unix_paths(listeners: &Listeners) -> Vec<Box<Path>> {
+    let paths = listeners.iter().filter_map(|(_, listen)| match &listen.address {
+        Address::Unix(path) => Some(path.as_path().into()),
+        _ => None,
+    });
+    paths.collect()
+}

@@ -1,0 +1,93 @@
+//! What exists before the first fork and is seen by every process.
+//!
+//! All of it is memory that stays mapped, or descriptors that a child keeps by name ([`Shared::worker_keep`]).
+//! What a child must not have (listening sockets, the master's end of the control channel, the other
+//! workers' links) is closed or unmapped in it before user code runs.
+
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
+use std::sync::Arc;
+
+use swoole_ipc::Doorbell;
+use swoole_ipc::socketpair::Endpoint;
+
+use crate::board::Board;
+use crate::config::{Config, Listen};
+use crate::control;
+use crate::error::{Error, Result};
+use crate::link::Lane;
+use crate::session::SessionTable;
+
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    /// Where the listeners really listen, in the order of `config.listen`.
+    pub(crate) addresses: Vec<Listen>,
+    pub(crate) board: Board,
+    pub(crate) sessions: SessionTable,
+    /// Wakes a worker that waits for packets, by worker.
+    pub(crate) bells: Vec<Doorbell>,
+    /// Wakes a worker that waits for room for its replies, by worker.
+    pub(crate) rooms: Vec<Doorbell>,
+    /// Wakes a reactor that waits for replies, by reactor.
+    pub(crate) reactor_bells: Vec<Doorbell>,
+    pub(crate) master_end: Endpoint,
+    pub(crate) manager_end: Endpoint,
+    /// Descriptors of the user's that every process keeps.
+    pub(crate) keep: Vec<RawFd>,
+}
+
+/// The links: one lane for each worker (outer) and reactor (inner). Apart from the rest, because each
+/// process needs another selection of them.
+pub(crate) type Lanes = Vec<Vec<Arc<Lane>>>;
+
+impl Shared {
+    pub(crate) fn create(
+        config: Config,
+        addresses: Vec<Listen>,
+        keep: Vec<RawFd>,
+    ) -> Result<(Shared, Lanes)> {
+        let (workers, reactors) = (usize::from(config.worker_num), usize::from(config.reactor_num));
+        let bell = |kind: &str, id: usize| {
+            let name = format!("{kind}-{id}");
+            Doorbell::create(&name).map_err(|error| Error::setup(format!("make doorbell {name}"), error))
+        };
+        let ring_size = config.ring_bytes();
+        let lane = |worker: usize, reactor: usize| {
+            Lane::create(config.ipc, &format!("{reactor}-{worker}"), ring_size).map(Arc::new)
+        };
+        let lanes = (0..workers)
+            .map(|worker| (0..reactors).map(|reactor| lane(worker, reactor)).collect())
+            .collect::<Result<Lanes>>()?;
+        let slots = config.connection_limit().div_ceil(reactors);
+        let (master_end, manager_end) = control::pair()?;
+        let shared = Shared {
+            board: Board::create(workers, reactors)?,
+            sessions: SessionTable::create(reactors, slots)?,
+            bells: (0..workers).map(|id| bell("worker-bell", id)).collect::<Result<_>>()?,
+            rooms: (0..workers).map(|id| bell("worker-room", id)).collect::<Result<_>>()?,
+            reactor_bells: (0..reactors).map(|id| bell("reactor-bell", id)).collect::<Result<_>>()?,
+            master_end,
+            manager_end,
+            keep,
+            addresses,
+            config,
+        };
+        Ok((shared, lanes))
+    }
+
+    /// What a worker keeps open besides its standard streams.
+    pub(crate) fn worker_keep(&self, worker: u16, lanes: &[Arc<Lane>]) -> Vec<RawFd> {
+        let own = [&self.bells[usize::from(worker)], &self.rooms[usize::from(worker)]];
+        let bells = own.into_iter().chain(&self.reactor_bells).map(|bell| bell.as_fd().as_raw_fd());
+        bells.chain(lanes.iter().filter_map(|lane| lane.worker_fd())).chain(self.common_keep()).collect()
+    }
+
+    /// What the manager keeps open: all that its workers need, and its own end of the control channel.
+    pub(crate) fn manager_keep(&self, lanes: &Lanes) -> Vec<RawFd> {
+        let own = lanes.iter().zip(0..).flat_map(|(lanes, worker)| self.worker_keep(worker, lanes));
+        own.chain([self.manager_end.as_fd().as_raw_fd()]).collect()
+    }
+
+    fn common_keep(&self) -> impl Iterator<Item = RawFd> + '_ {
+        self.keep.iter().copied().chain(crate::log::descriptor())
+    }
+}

@@ -1,0 +1,177 @@
+//! What travels between a reactor and a worker, byte by byte.
+//!
+//! One record is one message: a 32-bit tag (kind in the low byte, flags above it), a fixed header,
+//! the payload. Both link kinds carry the same records: the ring has a place for the tag of its
+//! own, the socketpair puts it in front.
+//!
+//! | direction | header after the tag | payload |
+//! |---|---|---|
+//! | request | session: u64, total: u64 (bytes of the whole packet) | the packet, or a fragment of it |
+//! | reply | session: u64, ack: u64 (request records finished) | bytes for the client |
+//!
+//! All integers are little-endian. What comes from a worker is checked before it is believed.
+
+use crate::session::Session;
+
+/// Bytes of either header.
+pub(crate) const HEADER: usize = 16;
+
+/// What a request record is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum RequestKind {
+    /// A whole packet or a fragment of one.
+    Packet = 1,
+    /// A client has connected.
+    Connect = 2,
+    /// A connection is gone.
+    Close = 3,
+}
+
+/// What a reply record asks of the reactor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum ReplyKind {
+    /// Nothing: it only carries an ack.
+    Ack = 1,
+    /// Send the payload to the session.
+    Send = 2,
+    /// Close the session after what was sent before has gone out.
+    Close = 3,
+}
+
+/// The last fragment of its packet (a whole packet is its own last fragment).
+pub(crate) const LAST: u32 = 1 << 8;
+/// The first fragment of its packet.
+pub(crate) const FIRST: u32 = 1 << 9;
+/// Everything up to and with this record stands: the handler has returned, and `ack` is final.
+pub(crate) const COMMIT: u32 = 1 << 10;
+
+/// A decoded request header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Request {
+    pub(crate) kind: RequestKind,
+    pub(crate) first: bool,
+    pub(crate) last: bool,
+    pub(crate) session: Session,
+    /// Bytes of the whole packet.
+    pub(crate) total: usize,
+}
+
+/// A decoded reply header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Reply {
+    pub(crate) kind: ReplyKind,
+    pub(crate) commit: bool,
+    pub(crate) session: Session,
+    pub(crate) ack: u64,
+}
+
+/// A record that no correct peer writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("malformed record: tag {tag:#x}, {len} bytes")]
+pub(crate) struct Malformed {
+    pub(crate) tag: u32,
+    pub(crate) len: usize,
+}
+
+fn words(a: u64, b: u64) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    header[..8].copy_from_slice(&a.to_le_bytes());
+    header[8..].copy_from_slice(&b.to_le_bytes());
+    header
+}
+
+fn split(tag: u32, record: &[u8]) -> Result<(u64, u64, &[u8]), Malformed> {
+    let malformed = Malformed { tag, len: record.len() };
+    let (a, rest) = record.split_first_chunk::<8>().ok_or(malformed)?;
+    let (b, payload) = rest.split_first_chunk::<8>().ok_or(malformed)?;
+    Ok((u64::from_le_bytes(*a), u64::from_le_bytes(*b), payload))
+}
+
+impl Request {
+    pub(crate) fn tag(&self) -> u32 {
+        self.kind as u32 | if self.first { FIRST } else { 0 } | if self.last { LAST } else { 0 }
+    }
+
+    pub(crate) fn header(&self) -> [u8; HEADER] {
+        words(self.session.raw(), self.total as u64)
+    }
+
+    pub(crate) fn decode(tag: u32, record: &[u8]) -> Result<(Request, &[u8]), Malformed> {
+        let (session, total, payload) = split(tag, record)?;
+        let kind = match tag & 0xff {
+            1 => RequestKind::Packet,
+            2 => RequestKind::Connect,
+            3 => RequestKind::Close,
+            _ => return Err(Malformed { tag, len: record.len() }),
+        };
+        let request = Request {
+            kind,
+            first: tag & FIRST != 0,
+            last: tag & LAST != 0,
+            session: Session::from_raw(session),
+            total: usize::try_from(total).map_err(|_| Malformed { tag, len: record.len() })?,
+        };
+        Ok((request, payload))
+    }
+}
+
+impl Reply {
+    pub(crate) fn tag(&self) -> u32 {
+        self.kind as u32 | if self.commit { COMMIT } else { 0 }
+    }
+
+    pub(crate) fn header(&self) -> [u8; HEADER] {
+        words(self.session.raw(), self.ack)
+    }
+
+    pub(crate) fn decode(tag: u32, record: &[u8]) -> Result<(Reply, &[u8]), Malformed> {
+        let (session, ack, payload) = split(tag, record)?;
+        let kind = match tag & 0xff {
+            1 => ReplyKind::Ack,
+            2 => ReplyKind::Send,
+            3 => ReplyKind::Close,
+            _ => return Err(Malformed { tag, len: record.len() }),
+        };
+        Ok((Reply { kind, commit: tag & COMMIT != 0, session: Session::from_raw(session), ack }, payload))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_or_are_malformed(tag: u32, record in proptest::collection::vec(any::<u8>(), 0..64)) {
+            if let Ok((request, payload)) = Request::decode(tag, &record) {
+                prop_assert_eq!(payload, &record[HEADER..]);
+                prop_assert_eq!(request.header().as_slice(), &record[..HEADER]);
+            }
+            if let Ok((reply, payload)) = Reply::decode(tag, &record) {
+                prop_assert_eq!(payload, &record[HEADER..]);
+                prop_assert_eq!(reply.header().as_slice(), &record[..HEADER]);
+            }
+        }
+    }
+
+    #[test]
+    fn headers_survive_the_trip() {
+        let request = Request {
+            kind: RequestKind::Packet,
+            first: true,
+            last: false,
+            session: Session::new(3, 7, 9),
+            total: 1_500_000,
+        };
+        let mut record = request.header().to_vec();
+        record.extend_from_slice(b"abc");
+        assert_eq!(Request::decode(request.tag(), &record), Ok((request, &b"abc"[..])));
+
+        let reply = Reply { kind: ReplyKind::Send, commit: true, session: Session::new(0, 0, 1), ack: 42 };
+        assert_eq!(Reply::decode(reply.tag(), &reply.header()), Ok((reply, &b""[..])));
+    }
+}

@@ -1,0 +1,314 @@
+//! A worker's life, from the fork to the exit.
+
+use std::backtrace::Backtrace;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, getpid, getppid};
+use swoole_reactor::{Event, Interest, Options, Reactor, Trigger};
+use swoole_supervisor::Child;
+use swoole_sys::signal::SignalSet;
+
+use super::Worker;
+use crate::board::Phase;
+use crate::error::{Error, Result};
+use crate::handler::Handler;
+use crate::link::{Inbox, Lane, Message, Next, Outlet};
+use crate::log::{Identity, Role};
+use crate::session::Session;
+use crate::shared::Shared;
+use crate::spin::Spin;
+use crate::wire::RequestKind;
+
+/// Packets taken from one reactor before the next one's turn.
+const BUDGET: usize = 64;
+/// Passes between two looks at the signals while there is no reason to sleep.
+const PASSES_PER_LOOK: u32 = 64;
+/// Handlers that take longer are not made to hold back the replies of those before them.
+const SLOW: Duration = Duration::from_micros(20);
+
+/// Runs a worker to its end; the exit code.
+pub(crate) fn run<H: Handler>(
+    handler: &mut H,
+    shared: &Arc<Shared>,
+    lanes: &[Arc<Lane>],
+    mut child: Child,
+) -> i32 {
+    let id = child.slot;
+    crate::log::set_identity(Identity { role: Role::Worker, id: u32::from(id) });
+    // A title is a comfort, not a need.
+    let _ = swoole_sys::title::set(&format!("swoole: worker {id}"));
+    log_panics();
+    let mut life = || -> Result<()> {
+        let mut life = Life::start(handler, shared, lanes, &child)?;
+        if !life.wait_for_start()? {
+            return Ok(());
+        }
+        life.callback("on_worker_start", |handler, worker| handler.on_worker_start(worker))?;
+        child.ready();
+        life.serve()?;
+        life.callback("on_worker_stop", |handler, worker| handler.on_worker_stop(worker))
+    };
+    match life() {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::error!("worker {id}: {error}");
+            1
+        }
+    }
+}
+
+/// The panic's message and backtrace belong in the log, not on a stream that may lead nowhere.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!("{panic}\n{}", Backtrace::force_capture());
+    }));
+}
+
+struct Life<'a, H> {
+    handler: &'a mut H,
+    worker: Worker,
+    inboxes: Vec<Inbox>,
+    reactor: Reactor,
+    parent: Option<Pid>,
+    /// Packets after which this worker retires.
+    request_limit: u64,
+    /// Moving average of what a handler takes.
+    usual: Duration,
+}
+
+impl<'a, H: Handler> Life<'a, H> {
+    fn start(
+        handler: &'a mut H,
+        shared: &Arc<Shared>,
+        lanes: &[Arc<Lane>],
+        child: &Child,
+    ) -> Result<Life<'a, H>> {
+        let id = usize::from(child.slot);
+        shared.board.enter(child.slot, getpid().as_raw_pid(), child.generation);
+        let mut reactor =
+            Reactor::new(Options { backend: swoole_reactor::Backend::Epoll, ..Options::default() })
+                .map_err(|error| Error::setup("make the worker's event loop", error))?;
+        // Ctrl-C reaches the whole process group, but it is the master that is asked to stop.
+        let signals = SignalSet::from([
+            Signal::TERM,
+            Signal::INT,
+            Signal::QUIT,
+            Signal::HUP,
+            Signal::USR1,
+            Signal::USR2,
+        ]);
+        let watch = |error| Error::setup("watch the worker's signals and links", error);
+        reactor.signals(&signals).map_err(watch)?;
+        reactor.watch(&shared.bells[id], Interest::READABLE, Trigger::Edge).map_err(watch)?;
+        for lane in lanes {
+            if let Lane::Socket { worker, .. } = &**lane {
+                reactor.watch(worker, Interest::READABLE, Trigger::Edge).map_err(watch)?;
+            }
+        }
+        let claim = |error| Error::setup("take over the links to the reactors", error);
+        let inboxes = lanes.iter().zip(0..).map(|(lane, reactor)| Inbox::open(lane, reactor));
+        let outlets = lanes.iter().zip(0..).map(|(lane, reactor)| {
+            let bell = shared.reactor_bells[usize::from(reactor)].clone();
+            Outlet::open(lane, reactor, bell, shared.rooms[id].clone())
+        });
+        let inboxes = inboxes.collect::<Result<_, _>>().map_err(claim)?;
+        let outlets = outlets.collect::<Result<_, _>>().map_err(claim)?;
+        Ok(Life {
+            handler,
+            worker: Worker {
+                id: child.slot,
+                generation: child.generation,
+                handled: 0,
+                outlets,
+                retiring: false,
+                shared: Arc::clone(shared),
+            },
+            inboxes,
+            reactor,
+            parent: getppid(),
+            request_limit: request_limit(shared)?,
+            usual: Duration::ZERO,
+        })
+    }
+
+    /// The callbacks of master and manager come first. False if the server stops before it has begun.
+    fn wait_for_start(&mut self) -> Result<bool> {
+        let shared = Arc::clone(&self.worker.shared);
+        loop {
+            match shared.board.phase() {
+                Phase::Running => return Ok(true),
+                Phase::Stopping => return Ok(false),
+                Phase::Booting if self.worker.retiring => return Ok(false),
+                Phase::Booting => self.look(None)?,
+            }
+        }
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.worker.shared);
+        let bell = &shared.bells[usize::from(self.worker.id)];
+        let mut spin = Spin::default();
+        let mut passes = 0;
+        shared.board.set_busy(self.worker.id, true);
+        loop {
+            let worked = self.pass()?;
+            let draining = shared.board.phase() == Phase::Stopping;
+            if self.worker.retiring && (!draining || (!worked && self.is_exhausted()?)) {
+                return Ok(());
+            }
+            if worked {
+                passes += 1;
+                if passes % PASSES_PER_LOOK == 0 {
+                    self.look(Some(Duration::ZERO))?;
+                }
+                continue;
+            }
+            shared.board.set_busy(self.worker.id, false);
+            if spin.until(|| self.inboxes.iter().any(Inbox::has_news)) {
+                shared.board.set_busy(self.worker.id, true);
+                continue;
+            }
+            bell.arm();
+            let wait = self.inboxes.iter().any(Inbox::has_news).then_some(Duration::ZERO);
+            self.look(wait)?;
+            bell.disarm();
+            shared.board.set_busy(self.worker.id, true);
+        }
+    }
+
+    /// Waits for a doorbell, a link or a signal, and notes what the signals want.
+    fn look(&mut self, timeout: Option<Duration>) -> Result<()> {
+        let mut retire = false;
+        let turn = self.reactor.turn(timeout, |_, event| {
+            if let Event::Signal { info } = event {
+                retire |= info.signal == Signal::TERM;
+            }
+        });
+        turn.map_err(|error| Error::setup("wait for work", error))?;
+        self.worker.retiring |= retire || getppid() != self.parent;
+        Ok(())
+    }
+
+    /// Takes what the reactors have sent, some from each; true if there was anything.
+    fn pass(&mut self) -> Result<bool> {
+        let mut worked = false;
+        for reactor in 0..self.inboxes.len() {
+            for _ in 0..BUDGET {
+                if self.is_leaving() {
+                    break;
+                }
+                match self.step(reactor)? {
+                    true => worked = true,
+                    false => break,
+                }
+            }
+            self.worker.outlets[reactor].commit()?;
+        }
+        self.worker.ring()?;
+        Ok(worked)
+    }
+
+    /// Whether no further packet may be taken: to retire is to leave the rest to the successor, but at the
+    /// server's end there is none.
+    fn is_leaving(&self) -> bool {
+        self.worker.retiring && self.worker.shared.board.phase() != Phase::Stopping
+    }
+
+    /// One record of one reactor; false if there is none.
+    fn step(&mut self, reactor: usize) -> Result<bool> {
+        let inbox = &mut self.inboxes[reactor];
+        let record = inbox.current();
+        match inbox.next()? {
+            Next::Empty => return Ok(false),
+            Next::Fragment => self.worker.outlets[reactor].begin(record),
+            Next::Message(message) => {
+                if self.usual > SLOW {
+                    self.worker.ring()?;
+                }
+                let begun = Instant::now();
+                deliver(self.handler, &mut self.worker, reactor, record, &message)?;
+                let took = begun.elapsed();
+                self.usual = (self.usual * 7 + took) / 8;
+                let large = message.payload.len() > BUDGET * 1024;
+                if large {
+                    self.inboxes[reactor].shed();
+                }
+                if self.worker.handled >= self.request_limit {
+                    self.worker.retiring = true;
+                }
+            }
+        }
+        self.inboxes[reactor].finish();
+        Ok(true)
+    }
+
+    fn is_exhausted(&mut self) -> Result<bool> {
+        for inbox in &mut self.inboxes {
+            if !inbox.is_exhausted()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// A callback that belongs to no packet.
+    fn callback(&mut self, name: &str, run: impl FnOnce(&mut H, &mut Worker) -> Result<()>) -> Result<()> {
+        run(self.handler, &mut self.worker).map_err(|error| Error::Start(format!("{name}: {error}")))?;
+        self.worker.commit(None)?;
+        self.worker.ring()
+    }
+}
+
+/// Runs the callback for one message and commits what it did.
+fn deliver<H: Handler>(
+    handler: &mut H,
+    worker: &mut Worker,
+    reactor: usize,
+    record: u64,
+    message: &Message<'_>,
+) -> Result<()> {
+    let origin = Some((reactor, record));
+    let session = message.session;
+    worker.begin(origin);
+    let result = match message.kind {
+        RequestKind::Packet => {
+            worker.handled += 1;
+            worker.shared.board.set_handled(worker.id, worker.handled);
+            handler.on_receive(worker, session, message.payload)
+        }
+        RequestKind::Connect => handler.on_connect(worker, session),
+        RequestKind::Close => handler.on_close(worker, session),
+    };
+    if let Err(error) = result {
+        fail(worker, session, &error);
+    }
+    worker.commit(origin)
+}
+
+/// A callback's error costs its session the connection. That the peer has just left is no news.
+fn fail(worker: &mut Worker, session: Session, error: &Error) {
+    if error.is_departure() {
+        tracing::debug!(%session, "{error}");
+        return;
+    }
+    tracing::warn!(%session, "callback failed, its connection is closed: {error}");
+    if let Err(error) = worker.close(session) {
+        tracing::debug!(%session, "{error}");
+    }
+}
+
+/// `max_request`, and some more so that workers which started together do not retire together. The seed is drawn
+/// here, after the fork: one drawn before it would be the same in every worker.
+fn request_limit(shared: &Shared) -> Result<u64> {
+    let grace = shared.config.request_grace();
+    match shared.config.max_request {
+        0 => Ok(u64::MAX),
+        limit if grace == 0 => Ok(limit),
+        limit => {
+            let random =
+                getrandom::u64().map_err(|error| Error::setup("draw the jitter of max_request", error))?;
+            Ok(limit.saturating_add(random % grace + 1))
+        }
+    }
+}
