@@ -136,7 +136,8 @@ impl SessionTable {
 
     fn entry(&self, session: Session) -> Option<&[AtomicU64]> {
         let reactor = usize::from(session.reactor());
-        if reactor >= self.reactors || session.slot() >= self.slots {
+        // 0 marks a free entry and is nobody's session.
+        if session.raw() == 0 || reactor >= self.reactors || session.slot() >= self.slots {
             return None;
         }
         let start = (reactor * self.slots + session.slot()) * ENTRY;

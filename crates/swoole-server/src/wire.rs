@@ -149,11 +149,13 @@ mod tests {
         fn any_bytes_decode_or_are_malformed(tag: u32, record in proptest::collection::vec(any::<u8>(), 0..64)) {
             if let Ok((request, payload)) = Request::decode(tag, &record) {
                 prop_assert_eq!(payload, &record[HEADER..]);
-                prop_assert_eq!(request.header().as_slice(), &record[..HEADER]);
+                let header = request.header();
+                prop_assert_eq!(&header[..], &record[..HEADER]);
             }
             if let Ok((reply, payload)) = Reply::decode(tag, &record) {
                 prop_assert_eq!(payload, &record[HEADER..]);
-                prop_assert_eq!(reply.header().as_slice(), &record[..HEADER]);
+                let header = reply.header();
+                prop_assert_eq!(&header[..], &record[..HEADER]);
             }
         }
     }

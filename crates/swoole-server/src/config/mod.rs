@@ -257,16 +257,6 @@ choice! {
     }
 }
 
-impl From<Backend> for swoole_reactor::Backend {
-    fn from(backend: Backend) -> Self {
-        match backend {
-            Backend::Auto => Self::Auto,
-            Backend::Epoll => Self::Epoll,
-            Backend::IoUring => Self::IoUring,
-        }
-    }
-}
-
 choice! {
     /// How packets travel between reactors and workers.
     Ipc {

@@ -98,7 +98,7 @@ impl Inbox {
                 let len = match socket(lane).map(|socket| socket.recv_packet(buffer)) {
                     Some(Ok(Some(len))) => len,
                     Some(Ok(None)) | None => return Ok(Next::Empty),
-                    Some(Err(swoole_ipc::Error::PeerGone { .. })) => {
+                    Some(Err(swoole_ipc::Error::PeerGone)) => {
                         *open = false;
                         return Ok(Next::Empty);
                     }

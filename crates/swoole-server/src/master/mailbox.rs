@@ -62,20 +62,21 @@ impl<T> Mailbox<T> {
     }
 }
 
-/// How many connections a reactor has: the main thread adds, the reactor takes away.
+/// How many connections a reactor has: the main thread adds, the reactor takes away. Sequentially consistent, because
+/// the two agree through it and a second flag on who admits those that wait.
 #[derive(Debug, Default)]
 pub(super) struct Occupancy(CachePadded<AtomicUsize>);
 
 impl Occupancy {
     pub(super) fn enter(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.fetch_add(1, Ordering::SeqCst);
     }
 
     pub(super) fn leave(&self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 
     pub(super) fn get(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Ordering::SeqCst)
     }
 }

@@ -172,14 +172,7 @@ impl ReactorThread {
             Event::Data { token, bytes } => self.desk.received(reactor, &mut self.links, token, bytes),
             Event::Eof { token } => self.desk.ended(reactor, token),
             Event::Failed { token, error } => self.desk.failed(reactor, token, &error),
-            Event::Closed { token } => {
-                if self.desk.closed(reactor, token) {
-                    self.seat.occupancy.leave();
-                    if self.seat.crowded.swap(false, Ordering::Relaxed) {
-                        self.seat.main.post(Note::Room);
-                    }
-                }
-            }
+            Event::Closed { token } if self.desk.closed(reactor, token) => self.left(),
             Event::Timer { id } if self.finishing == Some(id) => self.desk.close_all(reactor, Close::Now),
             Event::Timer { id } => self.desk.timer(reactor, id),
             Event::Ready { token, .. } => {
@@ -196,12 +189,20 @@ impl ReactorThread {
         }
     }
 
+    /// A connection is gone: one that waits can come.
+    fn left(&self) {
+        self.seat.occupancy.leave();
+        if self.seat.crowded.swap(false, Ordering::SeqCst) {
+            self.seat.main.post(Note::Room);
+        }
+    }
+
     fn obey(&mut self, reactor: &mut Reactor, command: Command) {
         match command {
             Command::Adopt { socket, arrival } => {
                 if let Err(error) = self.desk.adopt(reactor, &mut self.links, socket, &arrival) {
                     tracing::error!("take a connection on: {error}");
-                    self.seat.occupancy.leave();
+                    self.left();
                 }
             }
             Command::Up { worker } => self.desk.set_up(worker, true),
