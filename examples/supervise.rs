@@ -71,8 +71,9 @@ impl Program for Demo {
         vec![]
     }
 
-    fn exited(&mut self, exit: &Exited, _control: &mut Control) -> Settle {
-        println!("supervisor: slot {} (pid {}) ended: {}", exit.slot, exit.pid.as_raw_pid(), exit.status);
+    fn exited(&mut self, exit: &Exited, control: &mut Control) -> Settle {
+        let name = &control.groups()[usize::from(exit.slot.group)].name;
+        println!("supervisor: {name} {} (pid {}) ended: {}", exit.slot, exit.pid.as_raw_pid(), exit.status);
         Settle::Now
     }
 

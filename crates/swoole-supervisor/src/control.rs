@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal};
 
 use crate::policy::Event;
-use crate::{ReloadMode, Scope, SlotId};
+use crate::{GroupConfig, ReloadMode, Scope, SlotId};
 
 /// What a [`Program`](crate::Program) may ask of its supervisor. Requests are carried out, in their order,
 /// when the callback that makes them has returned.
@@ -18,18 +18,18 @@ pub struct Control {
     pub(crate) live: Vec<(SlotId, u32, Pid)>,
     pub(crate) stopping: bool,
     max_wait: Duration,
-    last_group: Option<u16>,
+    groups: Vec<GroupConfig>,
 }
 
 impl Control {
-    pub(crate) fn new(max_wait: Duration, groups: u16) -> Self {
+    pub(crate) fn new(max_wait: Duration, groups: Vec<GroupConfig>) -> Self {
         Self {
             requests: Vec::new(),
             watched: Vec::new(),
             live: Vec::new(),
             stopping: false,
             max_wait,
-            last_group: groups.checked_sub(1),
+            groups,
         }
     }
 
@@ -48,7 +48,7 @@ impl Control {
     }
 
     /// Asks all processes to retire, replaces none from now on, and kills those that are alive after
-    /// `within`; zero kills at once. [`Supervisor::run`](crate::Supervisor::run) returns when all are gone.
+    /// `within`; zero kills at once, [`Duration::MAX`] never. [`Supervisor::run`](crate::Supervisor::run) returns when all are gone.
     ///
     /// A second call can make the bound earlier, never later.
     pub fn stop(&mut self, within: Duration) {
@@ -80,6 +80,11 @@ impl Control {
         &self.live
     }
 
+    /// The groups, in the order that [`SlotId::group`] counts.
+    pub fn groups(&self) -> &[GroupConfig] {
+        &self.groups
+    }
+
     /// Whether [`stop`](Self::stop) has been called.
     pub fn is_stopping(&self) -> bool {
         self.stopping
@@ -100,8 +105,8 @@ impl Control {
             Signal::TERM | Signal::INT | Signal::QUIT => self.stop(self.max_wait),
             Signal::USR1 => self.reload(Scope::All, None),
             Signal::USR2 => {
-                if let Some(group) = self.last_group {
-                    self.reload(Scope::Group(group), None);
+                if let Some(last) = self.groups.len().checked_sub(1) {
+                    self.reload(Scope::Group(last as u16), None);
                 }
             }
             _ => {}

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use rustix::rand::{GetRandomFlags, getrandom};
 use swoole_sys::fds::{Readiness, wait_readable};
-use swoole_sys::process::ForkError;
+use swoole_sys::process::{ForkError, thread_names};
 use swoole_sys::signal::{self, SignalFd, SignalSet, set_mask};
 use tracing::debug;
 
@@ -109,6 +109,12 @@ struct Process {
     forked: Instant,
 }
 
+impl Process {
+    fn is_ready_pipe(&self, fd: RawFd) -> bool {
+        self.ready.as_ref().is_some_and(|pipe| pipe.as_raw_fd() == fd)
+    }
+}
+
 struct Shell<P> {
     program: P,
     control: Control,
@@ -120,12 +126,6 @@ struct Shell<P> {
     killed: u32,
 }
 
-impl Process {
-    fn is_ready_pipe(&self, fd: RawFd) -> bool {
-        self.ready.as_ref().is_some_and(|pipe| pipe.as_raw_fd() == fd)
-    }
-}
-
 impl<P: Program> Shell<P> {
     fn new(supervisor: Supervisor<P>, set: &SignalSet) -> Result<Self, Error> {
         let Supervisor { options, groups, program } = supervisor;
@@ -134,7 +134,7 @@ impl<P: Program> Shell<P> {
         let slots: Vec<u16> = groups.iter().map(|group| group.slots).collect();
         Ok(Self {
             program,
-            control: Control::new(options.max_wait, slots.len() as u16),
+            control: Control::new(options.max_wait, groups),
             policy: Policy::new(options, &slots, u64::from_ne_bytes(seed)),
             processes: Vec::new(),
             reports: VecDeque::new(),
@@ -145,8 +145,7 @@ impl<P: Program> Shell<P> {
     }
 
     fn run(mut self) -> Result<Outcome<P>, Error> {
-        let served = self.serve();
-        if let Err(error) = served {
+        if let Err(error) = self.serve() {
             for process in &self.processes {
                 let _ = pidfd_send_signal(&process.pidfd, Signal::KILL);
                 let _ = waitid(WaitId::PidFd(process.pidfd.as_fd()), WaitIdOptions::EXITED);
@@ -174,11 +173,12 @@ impl<P: Program> Shell<P> {
 
     /// A process with several threads can never fork, so it is told so at once instead of backing off.
     fn refuse_threads(&self) -> Result<(), Error> {
-        match swoole_sys::process::thread_names() {
-            Ok(names) if names.len() > 1 => {
-                Err(Error::Fork(ForkError::Threads { count: names.len(), names }))
-            }
-            _ => Ok(()),
+        let names = thread_names().map_err(|error| {
+            Error::os("read of /proc/self/task")(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        })?;
+        match names.len() {
+            1 => Ok(()),
+            count => Err(Error::Fork(ForkError::Threads { count, names })),
         }
     }
 

@@ -147,7 +147,7 @@ fn a_killed_process_is_replaced() {
         Told::Report(&Report::Ready { slot: SlotId { slot: 0, .. }, pid, .. }) => {
             assert!(control.pids().contains(&(slot(0, 0), 2, pid)));
             assert_eq!(control.pids().len(), 2);
-            control.stop(LONG);
+            control.stop(Duration::MAX);
         }
         Told::Exited(exit) => {
             assert!(control.pids().iter().all(|&(_, _, pid)| pid != exit.pid));

@@ -299,7 +299,7 @@ impl Policy {
         } else if delay > Duration::ZERO {
             self.report(Report::BackingOff { slot: id, deaths: streak, delay });
         }
-        now + delay
+        now.saturating_add(delay)
     }
 
     fn settled(&mut self, now: Duration, at: usize) {
@@ -320,12 +320,13 @@ impl Policy {
 
     fn retire(&mut self, now: Duration, at: usize) {
         if self.stop_at.is_none() {
-            self.end_by(now, at, now + self.options.max_wait);
+            self.end_by(now, at, now.saturating_add(self.options.max_wait));
         }
     }
 
     fn stop(&mut self, now: Duration, within: Duration) {
-        let stop_at = self.stop_at.map_or(now + within, |earlier| earlier.min(now + within));
+        let bound = now.saturating_add(within);
+        let stop_at = self.stop_at.map_or(bound, |earlier| earlier.min(bound));
         if self.stop_at.replace(stop_at).is_none() {
             self.reloads = Reloads::default();
         }

@@ -120,22 +120,22 @@ impl Policy {
 
     fn take_turn(&mut self, now: Duration, turn: Turn) {
         let is_fresh = self.slots[turn.at].generation != turn.stale;
-        let waits = match self.slots[turn.at].state {
-            State::Running { .. } if is_fresh => false,
+        match self.slots[turn.at].state {
+            State::Idle | State::Stopped => return,
+            State::Running { .. } if is_fresh => return,
             State::Starting { .. } | State::Running { .. } if !is_fresh => {
-                self.end_by(now, turn.at, now + self.options.max_wait);
-                true
+                self.end_by(now, turn.at, now.saturating_add(self.options.max_wait));
             }
             // Whoever asks for a reload has mended something, or hopes so: it is tried without delay.
-            State::Backoff { .. } => {
-                self.fill(now, turn.at, now);
-                true
-            }
-            State::Idle | State::Stopped => false,
-            State::Spawning | State::Starting { .. } | State::Retiring { .. } | State::Burying { .. } => true,
-            State::Running { .. } => false,
-        };
-        if waits && let Some(reload) = &mut self.reloads.current {
+            State::Backoff { .. } => self.fill(now, turn.at, now),
+            // A successor is on its way.
+            State::Starting { .. }
+            | State::Running { .. }
+            | State::Spawning
+            | State::Retiring { .. }
+            | State::Burying { .. } => {}
+        }
+        if let Some(reload) = &mut self.reloads.current {
             reload.under_way.push(turn);
         }
     }
