@@ -240,7 +240,7 @@ fn run() -> Result<()> {
         line_end: config.package_eof.clone(),
         crash_on_start,
     };
-    Server::new(config)?.run(testbed)
+    Server::new(config).run(testbed)
 }
 
 fn main() -> ExitCode {
