@@ -3,12 +3,14 @@
 use std::io::IoSlice;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rustix::io::{fcntl_dupfd_cloexec, ioctl_fionbio};
 use swoole_sys::signal::{SignalFd, SignalSet};
 
 use crate::driver::epoll::Epoll;
+use crate::driver::uring::Uring;
 use crate::driver::{Driver, Scratch};
 use crate::fork::ForkGuard;
 use crate::timer::Timers;
@@ -36,7 +38,7 @@ pub struct Reactor {
     waker: Waker,
     /// Taken out during a turn.
     scratch: Option<Scratch>,
-    fork: ForkGuard,
+    fork: Rc<ForkGuard>,
     /// An io_uring is bound to the thread that made it.
     not_send: PhantomData<*const ()>,
 }
@@ -51,24 +53,30 @@ impl Reactor {
     /// [`Error::System`] at a limit of descriptors or memory.
     pub fn new(options: Options) -> Result<Self, Error> {
         let fork = ForkGuard::new().map_err(Error::system("map a page to notice a fork (mmap)"))?;
+        let fork = Rc::new(fork);
         let waker = Waker::new().map_err(Error::system("make a waker (eventfd)"))?;
         let budget = options.budget.max(1);
-        let buffer = vec![0; options.receive_buffer.max(1)];
-        let reason = match options.backend {
-            Backend::Epoll => "as configured",
-            Backend::Auto => AUTO_REASON,
+        let receive_buffer = options.receive_buffer.max(1);
+        let (driver, choice): (Box<dyn Driver>, _) = match options.backend {
+            Backend::Auto | Backend::Epoll => {
+                let reason = if options.backend == Backend::Auto { AUTO_REASON } else { "as configured" };
+                let choice = Choice { backend: Backend::Epoll, reason: reason.to_owned() };
+                (Box::new(Epoll::new(waker.clone(), budget)?), choice)
+            }
             Backend::IoUring => {
-                return Err(Error::Unavailable { reason: "this build has no driver for it".to_owned() });
+                let (driver, features) = Uring::new(waker.clone(), budget, receive_buffer, Rc::clone(&fork))?;
+                let choice =
+                    Choice { backend: Backend::IoUring, reason: format!("as configured; {features}") };
+                (Box::new(driver), choice)
             }
         };
-        let driver = Box::new(Epoll::new(waker.clone(), budget)?);
         Ok(Self {
             driver,
-            choice: Choice { backend: Backend::Epoll, reason: reason.to_owned() },
+            choice,
             timers: Timers::default(),
             epoch: Instant::now(),
             waker,
-            scratch: Some(Scratch { buffer }),
+            scratch: Some(Scratch::new(receive_buffer)),
             fork,
             not_send: PhantomData,
         })

@@ -101,8 +101,10 @@ impl<T> Slots<T> {
         slot.value.take()
     }
 
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.slots.iter_mut().filter_map(|slot| slot.value.as_mut())
+    /// The token of what is in a slot now.
+    pub(crate) fn current(&self, slot: u32) -> Option<Token> {
+        let entry = self.slots.get(slot as usize).filter(|entry| entry.value.is_some())?;
+        Some(Token::new(slot, entry.generation))
     }
 }
 

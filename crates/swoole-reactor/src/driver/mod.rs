@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::io::IoSlice;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -20,13 +21,25 @@ use swoole_sys::signal::SignalFd;
 use crate::{Close, DatagramPeer, Error, Event, Interest, Token, Trigger};
 
 pub(crate) mod epoll;
+pub(crate) mod uring;
 
 /// The number of the slot that stands for the waker; no source ever has it.
 pub(crate) const WAKER: u64 = u64::MAX;
 
 /// Memory that events borrow from while the handler has the reactor, and the driver with it, for itself.
 pub(crate) struct Scratch {
-    pub(crate) buffer: Vec<u8>,
+    /// What was read last.
+    buffer: Vec<u8>,
+    /// io_uring: what was held back while a stream was paused.
+    held: Vec<u8>,
+    /// io_uring: the pool that the kernel reads into.
+    provided: Option<Rc<uring::Buffers>>,
+}
+
+impl Scratch {
+    pub(crate) fn new(receive_buffer: usize) -> Self {
+        Self { buffer: vec![0; receive_buffer], held: Vec::new(), provided: None }
+    }
 }
 
 pub(crate) trait Driver {
