@@ -3,8 +3,10 @@
 use super::log::field;
 use super::proc;
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -72,6 +74,15 @@ impl Stream {
             Self::Tcp(stream) => Self::Tcp(stream.try_clone()?),
             Self::Unix(stream) => Self::Unix(stream.try_clone()?),
         })
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
     }
 }
 
@@ -182,6 +193,13 @@ impl Client {
             Err(error) if is_close(&error) => Err(Closed { partial: line.len() }.into()),
             Err(error) => Err(error).with_context(|| format!("read a reply, after {} bytes", line.len())),
         }
+    }
+
+    /// Whether bytes of a reply have come.
+    pub(super) fn has_reply(&self) -> Result<bool> {
+        let mut files = [PollFd::new(self.stream.get_ref(), PollFlags::IN)];
+        let ready = rustix::event::poll(&mut files, Some(&Timespec::default()))?;
+        Ok(ready > 0 || !self.stream.buffer().is_empty())
     }
 
     /// Sends a packet and reads its reply.

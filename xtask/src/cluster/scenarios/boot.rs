@@ -112,7 +112,7 @@ fn start_bad_config(cx: &Cx) -> Result<()> {
 fn start_pid_dir_missing(cx: &Cx) -> Result<()> {
     let file = cx.dir.join("no-such-directory/server.pid");
     let file = file.display().to_string();
-    cx.testbed().flag("pid-file", &file).refused(&["pid_file", &file])
+    cx.testbed().flag("pid-file", &file).refused(&["pid file", &file])
 }
 
 fn start_memory_short(cx: &Cx) -> Result<()> {
@@ -126,5 +126,5 @@ fn start_file_size_short(cx: &Cx) -> Result<()> {
 }
 
 fn start_descriptors_short(cx: &Cx) -> Result<()> {
-    cx.testbed().flag("worker-num", 64).ulimit("-n 24").refused(&["descriptor"])
+    cx.testbed().flag("worker-num", 64).ulimit("-n 24").refused(&["open files", "ulimit -n"])
 }

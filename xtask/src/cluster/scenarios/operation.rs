@@ -50,7 +50,7 @@ fn pid_file(cx: &Cx) -> Result<()> {
         "the PID file has {text:?}, master is {}",
         bed.ready.master
     );
-    cx.testbed().flag("pid-file", path.display()).refused(&["pid_file", &bed.ready.master.to_string()])?;
+    cx.testbed().flag("pid-file", path.display()).refused(&["pid file", &bed.ready.master.to_string()])?;
     ensure!(fs::read_to_string(&path)? == text, "the server that was refused has changed the PID file");
     bed.connect()?.expect("echo unharmed", "unharmed")?;
     bed.stop()?;
@@ -115,7 +115,7 @@ fn log_file(cx: &Cx) -> Result<()> {
     let run = |name: &str, level: &str| -> Result<String> {
         let path = cx.dir.join(name);
         let bed = cx.testbed().flag("log-file", path.display()).flag("log-level", level).start()?;
-        bed.connect()?.tell("crash exit 3")?;
+        bed.connect()?.tell("crash panic")?;
         bed.log.wait_count("on_worker_error", 1, PATIENCE)?;
         bed.signal_master(Signal::USR1)?;
         bed.log.wait_count("on_after_reload", 1, PATIENCE)?;

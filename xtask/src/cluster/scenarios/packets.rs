@@ -1,9 +1,9 @@
 //! Packets of every size and cut, and connections in great number.
 
-use crate::cluster::bed::{Bed, PATIENCE};
+use crate::cluster::bed::Bed;
 use crate::cluster::client::Client;
+use crate::cluster::load::Load;
 use crate::cluster::matrix::{Cx, Scenario, full};
-use crate::cluster::{load::Load, proc};
 use anyhow::{Context, Result, ensure};
 
 pub(super) static ALL: &[Scenario] = &[
@@ -23,7 +23,7 @@ pub(super) static ALL: &[Scenario] = &[
     ),
     full(
         "max_connection",
-        "one connection too many is closed, and a place that is given up is taken",
+        "one connection too many waits, and takes the place that another gives up",
         max_connection,
     ),
     full("connections_200", "200 connections at once, each with its own replies", connections_200),
@@ -209,14 +209,15 @@ fn max_connection(cx: &Cx) -> Result<()> {
     let bed = cx.testbed().flag("worker-num", 1).flag("reactor-num", 2).flag("max-connection", 10).start()?;
     let mut clients = (0..10).map(|_| bed.connect()).collect::<Result<Vec<_>>>()?;
     ask_all(&mut clients, "first")?;
-    bed.connect()?.expect_close().context("the connection above max_connection")?;
-    ask_all(&mut clients, "second")?;
+    let mut waiter = bed.connect()?;
+    waiter.tell("echo my turn")?;
+    for _ in 0..20 {
+        ask_all(&mut clients, "second")?;
+    }
+    ensure!(!waiter.has_reply()?, "the connection above max_connection was served");
     clients.truncate(9);
-    // The server may learn of the tenth one's leave after the next one's arrival.
-    clients.push(proc::until("a place for another connection", PATIENCE, || {
-        let mut client = bed.connect().ok()?;
-        client.expect("echo room?", "room?").is_ok().then_some(client)
-    })?);
+    waiter.expect_line("my turn").context("the connection that waited for a place")?;
+    clients.push(waiter);
     ask_all(&mut clients, "third")?;
     bed.stop()?;
     Ok(())

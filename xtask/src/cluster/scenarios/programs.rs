@@ -71,6 +71,6 @@ fn frames(cx: &Cx) -> Result<()> {
     let lines = feed("one\\ntwo\\n", &["eof"])?;
     ensure!(lines == ["\"one\"", "\"two\""], "eof cut {lines:?}");
     let packets = feed("\\000\\000\\000\\003abc\\000\\000\\000\\001d", &["length", "N", "0", "4"])?;
-    ensure!(packets == ["\"abc\"", "\"d\""], "length cut {packets:?}");
+    ensure!(packets == [r#""\0\0\0\u{3}abc""#, r#""\0\0\0\u{1}d""#], "length cut {packets:?}");
     Ok(())
 }
