@@ -1,5 +1,7 @@
 //! The contract of `channel`, checked on every channel.
 
+#![allow(clippy::unwrap_used, reason = "tests say what must hold by unwrapping it")]
+
 mod support;
 
 use std::time::Duration;

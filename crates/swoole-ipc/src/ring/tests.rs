@@ -360,3 +360,25 @@ fn closing_comes_after_the_last_record() {
     assert_eq!(consumer.next().unwrap().unwrap().bytes, b"last");
     assert_eq!(consumer.next(), Ok(None));
 }
+
+/// Every byte that the two processes share.
+fn shared_bytes(ring: &Ring) -> Vec<u8> {
+    // SAFETY: the header page and the ring's bytes are mapped, and only this thread accesses them.
+    unsafe { std::slice::from_raw_parts(ring.bytes(0).sub(PAGE).as_ptr(), PAGE + ring.capacity()) }.to_vec()
+}
+
+#[test]
+fn an_acked_consumer_writes_nothing() {
+    let ring = Ring::create("silent", PAGE).unwrap();
+    let (mut producer, mut consumer) = (ring.producer().unwrap(), ring.consumer().unwrap());
+    for tag in 0..5 {
+        producer.push(tag, &[b"request"]).unwrap();
+    }
+    producer.publish();
+    let before = shared_bytes(&ring);
+    let first = consumer.peek_at(0).unwrap().unwrap().end;
+    consumer.advance_to(first);
+    while consumer.next().unwrap().is_some() {}
+    assert!(!consumer.is_closed());
+    assert!(before == shared_bytes(&ring));
+}
