@@ -72,8 +72,10 @@ struct Source {
     operations: u32,
     /// Its accept, receive or poll is with the kernel.
     armed: bool,
-    /// A cancellation is on its way, or met nothing and waits for the operation to show up.
+    /// A cancellation is with the kernel.
     cancelling: bool,
+    /// The cancellation of the input met nothing: it is repeated when the operation shows up.
+    missed: bool,
     closing: Option<Closing>,
 }
 
@@ -253,7 +255,8 @@ impl Uring {
     }
 
     fn insert(&mut self, kind: Kind) -> Result<Token, Error> {
-        let source = Source { kind, operations: 0, armed: false, cancelling: false, closing: None };
+        let source =
+            Source { kind, operations: 0, armed: false, cancelling: false, missed: false, closing: None };
         let token = self.sources.insert(source).ok_or(Error::Full)?;
         self.settle(token);
         Ok(token)
@@ -297,7 +300,7 @@ impl Uring {
             }
             source.armed = true;
             entry.user_data(user_data(token, Operation::Input))
-        } else if source.armed && !source.cancelling {
+        } else if source.armed && !source.cancelling && !source.missed {
             source.cancelling = true;
             let cancel = CancelBuilder::user_data(user_data(token, Operation::Input));
             opcode::AsyncCancel2::new(cancel).build().user_data(user_data(token, Operation::Cancel))
@@ -405,21 +408,13 @@ impl Uring {
             return None;
         }
         if operation == Operation::Cancel as u8 {
-            // A cancellation that met nothing is repeated when its operation shows up; a close cannot wait
-            // for that.
-            let missed = completion.result() == Err(Errno::NOENT) && source.armed;
-            source.cancelling = missed && source.closing.is_none();
+            source.cancelling = false;
+            source.missed = completion.result() == Err(Errno::NOENT);
             self.settle(token);
             return None;
         }
-        if completion.is_more() {
-            // It came although it was cancelled: cancel it again.
-            let is_closing = source.closing.is_some();
-            source.cancelling &= is_closing;
-        } else {
-            source.armed = false;
-            source.cancelling = false;
-        }
+        source.armed = completion.is_more();
+        source.missed = false;
         let found = match &source.kind {
             Kind::Listener { .. } => self.accepted(token, completion.result()),
             Kind::Stream(_) => self.received(token, completion),
