@@ -1,6 +1,7 @@
 //! The one place that says what is allowed, and what follows from several keys together.
 
 use std::fmt;
+use std::sync::Once;
 
 use rustix::process::{Resource, getrlimit};
 use swoole_protocol::{EofOptions, LengthOptions};
@@ -140,7 +141,7 @@ impl Config {
     }
 
     /// How many clients this process can have: `max_connection`, or less if its limit of open files
-    /// (`RLIMIT_NOFILE`, getrlimit(2)) leaves no room for so many, which is logged as a warning.
+    /// (`RLIMIT_NOFILE`, getrlimit(2)) leaves no room for so many, which is logged as a warning, once.
     pub fn connection_limit(&self) -> usize {
         let peers = u64::from(self.worker_num) + u64::from(self.reactor_num);
         let reserve = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_PEER * peers;
@@ -148,11 +149,14 @@ impl Config {
         let room = usize::try_from(files.saturating_sub(reserve)).unwrap_or(usize::MAX).max(1);
         let limit = room.min(self.max_connection);
         if limit < self.max_connection {
-            tracing::warn!(
-                "max_connection = {} is lowered to {limit}: the limit of open files is {files}, of which the server \
-                 needs {reserve}; raise it with `ulimit -n` or LimitNOFILE=",
-                self.max_connection
-            );
+            static WARNING: Once = Once::new();
+            WARNING.call_once(|| {
+                tracing::warn!(
+                    "max_connection = {} is lowered to {limit}: the limit of open files is {files}, of which the \
+                     server needs {reserve}; raise it with `ulimit -n` or LimitNOFILE=",
+                    self.max_connection
+                );
+            });
         }
         limit
     }
