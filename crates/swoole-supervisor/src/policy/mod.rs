@@ -327,9 +327,7 @@ impl Policy {
     fn stop(&mut self, now: Duration, within: Duration) {
         let bound = now.saturating_add(within);
         let stop_at = self.stop_at.map_or(bound, |earlier| earlier.min(bound));
-        if self.stop_at.replace(stop_at).is_none() {
-            self.reloads = Reloads::default();
-        }
+        self.stop_at = Some(stop_at);
         self.report(Report::Stopping { within: stop_at.saturating_sub(now) });
         for at in 0..self.slots.len() {
             match self.slots[at].state {

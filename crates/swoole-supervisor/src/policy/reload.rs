@@ -21,7 +21,7 @@ struct Reload {
     /// Slots whose turn has not come.
     waiting: VecDeque<Turn>,
     /// Slots whose successor is not yet ready.
-    under_way: Vec<Turn>,
+    under_way: Vec<usize>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -59,19 +59,16 @@ impl Policy {
 
     /// A process has got ready.
     pub(super) fn reload_succeeded(&mut self, now: Duration, at: usize) {
-        let generation = self.slots[at].generation;
         if let Some(reload) = &mut self.reloads.current {
-            reload.under_way.retain(|turn| turn.at != at || turn.stale == generation);
+            // It is a successor: one that was there before retires, and is not heard any more.
+            reload.under_way.retain(|&under_way| under_way != at);
         }
         self.continue_reload(now);
     }
 
     /// A process has died before it was ready (`None`: could not be made).
     pub(super) fn reload_failed(&mut self, now: Duration, at: usize, status: Option<ExitStatus>) {
-        let generation = self.slots[at].generation;
-        let is_successor = |turn: &Turn| turn.at == at && turn.stale != generation;
-        let Some(reload) = self.reloads.current.take_if(|reload| reload.under_way.iter().any(is_successor))
-        else {
+        let Some(reload) = self.reloads.current.take_if(|reload| reload.under_way.contains(&at)) else {
             return;
         };
         let untouched = reload.waiting.len();
@@ -136,7 +133,7 @@ impl Policy {
             | State::Burying { .. } => {}
         }
         if let Some(reload) = &mut self.reloads.current {
-            reload.under_way.push(turn);
+            reload.under_way.push(turn.at);
         }
     }
 }

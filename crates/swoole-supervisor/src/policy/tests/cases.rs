@@ -95,6 +95,40 @@ fn a_slot_that_keeps_dying_is_failing_and_the_others_go_on() {
 }
 
 #[test]
+fn a_failing_slot_that_recovers_is_like_any_other() {
+    let mut world = World::serving(&[1]);
+    for _ in 0..10 {
+        world.die(FIRST, CRASH);
+        world.advance(ms(5000));
+        world.spawn(FIRST);
+    }
+    world.ready(FIRST);
+    world.advance(ms(10_000));
+    world.take_log();
+    world.succeed(FIRST, CRASH);
+    assert_eq!(world.take_log(), ["started 0.0 #12", "ready 0.0 #12"], "at once");
+    for _ in 0..9 {
+        world.die(FIRST, CRASH);
+        world.advance(ms(5000));
+        world.spawn(FIRST);
+    }
+    assert!(world.take_log().contains(&"failing 0.0 10 deaths 5s".to_owned()), "and may fail again");
+}
+
+#[test]
+fn deaths_long_ago_do_not_count() {
+    let mut world = World::serving(&[1]);
+    for _ in 0..30 {
+        world.advance(ms(9_000));
+        world.die(FIRST, CRASH);
+        world.advance(ms(5_000));
+        world.spawn(FIRST);
+        world.ready(FIRST);
+    }
+    assert!(!world.take_log().iter().any(|line| line.starts_with("failing")), "five a minute");
+}
+
+#[test]
 fn a_fork_that_is_refused_is_not_repeated_at_once() {
     let mut world = World::new(&[1]);
     world.fail_spawn(FIRST);
@@ -173,6 +207,34 @@ fn a_successor_that_cannot_start_ends_a_reload_before_it_does_harm() {
 }
 
 #[test]
+fn a_crash_elsewhere_does_not_end_a_reload() {
+    let mut world = World::serving(&[1, 2]);
+    world.event(reload(Scope::Group(1)));
+    for _ in 0..2 {
+        world.die(FIRST, CRASH);
+        world.advance(ms(100));
+        world.spawn(FIRST);
+    }
+    world.succeed(slot(1, 0), CLEAN);
+    world.succeed(slot(1, 1), CLEAN);
+    assert_eq!(world.take_log().last().unwrap(), "reloaded [1]");
+}
+
+#[test]
+fn a_reload_replaces_processes_that_are_not_ready_too() {
+    let mut world = World::new(&[1]);
+    world.spawn(FIRST);
+    world.event(reload(Scope::All));
+    assert_eq!(world.retiring(), [FIRST], "it was forked before");
+
+    let mut world = World::new(&[1]);
+    world.event(reload(Scope::All));
+    world.spawn(FIRST);
+    world.ready(FIRST);
+    assert_eq!(world.take_log().last().unwrap(), "reloaded [0]", "it was forked after");
+}
+
+#[test]
 fn a_successor_that_cannot_be_forked_ends_a_reload() {
     let mut world = World::serving(&[2]);
     world.event(reload(Scope::All));
@@ -243,11 +305,24 @@ fn a_stop_within_no_time_kills() {
 
 #[test]
 fn a_second_stop_can_only_be_earlier() {
-    let mut world = World::serving(&[1]);
+    let mut world = World::serving(&[1, 1]);
+    world.die(slot(1, 0), CRASH);
     world.event(Event::Stop { within: ms(500) });
     world.event(Event::Stop { within: ms(9_000) });
     assert_eq!(world.policy.next_deadline(), Some(ms(500)));
+    world.spawn(slot(1, 0));
+    world.exit(FIRST, CLEAN);
+    assert_eq!(world.policy.next_deadline(), Some(ms(500)), "for who comes late as well");
     world.event(Event::Stop { within: ms(0) });
+    assert_eq!(world.killed(), [slot(1, 0)]);
+}
+
+#[test]
+fn a_stop_gives_nobody_more_time_to_retire() {
+    let mut world = World::serving(&[1]);
+    world.event(Event::Retire { slot: FIRST });
+    world.event(Event::Stop { within: ms(60_000) });
+    world.advance(ms(3_000));
     assert_eq!(world.killed(), [FIRST]);
 }
 
