@@ -154,12 +154,19 @@ pub(crate) fn init(level: LogLevel, file: Option<&Path>) -> Result<(), LogError>
 ///
 /// # Errors
 /// [`LogError`]: the file cannot be opened; lines go on to the old one.
-pub(crate) fn reopen() -> Result<(), LogError> {
+fn reopen() -> Result<(), LogError> {
     let Some(file) = FILE.get() else { return Ok(()) };
     let mut file = file.write().unwrap_or_else(PoisonError::into_inner);
     let fresh = open(&file.path)?;
     rustix::io::dup3(fresh, &mut file.descriptor, DupFlags::CLOEXEC)
         .map_err(|errno| LogError { path: file.path.clone(), source: errno.into() })
+}
+
+/// [`reopen`]s the log file; what goes wrong is said in the old one.
+pub(crate) fn reopen_or_say() {
+    if let Err(error) = reopen() {
+        tracing::error!("{error}");
+    }
 }
 
 /// The log file's descriptor, which a forked process must keep when it closes all others.

@@ -200,6 +200,7 @@ impl<H: Handler> Program for Office<H> {
             Signal::TERM if self.is_orphan() => self.orphaned(control),
             Signal::TERM => self.tell(&News::StopWanted),
             Signal::USR1 => control.reload(Scope::All, None),
+            Signal::HUP => crate::log::reopen_or_say(),
             Signal::USR2 => tracing::info!("no task workers to reload"),
             _ => {}
         }

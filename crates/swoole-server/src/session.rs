@@ -130,10 +130,6 @@ impl SessionTable {
         Ok(SessionTable { words, reactors, slots })
     }
 
-    pub(crate) fn slots(&self) -> usize {
-        self.slots
-    }
-
     fn entry(&self, session: Session) -> Option<&[AtomicU64]> {
         let reactor = usize::from(session.reactor());
         // 0 marks a free entry and is nobody's session.

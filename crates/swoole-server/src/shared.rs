@@ -23,6 +23,8 @@ pub(crate) struct Shared {
     pub(crate) addresses: Vec<Listen>,
     pub(crate) board: Board,
     pub(crate) sessions: SessionTable,
+    /// Clients at one time: `max_connection`, or fewer if the process may not have so many descriptors.
+    pub(crate) connection_limit: usize,
     /// Wakes a worker that waits for packets, by worker.
     pub(crate) bells: Vec<Doorbell>,
     /// Wakes a worker that waits for room for its replies, by worker.
@@ -57,11 +59,13 @@ impl Shared {
         let lanes = (0..workers)
             .map(|worker| (0..reactors).map(|reactor| lane(worker, reactor)).collect())
             .collect::<Result<Lanes>>()?;
-        let slots = config.connection_limit().div_ceil(reactors);
+        let connection_limit = config.connection_limit();
+        let slots = connection_limit.div_ceil(reactors);
         let (master_end, manager_end) = control::pair()?;
         let shared = Shared {
             board: Board::create(workers, reactors)?,
             sessions: SessionTable::create(reactors, slots)?,
+            connection_limit,
             bells: (0..workers).map(|id| bell("worker-bell", id)).collect::<Result<_>>()?,
             rooms: (0..workers).map(|id| bell("worker-room", id)).collect::<Result<_>>()?,
             reactor_bells: (0..reactors).map(|id| bell("reactor-bell", id)).collect::<Result<_>>()?,

@@ -324,8 +324,7 @@ impl<H: Handler> Office<H> {
     /// Deals waiting connections to the reactors, fewest first. At `max_connection` accepting pauses, and further
     /// clients wait in the kernel's backlog.
     fn admit(&mut self, reactor: &mut Reactor) {
-        let limit = self.shared.sessions.slots() * self.reactors.len();
-        let limit = limit.min(self.shared.config.connection_limit());
+        let limit = self.shared.connection_limit;
         while !self.held.is_empty() {
             let total: usize = self.reactors.iter().map(|reactor| reactor.occupancy.get()).sum();
             if total >= limit {
@@ -426,9 +425,7 @@ impl<H: Handler> Office<H> {
     }
 
     fn reopen_logs(&self) {
-        if let Err(error) = crate::log::reopen() {
-            tracing::error!("{error}");
-        }
+        crate::log::reopen_or_say();
         for pid in [self.manager.as_raw_pid()].into_iter().chain(self.context.worker_pids()) {
             // One that is being replaced opens the log anew by itself.
             let _ = signal(pid, Signal::HUP);

@@ -61,8 +61,24 @@ pub(crate) fn run<H: Handler>(
 /// The panic's message and backtrace belong in the log, not on a stream that may lead nowhere.
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
-        tracing::error!("{panic}\n{}", Backtrace::force_capture());
+        let backtrace = Backtrace::force_capture().to_string();
+        tracing::error!("{panic}\n{}", of_the_user(&backtrace));
     }));
+}
+
+/// The frames between the panic's machinery and this file, which calls the user's code; all of them if they cannot be
+/// told apart.
+fn of_the_user(backtrace: &str) -> &str {
+    let frames = || {
+        let (_, below) = backtrace.split_once("rust_begin_unwind")?;
+        let (_, below) = below.split_once("panic_fmt")?;
+        let (frames, _) = below.split_once(file!())?;
+        let (_, frames) = frames.split_once("\n")?;
+        // The last of these frames is this file's own.
+        let (frames, _) = frames.rsplit_once("\n")?;
+        Some(frames.rsplit_once("\n")?.0)
+    };
+    frames().unwrap_or(backtrace)
 }
 
 struct Life<'a, H> {
@@ -182,7 +198,11 @@ impl<'a, H: Handler> Life<'a, H> {
         let mut retire = false;
         let turn = self.reactor.turn(timeout, |_, event| {
             if let Event::Signal { info } = event {
-                retire |= info.signal == Signal::TERM;
+                match info.signal {
+                    Signal::TERM => retire = true,
+                    Signal::HUP => crate::log::reopen_or_say(),
+                    _ => {}
+                }
             }
         });
         turn.map_err(|error| Error::setup("wait for work", error))?;
