@@ -8,8 +8,8 @@
 //!   [`Error::Full`]; an empty one makes [`recv`](Receive::recv) wait and
 //!   [`try_recv`](Receive::try_recv) return [`Error::Empty`].
 //! - An operation that fails leaves the channel as it was: the message was not delivered and will not be.
-//! - When the sender is gone, the receiver gets what was sent whole before, then [`Error::PeerGone`]. When the
-//!   receiver is gone, the sender gets [`Error::PeerGone`] at the latest when the channel is full.
+//! - When the sender is gone, the receiver gets what was sent whole before, then [`Error::PeerGone`]. When
+//!   the receiver is gone, the sender gets [`Error::PeerGone`] at the latest when the channel is full.
 //! - A sender killed at any instruction leaves a prefix of its messages, each of them whole.
 //!
 //! Both halves are made before the fork; afterwards each process drops the half that it does not use. Only

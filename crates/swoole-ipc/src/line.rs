@@ -20,7 +20,8 @@ pub(crate) struct Line {
     /// Rings when the peer has moved something.
     own_bell: Doorbell,
     peer_bell: Doorbell,
-    /// One end of a socketpair; the peer keeps the other, and the kernel hangs up when nobody has it any more.
+    /// One end of a socketpair; the peer keeps the other, and the kernel hangs up when nobody has it any
+    /// more.
     life: OwnedFd,
 }
 
@@ -81,7 +82,8 @@ impl Line {
         self.wake_peer()
     }
 
-    /// Receives pieces until `pull` has completed a message (`Some(true)`). It says `None` when nothing is there.
+    /// Receives pieces until `pull` has completed a message (`Some(true)`). It says `None` when nothing is
+    /// there.
     pub(crate) fn recv(
         &self,
         timeout: Option<Duration>,

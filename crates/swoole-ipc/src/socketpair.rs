@@ -3,14 +3,14 @@
 //! [`pair`] makes both ends before the fork; each process keeps one. An [`Endpoint`] has two faces; use one
 //! of them on a given pair:
 //!
-//! - *Messages* ([`Transmit`], [`Receive`], [`Endpoint::send_with_fds`]): both directions, any size, with open
-//!   descriptors if you like.
-//! - *Packets* ([`Endpoint::send_packet`], [`Endpoint::recv_packet`]): exactly one packet of the kernel per call,
-//!   never waiting, without a header of ours; for an event loop. Only on [`Kind::SeqPacket`].
+//! - *Messages* ([`Transmit`], [`Receive`], [`Endpoint::send_with_fds`]): both directions, any size, with
+//!   open descriptors if you like.
+//! - *Packets* ([`Endpoint::send_packet`], [`Endpoint::recv_packet`]): exactly one packet of the kernel per
+//!   call, never waiting, without a header of ours; for an event loop. Only on [`Kind::SeqPacket`].
 //!
 //! On the wire a message is one or more pieces, each sent by one call: `size: u32 | flags: u16 | descriptors:
-//! u16 | bytes`. On [`Kind::Stream`] a piece is small enough for the kernel to queue it whole or not at all, so a
-//! sender that is killed never leaves half a piece.
+//! u16 | bytes`. On [`Kind::Stream`] a piece is small enough for the kernel to queue it whole or not at all,
+//! so a sender that is killed never leaves half a piece.
 //!
 //! The peer's death is the end of the stream (unix(7)), seen as soon as no process holds the other end.
 
@@ -104,10 +104,10 @@ impl Endpoint {
         Ok(endpoint)
     }
 
-    /// Asks the kernel for `bytes` of buffer in each direction (socket(7), SO_SNDBUF; it doubles the number for
-    /// its own bookkeeping and limits it to `net.core.wmem_max`). Returns what the direction that leaves here
-    /// got, as the kernel counts. What was sent and not received yet is limited by it; smaller buffers than
-    /// [`PACKET_MAX`] limit packets, too.
+    /// Asks the kernel for `bytes` of buffer in each direction (socket(7), SO_SNDBUF; it doubles the number
+    /// for its own bookkeeping and limits it to `net.core.wmem_max`). Returns what the direction that leaves
+    /// here got, as the kernel counts. What was sent and not received yet is limited by it; smaller buffers
+    /// than [`PACKET_MAX`] limit packets, too.
     ///
     /// # Errors
     /// [`Error::Os`]
@@ -137,8 +137,8 @@ impl Endpoint {
     ///
     /// # Errors
     /// [`Error::Full`] when the kernel's buffer has no room now (wait for POLLOUT); [`Error::PeerGone`];
-    /// [`Error::TooLarge`] beyond what the buffer can ever hold, which is at least [`PACKET_MAX`] unless it was
-    /// made smaller; [`Error::EmptyPacket`]; [`Error::NotPackets`] on a stream.
+    /// [`Error::TooLarge`] beyond what the buffer can ever hold, which is at least [`PACKET_MAX`] unless it
+    /// was made smaller; [`Error::EmptyPacket`]; [`Error::NotPackets`] on a stream.
     pub fn send_packet(&self, parts: &[IoSlice<'_>]) -> Result<(), Error> {
         self.demand_packets()?;
         let size: usize = parts.iter().map(|part| part.len()).sum();
@@ -148,11 +148,12 @@ impl Endpoint {
         self.transmit(parts, size, &[])
     }
 
-    /// Receives one packet into the front of `buf`, without waiting: its length, or `None` when there is none.
+    /// Receives one packet into the front of `buf`, without waiting: its length, or `None` when there is
+    /// none.
     ///
     /// # Errors
-    /// [`Error::PeerGone`] at the end of the stream; [`Error::Truncated`] when the packet is longer than `buf`
-    /// (its end is lost); [`Error::NotPackets`] on a stream; [`Error::Os`].
+    /// [`Error::PeerGone`] at the end of the stream; [`Error::Truncated`] when the packet is longer than
+    /// `buf` (its end is lost); [`Error::NotPackets`] on a stream; [`Error::Os`].
     pub fn recv_packet(&self, buf: &mut [u8]) -> Result<Option<usize>, Error> {
         self.demand_packets()?;
         loop {
@@ -172,8 +173,8 @@ impl Endpoint {
     /// Sends `message` and duplicates of up to [`FDS_MAX`] open descriptors with it (unix(7), SCM_RIGHTS).
     ///
     /// # Errors
-    /// As [`Transmit::send`]; [`Error::TooLarge`] for more descriptors; [`Error::Os`] with ETOOMANYREFS when too
-    /// many are under way.
+    /// As [`Transmit::send`]; [`Error::TooLarge`] for more descriptors; [`Error::Os`] with ETOOMANYREFS when
+    /// too many are under way.
     pub fn send_with_fds(
         &mut self,
         message: &[u8],

@@ -12,6 +12,8 @@ use swoole_ipc::socketpair::Kind;
 use swoole_ipc::{Error, MESSAGE_MAX, Receive, Transmit, msgqueue, ring, socketpair};
 
 type Pair = (Box<dyn Transmit>, Box<dyn Receive>);
+type Make = fn() -> Pair;
+type Check = fn(Pair);
 
 /// Longer than any machine needs, shorter than the limit for a test.
 const LONG: Option<Duration> = Some(Duration::from_secs(20));
@@ -38,14 +40,14 @@ fn msgqueue_pair() -> Pair {
 }
 
 fn main() {
-    let channels: [(&str, fn() -> Pair); 5] = [
+    let channels: [(&str, Make); 5] = [
         ("ring", ring_pair),
         ("ring_of_one_page", small_ring_pair),
         ("seqpacket", || socket_pair(Kind::SeqPacket)),
         ("stream", || socket_pair(Kind::Stream)),
         ("msgqueue", msgqueue_pair),
     ];
-    let contract: [(&str, fn(Pair)); 11] = [
+    let contract: [(&str, Check); 11] = [
         ("sizes_from_child_to_parent", sizes_from_child_to_parent),
         ("sizes_from_parent_to_child", sizes_from_parent_to_child),
         ("order_of_many", order_of_many),
@@ -317,7 +319,7 @@ fn ping_pong(there: Pair, back: Pair) {
     child.join();
 }
 
-fn killed_sender(make: fn() -> Pair) {
+fn killed_sender(make: Make) {
     let seed = std::env::var("SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
     println!("SEED={seed}");
     let mut rng = Rng::with_seed(seed);

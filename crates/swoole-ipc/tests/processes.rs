@@ -153,8 +153,8 @@ fn killed_consumer_leaves_what_it_did_not_acknowledge() {
     .join();
 }
 
-/// The server's data path in small: a worker acknowledges a request by publishing its reply. It is killed again
-/// and again; no reply is lost, doubled or out of order.
+/// The server's data path in small: a worker acknowledges a request by publishing its reply. It is killed
+/// again and again; no reply is lost, doubled or out of order.
 fn every_request_is_answered_once() {
     const KILLS: u32 = 100;
     let seed = std::env::var("SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
@@ -454,7 +454,8 @@ fn queue_removal_ends_the_wait() {
     child.join();
 }
 
-/// Queues whose last sender was this process (proc(5), /proc/sysvipc/msg: key msqid perms cbytes qnum lspid ...).
+/// Queues whose last sender was this process (proc(5), /proc/sysvipc/msg: key msqid perms cbytes qnum lspid
+/// ...).
 fn own_queues() -> usize {
     let table = std::fs::read_to_string("/proc/sysvipc/msg").unwrap();
     let own = getpid().to_string();

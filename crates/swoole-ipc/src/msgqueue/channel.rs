@@ -14,11 +14,12 @@ const TYPE: i64 = 1;
 
 /// A one-way channel through a private queue.
 ///
-/// Make it before the fork; then each process drops the half that it does not use. The queue is removed when the
-/// receiver is dropped, or the sender if the receiver is gone already. If both are killed it stays
-/// (`ipcs -q`), as queues do.
+/// Make it before the fork; then each process drops the half that it does not use. The queue is removed when
+/// the receiver is dropped, or the sender if the receiver is gone already. If both are killed it stays (`ipcs
+/// -q`), as queues do.
 ///
-/// [`Transmit::try_send`] takes messages up to [`Queue::piece_max`], [`Transmit::send`] cuts larger ones into pieces.
+/// [`Transmit::try_send`] takes messages up to [`Queue::piece_max`], [`Transmit::send`] cuts larger ones into
+/// pieces.
 ///
 /// # Errors
 /// As [`Queue::private`] and [`Doorbell::create`](crate::Doorbell::create).

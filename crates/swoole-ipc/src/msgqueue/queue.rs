@@ -14,8 +14,8 @@ use crate::wait::Deadline;
 
 /// Bytes before each piece.
 const HEADER: usize = 16;
-/// Senders whose messages may be half-received at the same time; the one silent for longest is forgotten first
-/// (it was killed in the middle, most likely).
+/// Senders whose messages may be half-received at the same time; the one silent for longest is forgotten
+/// first (it was killed in the middle, most likely).
 const SENDERS_MAX: usize = 64;
 const LOOK_AGAIN: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_millis(10);
 
@@ -32,8 +32,8 @@ pub enum Select {
 
 /// A message queue: any number of senders and receivers, in any processes.
 ///
-/// The process that made a queue with [`private`](Queue::private) or [`create`](Queue::create) owns it, and removes
-/// it, with what is in it, when it drops the value. Forked children may use their copy and drop it.
+/// The process that made a queue with [`private`](Queue::private) or [`create`](Queue::create) owns it, and
+/// removes it, with what is in it, when it drops the value. Forked children may use their copy and drop it.
 ///
 /// ```
 /// use swoole_ipc::msgqueue::{Queue, Select};
@@ -75,8 +75,8 @@ impl Queue {
         Queue::new(name.to_owned(), Key::Private, Open::New, true)
     }
 
-    /// The queue of `key`, made if there is none, and owned by this process either way: it may hold messages of
-    /// an earlier run. Only this user's processes may use it.
+    /// The queue of `key`, made if there is none, and owned by this process either way: it may hold messages
+    /// of an earlier run. Only this user's processes may use it.
     ///
     /// # Errors
     /// As [`private`](Queue::private).
@@ -100,7 +100,7 @@ impl Queue {
             Errno::NOSPC => Error::QueueLimit {
                 name: name.clone(),
                 limits,
-                remedy: "all kernel.msgmni queues exist: remove those nobody uses (ipcs -q, ipcrm -q ID), or raise it",
+                remedy: "there are as many as kernel.msgmni allows: remove unused ones (ipcs -q, ipcrm -q ID) or raise it",
             },
             error => Error::os("msgget", &name)(error),
         })?;
@@ -136,8 +136,8 @@ impl Queue {
         &self.name
     }
 
-    /// Largest message that travels in one piece, bytes: all that [`try_send`](Queue::try_send) takes, and all that
-    /// several receivers of one type can share.
+    /// Largest message that travels in one piece, bytes: all that [`try_send`](Queue::try_send) takes, and
+    /// all that several receivers of one type can share.
     pub fn piece_max(&self) -> usize {
         self.piece_max
     }
@@ -145,7 +145,8 @@ impl Queue {
     /// Sends `message` with the type `mtype` (1 or more), waiting for room up to `timeout`.
     ///
     /// # Errors
-    /// [`Error::Timeout`]; [`Error::PeerGone`] when the queue was removed; [`Error::TooLarge`]; [`Error::Os`].
+    /// [`Error::Timeout`]; [`Error::PeerGone`] when the queue was removed; [`Error::TooLarge`];
+    /// [`Error::Os`].
     pub fn send(&mut self, mtype: i64, message: &[u8], timeout: Option<Duration>) -> Result<(), Error> {
         check_size(message)?;
         check_type(mtype)?;
@@ -162,7 +163,8 @@ impl Queue {
     /// Sends `message` if there is room for it now.
     ///
     /// # Errors
-    /// [`Error::Full`]; [`Error::TooLarge`] beyond [`piece_max`](Queue::piece_max); otherwise as [`send`](Queue::send).
+    /// [`Error::Full`]; [`Error::TooLarge`] beyond [`piece_max`](Queue::piece_max); otherwise as
+    /// [`send`](Queue::send).
     pub fn try_send(&mut self, mtype: i64, message: &[u8]) -> Result<(), Error> {
         check_size(message)?;
         check_type(mtype)?;
@@ -178,12 +180,12 @@ impl Queue {
         Ok(())
     }
 
-    /// Replaces the content of `into` by the next message that `select` takes, waiting for it up to `timeout`.
-    /// Returns its type.
+    /// Replaces the content of `into` by the next message that `select` takes, waiting for it up to
+    /// `timeout`. Returns its type.
     ///
     /// # Errors
-    /// [`Error::Timeout`]; [`Error::PeerGone`] when the queue was removed; [`Error::Corrupt`] when a message has no
-    /// header of ours, or somebody else took a part of it; [`Error::Os`].
+    /// [`Error::Timeout`]; [`Error::PeerGone`] when the queue was removed; [`Error::Corrupt`] when a message
+    /// has no header of ours, or somebody else took a part of it; [`Error::Os`].
     pub fn recv(
         &mut self,
         select: Select,
@@ -201,7 +203,8 @@ impl Queue {
         }
     }
 
-    /// Replaces the content of `into` by the next message that `select` takes, if it is there. Returns its type.
+    /// Replaces the content of `into` by the next message that `select` takes, if it is there. Returns its
+    /// type.
     ///
     /// # Errors
     /// [`Error::Empty`] when none is there as a whole; otherwise as [`recv`](Queue::recv).
@@ -214,7 +217,8 @@ impl Queue {
         Err(Error::Empty)
     }
 
-    /// Removes the queue and what is in it; all who wait on it get [`Error::PeerGone`]. Removing twice is no error.
+    /// Removes the queue and what is in it; all who wait on it get [`Error::PeerGone`]. Removing twice is no
+    /// error.
     ///
     /// # Errors
     /// [`Error::Os`] when the queue is another user's.
@@ -265,8 +269,8 @@ impl Queue {
         }
     }
 
-    /// One msgrcv(2): the type, and whether a message is complete; `None` when there is nothing and `wait` forbids
-    /// to wait for it.
+    /// One msgrcv(2): the type, and whether a message is complete; `None` when there is nothing and `wait`
+    /// forbids to wait for it.
     pub(super) fn pull(
         &mut self,
         select: Select,

@@ -12,8 +12,8 @@ use crate::line::Line;
 /// A one-way channel through a ring of `capacity` bytes (see [`Ring::create`]).
 ///
 /// Make it before the fork; then each process drops the half that it does not use, and a half used in one
-/// process is not used in another. Each half keeps one end of a socketpair whose other end the other half keeps:
-/// when the last process that has it is gone, the kernel hangs up, and that is how a death is noticed.
+/// process is not used in another. Each half keeps one end of a socketpair whose other end the other half
+/// keeps: when the last process that has it is gone, the kernel hangs up, and that is how a death is noticed.
 ///
 /// [`Transmit::send`] cuts messages larger than a quarter of the ring into pieces.
 /// [`Transmit::try_send`] takes what fits into the ring at once, so up to its capacity less 8 bytes.

@@ -143,7 +143,8 @@ proptest! {
         }
     }
 
-    /// Acked mode: several records borrowed at once, acknowledged one by one, the consumer replaced at any moment.
+    /// Acked mode: several records borrowed at once, acknowledged one by one, the consumer replaced at any
+    /// moment.
     #[test]
     fn acknowledged_records_are_freed_and_no_others(
         rounds in prop::collection::vec((1..6_usize, 0..300_usize, 0..6_usize, any::<bool>()), 1..60)
