@@ -4,6 +4,8 @@
 //! sleeps: a test waits for a condition, with a deadline, or behind a fence ([`Bed::fence`]) when the point
 //! is that nothing happens.
 
+#![allow(clippy::unwrap_used, reason = "tests say what must hold by unwrapping it")]
+
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;

@@ -228,3 +228,24 @@ fn check(ring: &IoUring) -> Result<(), String> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_in_the_way_is_named_with_what_to_do() {
+        for (errno, part) in [
+            (Errno::NOSYS, "it takes Linux 6.0 with CONFIG_IO_URING"),
+            (Errno::INVAL, "it takes Linux 6.0"),
+            (Errno::NOMEM, "`ulimit -l`"),
+            (Errno::MFILE, "Too many open files"),
+        ] {
+            let reason = unavailable(&errno.into());
+            assert!(reason.contains(part), "{reason}");
+        }
+        // By sysctl or by seccomp, as it may be here.
+        let reason = unavailable(&Errno::PERM.into());
+        assert!(reason.contains("io_uring_disabled to 0") || reason.contains("seccomp"), "{reason}");
+    }
+}
