@@ -82,6 +82,7 @@ pub(crate) fn run<H: Handler>(
         manager_watch,
         listeners,
         accepting: Vec::new(),
+        full: false,
         held: VecDeque::new(),
         resting: Vec::new(),
         stage: Stage::Starting,
@@ -144,6 +145,8 @@ struct Office<H> {
     listeners: Listeners,
     /// Accepting, in the order of the configuration.
     accepting: Vec<Token>,
+    /// Accepting pauses at `max_connection`.
+    full: bool,
     /// Accepted beyond `max_connection`: the next to be served.
     held: VecDeque<(OwnedFd, Arrival)>,
     /// Listeners that pause because accepting failed, until their timer runs out.
@@ -329,13 +332,13 @@ impl<H: Handler> Office<H> {
             let total: usize = self.reactors.iter().map(|reactor| reactor.occupancy.get()).sum();
             if total >= limit {
                 // Raised before the second look: who leaves in between sees it, or is seen.
-                let was = self.crowded.swap(true, Ordering::SeqCst);
+                self.crowded.store(true, Ordering::SeqCst);
                 let total: usize = self.reactors.iter().map(|reactor| reactor.occupancy.get()).sum();
                 if total >= limit {
-                    if !was {
+                    if !std::mem::replace(&mut self.full, true) {
                         tracing::warn!("{total} connections (max_connection): further ones wait");
+                        self.accepting.iter().for_each(|listener| reactor.pause_accept(*listener));
                     }
-                    self.accepting.iter().for_each(|listener| reactor.pause_accept(*listener));
                     return;
                 }
             }
@@ -346,7 +349,7 @@ impl<H: Handler> Office<H> {
             emptiest.occupancy.enter();
             emptiest.mail.post(Command::Adopt { socket, arrival });
         }
-        if self.stage == Stage::Serving {
+        if std::mem::take(&mut self.full) {
             self.accepting.iter().for_each(|listener| reactor.resume_accept(*listener));
         }
     }

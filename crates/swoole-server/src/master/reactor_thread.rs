@@ -54,7 +54,10 @@ struct ReactorThread {
     faulty: Vec<bool>,
     /// Links that were told that nothing more will come.
     closed: Vec<bool>,
+    /// No new packets are read.
     draining: bool,
+    /// One more turn, for what clients have sent already; then no new packets are read.
+    last_look: bool,
     /// All workers are gone; runs out when clients have had their time.
     finishing: Option<TimerId>,
 }
@@ -78,6 +81,7 @@ impl ReactorThread {
             faulty: vec![false; workers],
             closed: vec![false; workers],
             draining: false,
+            last_look: false,
             finishing: None,
             seat,
         })
@@ -103,7 +107,8 @@ impl ReactorThread {
             }
             let waiting = self.links.iter().any(|link| link.in_flight() > 0);
             let mut timeout = waiting.then_some(patience);
-            if worked {
+            let last_look = self.last_look;
+            if worked || last_look {
                 (timeout, patience) = (Some(Duration::ZERO), PATIENCE.0);
             } else if waiting && spin.until(|| self.has_replies()) {
                 continue;
@@ -116,6 +121,11 @@ impl ReactorThread {
             let events =
                 reactor.turn(timeout, |reactor, event| self.on_event(reactor, event)).map_err(failed)?;
             bell.disarm();
+            if last_look {
+                self.last_look = false;
+                self.draining = true;
+                self.desk.drain(&mut reactor);
+            }
             if events == 0 {
                 patience = (patience * 2).min(PATIENCE.1);
             }
@@ -207,10 +217,7 @@ impl ReactorThread {
             }
             Command::Up { worker } => self.desk.set_up(worker, true),
             Command::Settle { worker } => self.settle(reactor, worker),
-            Command::Drain => {
-                self.desk.drain(reactor);
-                self.draining = true;
-            }
+            Command::Drain => self.last_look = true,
             Command::Finish { within } => {
                 self.desk.close_all(reactor, Close::AfterSend);
                 self.finishing = Some(reactor.timer(within));
