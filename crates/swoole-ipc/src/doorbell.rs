@@ -27,8 +27,8 @@ use rustix::io::Errno;
 
 use crate::error::Error;
 use crate::flag::Flag;
-use crate::memory::Mapping;
 use crate::wait::{Deadline, wait_any};
+use crate::words::Words;
 
 /// Wakes one sleeper; rung by any process that inherited it.
 ///
@@ -50,7 +50,7 @@ pub struct Doorbell(Arc<Parts>);
 
 #[derive(Debug)]
 struct Parts {
-    page: Mapping,
+    word: Words,
     event: OwnedFd,
 }
 
@@ -60,10 +60,10 @@ impl Doorbell {
     /// # Errors
     /// [`Error::Os`] when the kernel has no descriptor or memory left.
     pub fn create(name: &str) -> Result<Doorbell, Error> {
-        let page = Mapping::single(name, rustix::param::page_size())?;
+        let word = Words::create(name, 1)?;
         let event =
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(Error::os("eventfd", name))?;
-        Ok(Doorbell(Arc::new(Parts { page, event })))
+        Ok(Doorbell(Arc::new(Parts { word, event })))
     }
 
     /// Sleeper: declares itself asleep. It must then look at each of its queues once more, and only sleep
@@ -133,10 +133,8 @@ impl Doorbell {
         }
     }
 
-    fn flag(&self) -> &Flag {
-        // SAFETY: the page is mapped as long as self lives, aligned, zeroed at creation, and holds nothing
-        // but this word, which all processes access as an atomic of 4 bytes; every bit pattern is valid.
-        unsafe { self.0.page.base().cast::<Flag>().as_ref() }
+    fn flag(&self) -> Flag<'_> {
+        Flag(&self.0.word[0])
     }
 }
 

@@ -1,24 +1,18 @@
 //! The word of a doorbell: asleep or awake. Apart from the eventfd, so that a model checker can run it.
 
-use crate::sync::{AtomicU32, Ordering, fence};
+use crate::sync::{AtomicU64, Ordering, fence};
 
-const AWAKE: u32 = 0;
-const ASLEEP: u32 = 1;
+const AWAKE: u64 = 0;
+const ASLEEP: u64 = 1;
 
-/// Shared between one sleeper and any number of ringers.
+/// A view of the word, which one sleeper and any number of ringers share.
 ///
-/// A peer may write any value here; each is either "asleep" or not, so the worst it gets is a wake-up too
+/// A peer may write any value there; each is either "asleep" or not, so the worst it gets is a wake-up too
 /// many or, for itself, one too few.
-#[derive(Debug)]
-#[repr(transparent)]
-pub(crate) struct Flag(AtomicU32);
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Flag<'a>(pub(crate) &'a AtomicU64);
 
-impl Flag {
-    #[cfg(loom)]
-    pub(crate) fn new() -> Flag {
-        Flag(AtomicU32::new(AWAKE))
-    }
-
+impl Flag<'_> {
     /// Sleeper: from here on somebody rings; what was published before must be looked for once more.
     pub(crate) fn arm(&self) {
         self.0.store(ASLEEP, Ordering::Relaxed);

@@ -36,8 +36,8 @@
 //! ```
 //!
 //! Below that lie the parts, for a program with an event loop and its own idea of messages: [`Ring`] with its
-//! [`Producer`] and [`Consumer`], [`Doorbell`] to wake a sleeper, and the packets of
-//! [`socketpair::Endpoint`].
+//! [`Producer`] and [`Consumer`], [`Doorbell`] to wake a sleeper, [`words`] for facts that all may read, and
+//! the packets of [`socketpair::Endpoint`].
 //!
 //! # A peer may die, and may lie
 //!

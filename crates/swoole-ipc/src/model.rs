@@ -163,19 +163,20 @@ struct Event {
 #[test]
 fn no_wake_up_is_lost() {
     check(|| {
-        let flag = Arc::new(Flag::new());
+        let word = Arc::new(AtomicU64::new(0));
         let heads = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
         let event = Arc::new(Event { readable: Mutex::new(false), changed: Condvar::new() });
         let producers = [0, 1].map(|index: usize| {
-            let (flag, heads, event) = (flag.clone(), heads.clone(), event.clone());
+            let (word, heads, event) = (word.clone(), heads.clone(), event.clone());
             thread::spawn(move || {
                 heads[index].store(1, Ordering::Release);
-                if flag.take() {
+                if Flag(&word).take() {
                     *event.readable.lock().unwrap() = true;
                     event.changed.notify_one();
                 }
             })
         });
+        let flag = Flag(&word);
         let all_seen = || heads.iter().all(|head| head.load(Ordering::Acquire) == 1);
         while !all_seen() {
             flag.arm();

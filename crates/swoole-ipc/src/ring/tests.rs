@@ -383,3 +383,20 @@ fn an_acked_consumer_writes_nothing() {
     assert!(!consumer.is_closed());
     assert!(before == shared_bytes(&ring));
 }
+
+#[test]
+fn a_tag_changes_until_it_is_published() {
+    let ring = Ring::create("retag", PAGE).unwrap();
+    let (mut producer, mut consumer) = (ring.producer().unwrap(), ring.consumer().unwrap());
+    assert!(!producer.retag(|tag| tag), "there is no record yet");
+    producer.push(1, &[b"first"]).unwrap();
+    producer.push(2, &[b"last"]).unwrap();
+    assert!(producer.retag(|tag| tag | 0x100));
+    producer.publish();
+    assert!(!producer.retag(|_| 0), "the consumer may have read it");
+    let mut tags = Vec::new();
+    while let Some(record) = consumer.next().unwrap() {
+        tags.push((record.tag, record.bytes.len()));
+    }
+    assert_eq!(tags, [(1, 5), (0x102, 4)]);
+}
