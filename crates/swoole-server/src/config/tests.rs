@@ -349,9 +349,11 @@ fn connections_are_bounded_by_open_files() {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     let few = Config { max_connection: 1, ..valid() };
     assert_eq!(few.connection_limit(), 1);
-    // 4 workers and 2 reactors have 8 each, and 128 are for all else.
-    let many = Config { max_connection: 1_000_000, ..valid() }.connection_limit();
-    assert_eq!(many as u64, files.saturating_sub(128 + 6 * 8).clamp(1, 1_000_000));
+    // 4 workers and 2 reactors have 8 each, each pair of them 4 if it is one of sockets, and 128 are for all else.
+    for (ipc, links) in [(Ipc::Ring, 0), (Ipc::SocketPair, 4 * 8)] {
+        let many = Config { max_connection: 1_000_000, ipc, ..valid() }.connection_limit();
+        assert_eq!(many as u64, files.saturating_sub(128 + 6 * 8 + links).clamp(1, 1_000_000));
+    }
 }
 
 #[test]

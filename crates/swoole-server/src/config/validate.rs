@@ -19,6 +19,9 @@ const DESCRIPTORS_RESERVED: u64 = 128;
 /// Descriptors that the master has for each worker and each reactor: doorbells, control sockets, event queues.
 const DESCRIPTORS_PER_PEER: u64 = 8;
 
+/// Descriptors that the master has for each pair of worker and reactor which socketpairs join.
+const DESCRIPTORS_PER_SOCKETPAIR: u64 = 4;
+
 impl Config {
     /// Checks every key, and the keys that bound each other.
     ///
@@ -143,8 +146,12 @@ impl Config {
     /// How many clients this process can have: `max_connection`, or less if its limit of open files
     /// (`RLIMIT_NOFILE`, getrlimit(2)) leaves no room for so many, which is logged as a warning, once.
     pub fn connection_limit(&self) -> usize {
-        let peers = u64::from(self.worker_num) + u64::from(self.reactor_num);
-        let reserve = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_PEER * peers;
+        let (workers, reactors) = (u64::from(self.worker_num), u64::from(self.reactor_num));
+        let links = match self.ipc {
+            Ipc::Ring => 0,
+            Ipc::SocketPair => DESCRIPTORS_PER_SOCKETPAIR * workers * reactors,
+        };
+        let reserve = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_PEER * (workers + reactors) + links;
         let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let room = usize::try_from(files.saturating_sub(reserve)).unwrap_or(usize::MAX).max(1);
         let limit = room.min(self.max_connection);
