@@ -18,19 +18,19 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use io_uring::opcode;
 use io_uring::types::{CancelBuilder, Fd};
-use io_uring::{opcode, squeue};
 use rustix::event::PollFlags;
 use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, getpeername};
 use swoole_sys::signal::SignalFd;
 
-use self::buffers::{COUNT, GROUP};
+use self::buffers::COUNT;
 use self::flight::Flight;
 use self::ring::{Completion, Ring};
+use self::source::{Closing, Kind, Source, Stream};
 use super::{Driver, Pending, PendingQueue, Scratch};
-use crate::datagram::{self, Received};
+use crate::datagram;
 use crate::fork::ForkGuard;
 use crate::stream::{self, SendQueue};
 use crate::token::Slots;
@@ -38,7 +38,10 @@ use crate::{Close, DatagramPeer, Error, Event, Interest, Token, Trigger, Waker};
 
 mod buffers;
 mod flight;
+mod input;
+mod output;
 mod ring;
+mod source;
 
 pub(super) use self::buffers::Buffers;
 
@@ -66,86 +69,6 @@ pub(crate) struct Uring {
     pending: PendingQueue,
 }
 
-struct Source {
-    kind: Kind,
-    /// Operations in the kernel, cancellations among them. Nothing is released before it is 0.
-    operations: u32,
-    /// Its accept, receive or poll is with the kernel.
-    armed: bool,
-    /// A cancellation is with the kernel.
-    cancelling: bool,
-    /// The cancellation of the input met nothing: it is repeated when the operation shows up.
-    missed: bool,
-    closing: Option<Closing>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Closing {
-    /// Output is still to be sent.
-    AfterSend,
-    /// As soon as no operation is left; if `gracefully`, with an end-of-file for the peer.
-    Now { gracefully: bool, silent: bool },
-}
-
-enum Kind {
-    Listener {
-        socket: OwnedFd,
-        accepting: bool,
-        /// Accepted by the kernel while it was paused.
-        held: VecDeque<OwnedFd>,
-    },
-    Stream(Stream),
-    Datagram {
-        socket: OwnedFd,
-        failed: bool,
-    },
-    Watch {
-        fd: OwnedFd,
-        interest: Interest,
-        trigger: Trigger,
-    },
-    Signals(SignalFd),
-}
-
-struct Stream {
-    socket: OwnedFd,
-    queue: SendQueue,
-    flight: Option<Flight>,
-    /// Listed in `Uring::dirty`.
-    dirty: bool,
-    receiving: bool,
-    /// Came while the stream was paused, or after something that is still held.
-    held: VecDeque<Held>,
-    /// The kernel has reported end-of-file or an error: there is nothing to arm any more.
-    ended: bool,
-    failed: bool,
-}
-
-enum Held {
-    Data(Vec<u8>),
-    Eof,
-    Failed(Errno),
-}
-
-/// What a step found for the caller.
-enum Found {
-    Event(Event<'static>),
-    /// In a provided buffer.
-    Provided {
-        token: Token,
-        number: u16,
-        length: usize,
-    },
-    Held {
-        token: Token,
-        bytes: Vec<u8>,
-    },
-    Datagram {
-        token: Token,
-        received: Received,
-    },
-}
-
 /// What an operation's user data says besides its slot.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -162,53 +85,6 @@ enum Operation {
 /// Slot, kind, and as much of the generation as fits, to notice what cannot be.
 fn user_data(token: Token, operation: Operation) -> u64 {
     u64::from(token.slot()) << 32 | u64::from(token.generation() & 0x00ff_ffff) << 8 | operation as u64
-}
-
-impl Source {
-    fn fd(&self) -> BorrowedFd<'_> {
-        match &self.kind {
-            Kind::Listener { socket, .. } | Kind::Datagram { socket, .. } => socket.as_fd(),
-            Kind::Stream(stream) => stream.socket.as_fd(),
-            Kind::Watch { fd, .. } => fd.as_fd(),
-            Kind::Signals(fd) => fd.as_fd(),
-        }
-    }
-
-    /// The input operation that should be with the kernel.
-    fn wanted(&self) -> Option<squeue::Entry> {
-        if self.closing.is_some() {
-            return None;
-        }
-        let fd = Fd(self.fd().as_raw_fd());
-        let poll =
-            |flags: PollFlags, multi| opcode::PollAdd::new(fd, flags.bits().into()).multi(multi).build();
-        match &self.kind {
-            Kind::Listener { accepting, held, .. } => (*accepting && held.is_empty()).then(|| {
-                let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-                opcode::AcceptMulti::new(fd).flags(flags.bits().cast_signed()).build()
-            }),
-            Kind::Stream(stream) => {
-                (stream.receiving && stream.held.is_empty() && !stream.ended && !stream.failed)
-                    .then(|| opcode::RecvMulti::new(fd, GROUP).build())
-            }
-            Kind::Datagram { failed, .. } => (!failed).then(|| poll(PollFlags::IN, false)),
-            Kind::Signals(_) => Some(poll(PollFlags::IN, false)),
-            Kind::Watch { interest, trigger, .. } => {
-                let mut flags = PollFlags::empty();
-                flags.set(PollFlags::IN | PollFlags::RDHUP, interest.contains(Interest::READABLE));
-                flags.set(PollFlags::OUT, interest.contains(Interest::WRITABLE));
-                // Level: polled anew after each report, which finds at once what is still ready.
-                Some(poll(flags, *trigger == Trigger::Edge))
-            }
-        }
-    }
-
-    fn stream(&mut self, token: Token) -> Result<&mut Stream, Error> {
-        match &mut self.kind {
-            Kind::Stream(stream) => Ok(stream),
-            _ => Err(Error::WrongKind { token, expected: "stream" }),
-        }
-    }
 }
 
 impl Uring {
@@ -334,262 +210,6 @@ impl Uring {
         }
         self.settle(token);
     }
-
-    /// Starts to send what is queued, unless a send is under way.
-    fn write(&mut self, token: Token) {
-        let Some(Source { kind: Kind::Stream(stream), .. }) = self.sources.get_mut(token) else { return };
-        stream.dirty = false;
-        if stream.failed || stream.flight.is_some() || stream.queue.is_empty() {
-            return;
-        }
-        stream.flight = Some(Flight::new(stream.queue.take_parts()));
-        self.submit_flight(token);
-    }
-
-    fn submit_flight(&mut self, token: Token) {
-        let Some(source) = self.sources.get_mut(token) else { return };
-        let Kind::Stream(Stream { socket, flight: Some(flight), .. }) = &mut source.kind else { return };
-        let entry = flight.operation(Fd(socket.as_raw_fd())).user_data(user_data(token, Operation::Send));
-        source.operations += 1;
-        // SAFETY: the flight stays in its source, unchanged, until the completion is handled: `sent` alone
-        // touches it, and the source is kept until `operations` is 0.
-        unsafe { self.ring.push(entry) };
-    }
-
-    /// A send operation is over.
-    fn sent(&mut self, token: Token, result: Result<u32, Errno>) {
-        let Some(source) = self.sources.get_mut(token) else { return };
-        let Kind::Stream(stream) = &mut source.kind else { return };
-        let Some(flight) = &mut stream.flight else { return };
-        let count = match result {
-            Ok(count) => count as usize,
-            Err(Errno::INTR | Errno::AGAIN) => 0,
-            Err(error) => {
-                stream.flight = None;
-                return self.fail(token, error);
-            }
-        };
-        let is_done = flight.advance(count);
-        if stream.failed || matches!(source.closing, Some(Closing::Now { .. })) {
-            stream.flight = None;
-        } else if !is_done {
-            return self.submit_flight(token);
-        } else {
-            stream.flight = None;
-            if !stream.queue.is_empty() {
-                return self.write(token);
-            }
-            match source.closing {
-                None => self.pending.push_back(Pending::Sent(token)),
-                Some(_) => source.closing = Some(Closing::Now { gracefully: true, silent: false }),
-            }
-        }
-        self.settle(token);
-    }
-
-    /// Acts on one completion.
-    fn complete(&mut self, completion: Completion) -> Option<Found> {
-        let operation = completion.user_data as u8;
-        if operation == Operation::Waker as u8 {
-            if !completion.is_more() {
-                self.arm_waker();
-            }
-            return self.waker.take().then_some(Found::Event(Event::Woken));
-        }
-        let slot = (completion.user_data >> 32) as u32;
-        let token = self.sources.current(slot)?;
-        debug_assert_eq!(user_data(token, Operation::Input) >> 8, completion.user_data >> 8);
-        let source = self.sources.get_mut(token)?;
-        if !completion.is_more() {
-            source.operations -= 1;
-        }
-        if operation == Operation::Send as u8 {
-            self.sent(token, completion.result());
-            return None;
-        }
-        if operation == Operation::Cancel as u8 {
-            source.cancelling = false;
-            source.missed = completion.result() == Err(Errno::NOENT);
-            self.settle(token);
-            return None;
-        }
-        source.armed = completion.is_more();
-        source.missed = false;
-        let found = match &source.kind {
-            Kind::Listener { .. } => self.accepted(token, completion.result()),
-            Kind::Stream(_) => self.received(token, completion),
-            Kind::Datagram { .. } | Kind::Signals(_) => {
-                // Read first and polled again after that.
-                if source.closing.is_none() {
-                    self.current = Some((token, self.budget));
-                    return None;
-                }
-                None
-            }
-            Kind::Watch { .. } => self.polled(token, completion.result()),
-        };
-        self.settle(token);
-        found
-    }
-
-    fn accepted(&mut self, token: Token, result: Result<u32, Errno>) -> Option<Found> {
-        // SAFETY: an accept's result is a new descriptor, which nobody else owns.
-        let result = result.map(|fd| unsafe { OwnedFd::from_raw_fd(fd.cast_signed()) });
-        // Of a listener that is closed, the connection is closed too.
-        let Kind::Listener { accepting, held, .. } = &mut self.source(token).ok()?.kind else { return None };
-        match result {
-            Ok(socket) if *accepting && held.is_empty() => Some(Found::Event(accepted(token, socket))),
-            Ok(socket) => {
-                held.push_back(socket);
-                None
-            }
-            Err(Errno::CANCELED | Errno::AGAIN) => None,
-            Err(error) if super::is_accept_transient(error) => None,
-            Err(error) if *accepting => {
-                *accepting = false;
-                Some(Found::Event(Event::AcceptFailed { listener: token, error: error.into() }))
-            }
-            Err(_) => None,
-        }
-    }
-
-    fn received(&mut self, token: Token, completion: Completion) -> Option<Found> {
-        let buffers = Rc::clone(&self.buffers);
-        let Ok(stream) = self.source(token).and_then(|source| source.stream(token)) else {
-            self.give_back(completion.buffer());
-            return None;
-        };
-        let is_due = stream.receiving && stream.held.is_empty() && !stream.failed;
-        match (completion.result(), completion.buffer()) {
-            (Ok(length), Some(number)) if length > 0 => {
-                let length = length as usize;
-                if is_due {
-                    return Some(Found::Provided { token, number, length });
-                }
-                if !stream.failed {
-                    // SAFETY: this completion hands it over, and it is given back below.
-                    let bytes = unsafe { buffers.bytes(number, length) };
-                    stream.held.push_back(Held::Data(bytes.to_vec()));
-                }
-                self.give_back(Some(number));
-                None
-            }
-            (Ok(_), number) => {
-                stream.ended = true;
-                if !is_due {
-                    stream.held.push_back(Held::Eof);
-                }
-                self.give_back(number);
-                is_due.then_some(Found::Event(Event::Eof { token }))
-            }
-            // Armed again by the caller: by the time the kernel sees it, this turn's buffers are back.
-            (Err(Errno::NOBUFS | Errno::CANCELED | Errno::AGAIN | Errno::INTR), _) => None,
-            (Err(error), _) => {
-                stream.ended = true;
-                if is_due {
-                    self.fail(token, error);
-                } else {
-                    stream.held.push_back(Held::Failed(error));
-                }
-                None
-            }
-        }
-    }
-
-    fn polled(&mut self, token: Token, result: Result<u32, Errno>) -> Option<Found> {
-        let Kind::Watch { interest, .. } = self.source(token).ok()?.kind else { return None };
-        let flags = match result {
-            Ok(flags) => PollFlags::from_bits_retain(flags as u16),
-            Err(Errno::CANCELED) => return None,
-            Err(_) => PollFlags::ERR,
-        };
-        let broken = PollFlags::HUP | PollFlags::ERR;
-        let readable = interest.contains(Interest::READABLE)
-            && flags.intersects(PollFlags::IN | PollFlags::RDHUP | broken);
-        let writable = interest.contains(Interest::WRITABLE) && flags.intersects(PollFlags::OUT | broken);
-        (readable || writable).then_some(Found::Event(Event::Ready { token, readable, writable }))
-    }
-
-    /// Reads once from the datagram socket or the signals in hand.
-    fn read(&mut self, token: Token, left: usize, buffer: &mut [u8]) -> Option<Found> {
-        self.current = None;
-        let found = match &self.source(token).ok()?.kind {
-            Kind::Datagram { failed: true, .. } => return None,
-            Kind::Datagram { socket, .. } => match datagram::receive(socket.as_fd(), buffer) {
-                Ok(received) => received.map(|received| Found::Datagram { token, received }),
-                Err(error) => {
-                    self.fail(token, error);
-                    return None;
-                }
-            },
-            Kind::Signals(fd) => fd.read().ok().flatten().map(|info| Found::Event(Event::Signal { info })),
-            _ => return None,
-        };
-        if found.is_some() && left > 1 {
-            self.current = Some((token, left - 1));
-        } else {
-            self.settle(token);
-        }
-        found
-    }
-
-    /// The next thing that a source which was resumed has held back.
-    fn replay(&mut self, token: Token) -> Option<Found> {
-        let (found, is_empty) = match &mut self.source(token).ok()?.kind {
-            Kind::Listener { accepting: true, held, .. } => {
-                let socket = held.pop_front()?;
-                (Some(Found::Event(accepted(token, socket))), held.is_empty())
-            }
-            Kind::Stream(stream) if stream.receiving && !stream.failed => match stream.held.pop_front()? {
-                Held::Data(bytes) => (Some(Found::Held { token, bytes }), stream.held.is_empty()),
-                Held::Eof => (Some(Found::Event(Event::Eof { token })), true),
-                Held::Failed(error) => {
-                    self.fail(token, error);
-                    return None;
-                }
-            },
-            _ => return None,
-        };
-        if is_empty {
-            self.settle(token);
-        } else {
-            self.replay.push_front(token);
-        }
-        found
-    }
-
-    fn give_back(&mut self, number: Option<u16>) {
-        if let Some(number) = number {
-            // SAFETY: the callers pass the number of a completion, once.
-            unsafe { self.buffers.give_back(number) };
-        }
-    }
-
-    fn lend<'a>(&mut self, found: Found, scratch: &'a mut Scratch) -> Event<'a> {
-        match found {
-            Found::Event(event) => event,
-            Found::Provided { token, number, length } => {
-                self.lent = Some(number);
-                let buffers = scratch.provided.insert(Rc::clone(&self.buffers));
-                // SAFETY: the completion has handed it over. `next` gives it back; it takes the scratch,
-                // which the event borrows, so it cannot be called before the event is gone.
-                Event::Data { token, bytes: unsafe { buffers.bytes(number, length) } }
-            }
-            Found::Held { token, bytes } => {
-                scratch.held = bytes;
-                Event::Data { token, bytes: &scratch.held }
-            }
-            Found::Datagram { token, received: Received { length, truncated, peer } } => {
-                Event::Datagram { token, peer, bytes: &scratch.buffer[..length], truncated }
-            }
-        }
-    }
-}
-
-fn accepted(listener: Token, socket: OwnedFd) -> Event<'static> {
-    // A multishot accept has no place for addresses.
-    let peer = getpeername(&socket).ok().flatten().and_then(|peer| peer.try_into().ok());
-    Event::Accepted { listener, socket, peer }
 }
 
 impl Driver for Uring {
@@ -763,22 +383,6 @@ impl Driver for Uring {
                 return Some(event);
             }
         }
-    }
-}
-
-impl Uring {
-    fn enqueue(&mut self, token: Token, push: impl FnOnce(&mut SendQueue)) -> Result<(), Error> {
-        let stream = self.source(token)?.stream(token)?;
-        if stream.failed {
-            return Err(Error::Ended(token));
-        }
-        push(&mut stream.queue);
-        // What comes while a send is under way goes out after it.
-        if !stream.queue.is_empty() && stream.flight.is_none() && !stream.dirty {
-            stream.dirty = true;
-            self.dirty.push(token);
-        }
-        Ok(())
     }
 }
 

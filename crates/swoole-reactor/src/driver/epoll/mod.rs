@@ -13,26 +13,21 @@ use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
-use rustix::net::{
-    RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, acceptfrom_with, recv, send, sendmsg,
-};
+use rustix::net::{SendAncillaryBuffer, SendFlags, send, sendmsg};
 use swoole_sys::signal::SignalFd;
 
+use self::source::{Kind, Source, Stream};
 use super::{Driver, Pending, PendingQueue, Scratch, WAKER};
-use crate::datagram::{self, Received};
+use crate::datagram;
 use crate::stream::{self, PARTS_MAX, SendQueue};
 use crate::token::Slots;
 use crate::{Close, DatagramPeer, Error, Event, Interest, Token, Trigger, Waker};
 
+mod input;
+mod source;
+
 /// Events taken from the kernel in one call.
 const EVENTS_MAX: usize = 512;
-
-/// What epoll reports on a source that can be read.
-const READABLE: EventFlags =
-    EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::HUP).union(EventFlags::ERR);
-
-/// What epoll reports on a source that can be written.
-const WRITABLE: EventFlags = EventFlags::OUT.union(EventFlags::HUP).union(EventFlags::ERR);
 
 pub(crate) struct Epoll {
     epoll: OwnedFd,
@@ -47,95 +42,6 @@ pub(crate) struct Epoll {
     /// Streams with output that was not tried yet.
     dirty: Vec<Token>,
     pending: PendingQueue,
-}
-
-struct Source {
-    kind: Kind,
-    /// The events it is in the epoll set for; empty when it is not in the set.
-    registered: EventFlags,
-}
-
-enum Kind {
-    Listener { socket: OwnedFd, accepting: bool },
-    Stream(Stream),
-    Datagram { socket: OwnedFd, failed: bool },
-    Watch { fd: OwnedFd, interest: Interest, trigger: Trigger },
-    Signals(SignalFd),
-}
-
-struct Stream {
-    socket: OwnedFd,
-    queue: SendQueue,
-    /// The caller wants data.
-    receiving: bool,
-    /// The kernel would not take all of the queue: wait until it is writable.
-    blocked: bool,
-    /// Listed in `Epoll::dirty`.
-    dirty: bool,
-    /// Nothing more can be received.
-    eof: bool,
-    /// Nothing can be done with it but close it.
-    failed: bool,
-    /// Closed with `AfterSend`, with output left.
-    closing: bool,
-}
-
-/// What a read found; its bytes stand at the start of the buffer.
-enum Found {
-    Event(Event<'static>),
-    Data { token: Token, length: usize },
-    Datagram { token: Token, received: Received },
-}
-
-impl Found {
-    fn event(self, buffer: &[u8]) -> Event<'_> {
-        match self {
-            Self::Event(event) => event,
-            Self::Data { token, length } => Event::Data { token, bytes: &buffer[..length] },
-            Self::Datagram { token, received: Received { length, truncated, peer } } => {
-                Event::Datagram { token, peer, bytes: &buffer[..length], truncated }
-            }
-        }
-    }
-}
-
-impl Source {
-    fn fd(&self) -> BorrowedFd<'_> {
-        match &self.kind {
-            Kind::Listener { socket, .. } | Kind::Datagram { socket, .. } => socket.as_fd(),
-            Kind::Stream(stream) => stream.socket.as_fd(),
-            Kind::Watch { fd, .. } => fd.as_fd(),
-            Kind::Signals(fd) => fd.as_fd(),
-        }
-    }
-
-    /// The events that it must be in the epoll set for.
-    fn wanted(&self) -> EventFlags {
-        let when = |condition, flags| if condition { flags } else { EventFlags::empty() };
-        match &self.kind {
-            Kind::Listener { accepting, .. } => when(*accepting, EventFlags::IN),
-            Kind::Stream(stream) => {
-                when(stream.receiving && !stream.eof && !stream.failed, EventFlags::IN)
-                    | when(stream.blocked && !stream.failed, EventFlags::OUT)
-            }
-            Kind::Datagram { failed, .. } => when(!failed, EventFlags::IN),
-            Kind::Watch { interest, trigger, .. } => {
-                when(interest.contains(Interest::READABLE), EventFlags::IN | EventFlags::RDHUP)
-                    | when(interest.contains(Interest::WRITABLE), EventFlags::OUT)
-                    | when(*trigger == Trigger::Edge, EventFlags::ET)
-            }
-            Kind::Signals(_) => EventFlags::IN,
-        }
-    }
-
-    /// As a stream that is not closed.
-    fn stream(&mut self, token: Token) -> Result<&mut Stream, Error> {
-        match &mut self.kind {
-            Kind::Stream(stream) if stream.closing => Err(Error::NoSuchToken(token)),
-            Kind::Stream(stream) => Ok(stream),
-            _ => Err(Error::WrongKind { token, expected: "stream" }),
-        }
-    }
 }
 
 impl Epoll {
@@ -260,113 +166,6 @@ impl Epoll {
         } else {
             self.pending.push_back(Pending::Sent(token));
             self.update_stream(token);
-        }
-    }
-
-    /// Acts on one event of the kernel; input is left to `step`.
-    fn begin(&mut self, event: epoll::Event) -> Option<Event<'static>> {
-        let (data, flags) = (event.data.u64(), event.flags);
-        if data == WAKER {
-            return self.waker.take().then_some(Event::Woken);
-        }
-        let token = Token::from_u64(data);
-        let budget = self.budget;
-        match &self.sources.get(token)?.kind {
-            Kind::Watch { interest, .. } => {
-                let readable = interest.contains(Interest::READABLE) && flags.intersects(READABLE);
-                let writable = interest.contains(Interest::WRITABLE) && flags.intersects(WRITABLE);
-                return (readable || writable).then_some(Event::Ready { token, readable, writable });
-            }
-            Kind::Stream(stream) => {
-                let (blocked, receiving) = (stream.blocked, stream.receiving);
-                if blocked && flags.intersects(WRITABLE) {
-                    self.write(token);
-                }
-                if receiving && flags.intersects(READABLE) {
-                    self.current = Some((token, budget));
-                }
-            }
-            Kind::Listener { .. } | Kind::Datagram { .. } | Kind::Signals(_) => {
-                self.current = Some((token, budget));
-            }
-        }
-        None
-    }
-
-    /// Reads once from the source in hand. `None` when there was nothing for the caller.
-    fn step(&mut self, token: Token, left: usize, buffer: &mut [u8]) -> Option<Found> {
-        // Put back below where another read may find more.
-        self.current = None;
-        let more = Some((token, left - 1)).filter(|&(_, left)| left > 0);
-        match &mut self.sources.get_mut(token)?.kind {
-            Kind::Stream(stream) => {
-                if !stream.receiving || stream.eof || stream.failed {
-                    return None;
-                }
-                let size = buffer.len();
-                match recv(&stream.socket, buffer, RecvFlags::DONTWAIT) {
-                    Ok((_, 0)) => {
-                        stream.eof = true;
-                        self.update_stream(token);
-                        Some(Found::Event(Event::Eof { token }))
-                    }
-                    Ok((_, length)) => {
-                        // A short read has drained the socket.
-                        if length == size {
-                            self.current = more;
-                        }
-                        Some(Found::Data { token, length })
-                    }
-                    Err(Errno::AGAIN) => None,
-                    Err(Errno::INTR) => {
-                        self.current = more;
-                        None
-                    }
-                    Err(error) => {
-                        self.fail(token, error.into());
-                        None
-                    }
-                }
-            }
-            Kind::Listener { accepting: false, .. } => None,
-            Kind::Listener { socket, accepting } => {
-                match acceptfrom_with(socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-                    Ok((socket, peer)) => {
-                        self.current = more;
-                        let peer = peer.and_then(|peer| peer.try_into().ok());
-                        Some(Found::Event(Event::Accepted { listener: token, socket, peer }))
-                    }
-                    Err(Errno::AGAIN) => None,
-                    Err(error) if super::is_accept_transient(error) => {
-                        self.current = more;
-                        None
-                    }
-                    Err(error) => {
-                        *accepting = false;
-                        // Taking a descriptor out of the set cannot fail while both are open.
-                        let _infallible = self.update(token);
-                        Some(Found::Event(Event::AcceptFailed { listener: token, error: error.into() }))
-                    }
-                }
-            }
-            Kind::Datagram { failed: true, .. } => None,
-            Kind::Datagram { socket, .. } => match datagram::receive(socket.as_fd(), buffer) {
-                Ok(Some(received)) => {
-                    self.current = more;
-                    Some(Found::Datagram { token, received })
-                }
-                Ok(None) => None,
-                Err(error) => {
-                    self.fail(token, error.into());
-                    None
-                }
-            },
-            Kind::Signals(fd) => {
-                let info = fd.read().ok()??;
-                self.current = more;
-                Some(Found::Event(Event::Signal { info }))
-            }
-            Kind::Watch { .. } => None,
         }
     }
 }

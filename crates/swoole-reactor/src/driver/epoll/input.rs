@@ -1,0 +1,148 @@
+//! From the kernel's events to those of the reactor.
+
+use std::os::fd::AsFd as _;
+
+use rustix::event::epoll::{self, EventFlags};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SocketFlags, acceptfrom_with, recv};
+
+use super::super::{WAKER, is_accept_transient};
+use super::Epoll;
+use super::source::Kind;
+use crate::datagram::{self, Received};
+use crate::{Event, Interest, Token};
+
+/// What epoll reports on a source that can be read.
+const READABLE: EventFlags =
+    EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::HUP).union(EventFlags::ERR);
+
+/// What epoll reports on a source that can be written.
+const WRITABLE: EventFlags = EventFlags::OUT.union(EventFlags::HUP).union(EventFlags::ERR);
+
+/// What a read found; its bytes stand at the start of the buffer.
+pub(super) enum Found {
+    Event(Event<'static>),
+    Data { token: Token, length: usize },
+    Datagram { token: Token, received: Received },
+}
+
+impl Found {
+    pub(super) fn event(self, buffer: &[u8]) -> Event<'_> {
+        match self {
+            Self::Event(event) => event,
+            Self::Data { token, length } => Event::Data { token, bytes: &buffer[..length] },
+            Self::Datagram { token, received: Received { length, truncated, peer } } => {
+                Event::Datagram { token, peer, bytes: &buffer[..length], truncated }
+            }
+        }
+    }
+}
+
+impl Epoll {
+    /// Acts on one event of the kernel; input is left to `step`.
+    pub(super) fn begin(&mut self, event: epoll::Event) -> Option<Event<'static>> {
+        let (data, flags) = (event.data.u64(), event.flags);
+        if data == WAKER {
+            return self.waker.take().then_some(Event::Woken);
+        }
+        let token = Token::from_u64(data);
+        let budget = self.budget;
+        match &self.sources.get(token)?.kind {
+            Kind::Watch { interest, .. } => {
+                let readable = interest.contains(Interest::READABLE) && flags.intersects(READABLE);
+                let writable = interest.contains(Interest::WRITABLE) && flags.intersects(WRITABLE);
+                return (readable || writable).then_some(Event::Ready { token, readable, writable });
+            }
+            Kind::Stream(stream) => {
+                let (blocked, receiving) = (stream.blocked, stream.receiving);
+                if blocked && flags.intersects(WRITABLE) {
+                    self.write(token);
+                }
+                if receiving && flags.intersects(READABLE) {
+                    self.current = Some((token, budget));
+                }
+            }
+            Kind::Listener { .. } | Kind::Datagram { .. } | Kind::Signals(_) => {
+                self.current = Some((token, budget));
+            }
+        }
+        None
+    }
+
+    /// Reads once from the source in hand. `None` when there was nothing for the caller.
+    pub(super) fn step(&mut self, token: Token, left: usize, buffer: &mut [u8]) -> Option<Found> {
+        // Put back below where another read may find more.
+        self.current = None;
+        let more = Some((token, left - 1)).filter(|&(_, left)| left > 0);
+        match &mut self.sources.get_mut(token)?.kind {
+            Kind::Stream(stream) => {
+                if !stream.receiving || stream.eof || stream.failed {
+                    return None;
+                }
+                let size = buffer.len();
+                match recv(&stream.socket, buffer, RecvFlags::DONTWAIT) {
+                    Ok((_, 0)) => {
+                        stream.eof = true;
+                        self.update_stream(token);
+                        Some(Found::Event(Event::Eof { token }))
+                    }
+                    Ok((_, length)) => {
+                        // A short read has drained the socket.
+                        if length == size {
+                            self.current = more;
+                        }
+                        Some(Found::Data { token, length })
+                    }
+                    Err(Errno::AGAIN) => None,
+                    Err(Errno::INTR) => {
+                        self.current = more;
+                        None
+                    }
+                    Err(error) => {
+                        self.fail(token, error.into());
+                        None
+                    }
+                }
+            }
+            Kind::Listener { accepting: false, .. } => None,
+            Kind::Listener { socket, accepting } => {
+                match acceptfrom_with(socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                    Ok((socket, peer)) => {
+                        self.current = more;
+                        let peer = peer.and_then(|peer| peer.try_into().ok());
+                        Some(Found::Event(Event::Accepted { listener: token, socket, peer }))
+                    }
+                    Err(Errno::AGAIN) => None,
+                    Err(error) if is_accept_transient(error) => {
+                        self.current = more;
+                        None
+                    }
+                    Err(error) => {
+                        *accepting = false;
+                        // Taking a descriptor out of the set cannot fail while both are open.
+                        let _infallible = self.update(token);
+                        Some(Found::Event(Event::AcceptFailed { listener: token, error: error.into() }))
+                    }
+                }
+            }
+            Kind::Datagram { failed: true, .. } => None,
+            Kind::Datagram { socket, .. } => match datagram::receive(socket.as_fd(), buffer) {
+                Ok(Some(received)) => {
+                    self.current = more;
+                    Some(Found::Datagram { token, received })
+                }
+                Ok(None) => None,
+                Err(error) => {
+                    self.fail(token, error.into());
+                    None
+                }
+            },
+            Kind::Signals(fd) => {
+                let info = fd.read().ok()??;
+                self.current = more;
+                Some(Found::Event(Event::Signal { info }))
+            }
+            Kind::Watch { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! What the driver knows of a source, and what follows for the epoll set.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use rustix::event::epoll::EventFlags;
+use swoole_sys::signal::SignalFd;
+
+use crate::stream::SendQueue;
+use crate::{Error, Interest, Token, Trigger};
+
+pub(super) struct Source {
+    pub(super) kind: Kind,
+    /// The events it is in the epoll set for; empty when it is not in the set.
+    pub(super) registered: EventFlags,
+}
+
+pub(super) enum Kind {
+    Listener { socket: OwnedFd, accepting: bool },
+    Stream(Stream),
+    Datagram { socket: OwnedFd, failed: bool },
+    Watch { fd: OwnedFd, interest: Interest, trigger: Trigger },
+    Signals(SignalFd),
+}
+
+pub(super) struct Stream {
+    pub(super) socket: OwnedFd,
+    pub(super) queue: SendQueue,
+    /// The caller wants data.
+    pub(super) receiving: bool,
+    /// The kernel would not take all of the queue: wait until it is writable.
+    pub(super) blocked: bool,
+    /// Listed in `Epoll::dirty`.
+    pub(super) dirty: bool,
+    /// Nothing more can be received.
+    pub(super) eof: bool,
+    /// Nothing can be done with it but close it.
+    pub(super) failed: bool,
+    /// Closed with `AfterSend`, with output left.
+    pub(super) closing: bool,
+}
+
+impl Source {
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        match &self.kind {
+            Kind::Listener { socket, .. } | Kind::Datagram { socket, .. } => socket.as_fd(),
+            Kind::Stream(stream) => stream.socket.as_fd(),
+            Kind::Watch { fd, .. } => fd.as_fd(),
+            Kind::Signals(fd) => fd.as_fd(),
+        }
+    }
+
+    /// The events that it must be in the epoll set for.
+    pub(super) fn wanted(&self) -> EventFlags {
+        let when = |condition, flags| if condition { flags } else { EventFlags::empty() };
+        match &self.kind {
+            Kind::Listener { accepting, .. } => when(*accepting, EventFlags::IN),
+            Kind::Stream(stream) => {
+                when(stream.receiving && !stream.eof && !stream.failed, EventFlags::IN)
+                    | when(stream.blocked && !stream.failed, EventFlags::OUT)
+            }
+            Kind::Datagram { failed, .. } => when(!failed, EventFlags::IN),
+            Kind::Watch { interest, trigger, .. } => {
+                when(interest.contains(Interest::READABLE), EventFlags::IN | EventFlags::RDHUP)
+                    | when(interest.contains(Interest::WRITABLE), EventFlags::OUT)
+                    | when(*trigger == Trigger::Edge, EventFlags::ET)
+            }
+            Kind::Signals(_) => EventFlags::IN,
+        }
+    }
+
+    /// As a stream that is not closed.
+    pub(super) fn stream(&mut self, token: Token) -> Result<&mut Stream, Error> {
+        match &mut self.kind {
+            Kind::Stream(stream) if stream.closing => Err(Error::NoSuchToken(token)),
+            Kind::Stream(stream) => Ok(stream),
+            _ => Err(Error::WrongKind { token, expected: "stream" }),
+        }
+    }
+}

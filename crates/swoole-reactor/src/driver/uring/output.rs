@@ -1,0 +1,82 @@
+//! From the send queue to the kernel: one operation at a time for each stream.
+
+use std::os::fd::AsRawFd as _;
+
+use io_uring::types::Fd;
+use rustix::io::Errno;
+
+use super::super::Pending;
+use super::flight::Flight;
+use super::source::{Closing, Kind, Source, Stream};
+use super::{Operation, Uring, user_data};
+use crate::stream::SendQueue;
+use crate::{Error, Token};
+
+impl Uring {
+    /// Queues bytes by `push`.
+    pub(super) fn enqueue(&mut self, token: Token, push: impl FnOnce(&mut SendQueue)) -> Result<(), Error> {
+        let stream = self.source(token)?.stream(token)?;
+        if stream.failed {
+            return Err(Error::Ended(token));
+        }
+        push(&mut stream.queue);
+        // What comes while a send is under way goes out after it.
+        if !stream.queue.is_empty() && stream.flight.is_none() && !stream.dirty {
+            stream.dirty = true;
+            self.dirty.push(token);
+        }
+        Ok(())
+    }
+
+    /// Starts to send what is queued, unless a send is under way.
+    pub(super) fn write(&mut self, token: Token) {
+        let Some(Source { kind: Kind::Stream(stream), .. }) = self.sources.get_mut(token) else { return };
+        stream.dirty = false;
+        if stream.failed || stream.flight.is_some() || stream.queue.is_empty() {
+            return;
+        }
+        stream.flight = Some(Flight::new(stream.queue.take_parts()));
+        self.submit_flight(token);
+    }
+
+    fn submit_flight(&mut self, token: Token) {
+        let Some(source) = self.sources.get_mut(token) else { return };
+        let Kind::Stream(Stream { socket, flight: Some(flight), .. }) = &mut source.kind else { return };
+        let entry = flight.operation(Fd(socket.as_raw_fd())).user_data(user_data(token, Operation::Send));
+        source.operations += 1;
+        // SAFETY: the flight stays in its source, unchanged, until the completion is handled: `sent` alone
+        // touches it, and the source is kept until `operations` is 0.
+        unsafe { self.ring.push(entry) };
+    }
+
+    /// A send operation is over.
+    pub(super) fn sent(&mut self, token: Token, result: Result<u32, Errno>) {
+        let Some(source) = self.sources.get_mut(token) else { return };
+        let Kind::Stream(stream) = &mut source.kind else { return };
+        let Some(flight) = &mut stream.flight else { return };
+        let count = match result {
+            Ok(count) => count as usize,
+            Err(Errno::INTR | Errno::AGAIN) => 0,
+            Err(error) => {
+                stream.flight = None;
+                return self.fail(token, error);
+            }
+        };
+        let is_done = flight.advance(count);
+        if stream.failed || matches!(source.closing, Some(Closing::Now { .. })) {
+            stream.flight = None;
+        } else if !is_done {
+            return self.submit_flight(token);
+        } else {
+            stream.flight = None;
+            if !stream.queue.is_empty() {
+                return self.write(token);
+            }
+            match source.closing {
+                None => self.pending.push_back(Pending::Sent(token)),
+                Some(_) => source.closing = Some(Closing::Now { gracefully: true, silent: false }),
+            }
+        }
+        self.settle(token);
+    }
+}

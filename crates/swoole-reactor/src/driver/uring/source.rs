@@ -1,0 +1,124 @@
+//! What the driver knows of a source, and what follows for its operations.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use io_uring::types::Fd;
+use io_uring::{opcode, squeue};
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+use swoole_sys::signal::SignalFd;
+
+use super::buffers::GROUP;
+use super::flight::Flight;
+use crate::stream::SendQueue;
+use crate::{Error, Interest, Token, Trigger};
+
+pub(super) struct Source {
+    pub(super) kind: Kind,
+    /// Operations in the kernel, cancellations among them. Nothing is released before it is 0.
+    pub(super) operations: u32,
+    /// Its accept, receive or poll is with the kernel.
+    pub(super) armed: bool,
+    /// A cancellation is with the kernel.
+    pub(super) cancelling: bool,
+    /// The cancellation of the input met nothing: it is repeated when the operation shows up.
+    pub(super) missed: bool,
+    pub(super) closing: Option<Closing>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Closing {
+    /// Output is still to be sent.
+    AfterSend,
+    /// As soon as no operation is left; if `gracefully`, with an end-of-file for the peer.
+    Now { gracefully: bool, silent: bool },
+}
+
+pub(super) enum Kind {
+    Listener {
+        socket: OwnedFd,
+        accepting: bool,
+        /// Accepted by the kernel while it was paused.
+        held: VecDeque<OwnedFd>,
+    },
+    Stream(Stream),
+    Datagram {
+        socket: OwnedFd,
+        failed: bool,
+    },
+    Watch {
+        fd: OwnedFd,
+        interest: Interest,
+        trigger: Trigger,
+    },
+    Signals(SignalFd),
+}
+
+pub(super) struct Stream {
+    pub(super) socket: OwnedFd,
+    pub(super) queue: SendQueue,
+    pub(super) flight: Option<Flight>,
+    /// Listed in `Uring::dirty`.
+    pub(super) dirty: bool,
+    pub(super) receiving: bool,
+    /// Came while the stream was paused, or after something that is still held.
+    pub(super) held: VecDeque<Held>,
+    /// The kernel has reported end-of-file or an error: there is nothing to arm any more.
+    pub(super) ended: bool,
+    pub(super) failed: bool,
+}
+
+pub(super) enum Held {
+    Data(Vec<u8>),
+    Eof,
+    Failed(Errno),
+}
+
+impl Source {
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        match &self.kind {
+            Kind::Listener { socket, .. } | Kind::Datagram { socket, .. } => socket.as_fd(),
+            Kind::Stream(stream) => stream.socket.as_fd(),
+            Kind::Watch { fd, .. } => fd.as_fd(),
+            Kind::Signals(fd) => fd.as_fd(),
+        }
+    }
+
+    /// The input operation that should be with the kernel.
+    pub(super) fn wanted(&self) -> Option<squeue::Entry> {
+        if self.closing.is_some() {
+            return None;
+        }
+        let fd = Fd(self.fd().as_raw_fd());
+        let poll =
+            |flags: PollFlags, multi| opcode::PollAdd::new(fd, flags.bits().into()).multi(multi).build();
+        match &self.kind {
+            Kind::Listener { accepting, held, .. } => (*accepting && held.is_empty()).then(|| {
+                let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+                opcode::AcceptMulti::new(fd).flags(flags.bits().cast_signed()).build()
+            }),
+            Kind::Stream(stream) => {
+                (stream.receiving && stream.held.is_empty() && !stream.ended && !stream.failed)
+                    .then(|| opcode::RecvMulti::new(fd, GROUP).build())
+            }
+            Kind::Datagram { failed, .. } => (!failed).then(|| poll(PollFlags::IN, false)),
+            Kind::Signals(_) => Some(poll(PollFlags::IN, false)),
+            Kind::Watch { interest, trigger, .. } => {
+                let mut flags = PollFlags::empty();
+                flags.set(PollFlags::IN | PollFlags::RDHUP, interest.contains(Interest::READABLE));
+                flags.set(PollFlags::OUT, interest.contains(Interest::WRITABLE));
+                // Level: polled anew after each report, which finds at once what is still ready.
+                Some(poll(flags, *trigger == Trigger::Edge))
+            }
+        }
+    }
+
+    pub(super) fn stream(&mut self, token: Token) -> Result<&mut Stream, Error> {
+        match &mut self.kind {
+            Kind::Stream(stream) => Ok(stream),
+            _ => Err(Error::WrongKind { token, expected: "stream" }),
+        }
+    }
+}
