@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, getpid, getppid};
 use swoole_supervisor::{
-    Child, Control, Exited, GroupConfig, Options, Program, ReloadMode, Report, Scope, Settle, SlotId,
-    Supervisor,
+    Child, Control, ExitStatus, Exited, GroupConfig, Options, Program, ReloadMode, Report, Scope, Settle,
+    SlotId, Supervisor,
 };
-use swoole_sys::signal::SignalInfo;
+use swoole_sys::signal::{SignalInfo, SignalSet};
 
 use crate::board::Phase;
 use crate::config;
@@ -86,6 +86,8 @@ fn enter(shared: &Shared, lanes: &Lanes, master: Pid) -> rustix::io::Result<()> 
     // A title is a comfort, not a need.
     let _ = swoole_sys::title::set("swoole: manager");
     swoole_sys::signal::reset_handlers();
+    // The supervisor takes them while it runs; this is for before and after it.
+    swoole_sys::signal::block(&SignalSet::from([Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP]))?;
     swoole_sys::process::die_with_parent(Signal::TERM, master)?;
     swoole_sys::fds::close_all_except(&shared.manager_keep(lanes))?;
     shared.board.set_manager(getpid().as_raw_pid());
@@ -246,7 +248,10 @@ impl<H: Handler> Office<H> {
     /// What a dead worker left is settled, or will never be.
     fn bury(&mut self, worker: u16, lost: Vec<LostPacket>) {
         let Some(exit) = self.graves.remove(&worker) else { return };
-        if exit.status.success() && lost.is_empty() {
+        // One that is asked to retire before it can listen simply ends by that signal.
+        let asked =
+            matches!(exit.status, ExitStatus::Signaled { signal, .. } if signal == Signal::TERM.as_raw());
+        if (exit.status.success() || asked) && lost.is_empty() {
             return;
         }
         let error = WorkerError {
