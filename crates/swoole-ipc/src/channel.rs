@@ -13,7 +13,8 @@
 //! - A sender killed at any instruction leaves a prefix of its messages, each of them whole.
 //!
 //! Both halves are made before the fork; afterwards each process drops the half that it does not use. Only
-//! then can the death of one be noticed by the other.
+//! then can the death of one be noticed by the other. A half has descriptors of its own: a child that closes
+//! all it does not know must neither use nor drop a half whose descriptors it has closed.
 
 use std::time::Duration;
 

@@ -121,8 +121,7 @@ impl Queue {
             let remedy = "kernel.msgmax and kernel.msgmnb must be above 16: raise them by sysctl -w";
             return Err(Error::QueueLimit { name: queue.name.clone(), limits, remedy });
         }
-        // Another program's view of msgmax may have been larger.
-        queue.buffer = vec![0; kernel_max.max(stat.bytes_max as usize)].into_boxed_slice();
+        queue.buffer = vec![0; kernel_max].into_boxed_slice();
         Ok(queue)
     }
 
