@@ -1,11 +1,13 @@
 //! Watched descriptors, the waker, and the turn itself.
 
 use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use swoole_reactor::{Backend, Error, Event, Interest, Options, Reactor, Trigger};
+use swoole_reactor::listener::{self, Address, ListenOptions};
+use swoole_reactor::{Backend, Close, Error, Event, Interest, Options, Reactor, Trigger};
 
 use crate::{Bed, Seen};
 
@@ -20,6 +22,7 @@ on_each_backend!(
     a_thread_wakes_a_reactor_that_waits_for_ever,
     a_turn_inside_a_turn_is_refused,
     the_choice_is_explained,
+    what_waits_for_the_caller_ends_no_wait,
 );
 
 fn is_ready(seen: &Seen) -> bool {
@@ -185,4 +188,46 @@ fn the_choice_is_explained(backend: Backend) {
     let auto = Reactor::new(Options::default()).unwrap();
     assert_eq!(auto.choice().backend, Backend::Epoll);
     assert!(auto.choice().reason.starts_with("chosen by auto: "));
+}
+
+/// Sources that have something to say, but not now: none may keep a level-triggered set awake, or have
+/// completions that lead to nothing but completions.
+fn what_waits_for_the_caller_ends_no_wait(backend: Backend) {
+    let mut bed = Bed::new(backend);
+    let address = "tcp://127.0.0.1:0".parse().unwrap();
+    let socket = listener::listen(&address, &ListenOptions::default()).unwrap();
+    let Address::Tcp(address) = listener::local_address(&socket, &address).unwrap() else { unreachable!() };
+    let listener = bed.reactor.accept(socket).unwrap();
+    bed.reactor.pause_accept(listener);
+    let _waiting = TcpStream::connect(address).unwrap();
+
+    let (paused, mut paused_peer) = bed.tcp();
+    bed.reactor.pause(paused);
+    paused_peer.write_all(b"unread").unwrap();
+    let (gone, gone_peer) = bed.tcp();
+    bed.reactor.pause(gone);
+    let (ended, ended_peer) = bed.unix();
+    let (failed, failed_peer) = bed.tcp();
+    let (blocked, _blocked_peer) = bed.unix();
+    bed.reactor.send(blocked, vec![0; 8 << 20]).unwrap();
+    let (closing, closing_peer) = bed.tcp();
+    bed.reactor.send(closing, vec![0; 16 << 20]).unwrap();
+    bed.reactor.close(closing, Close::AfterSend);
+    (&closing_peer).write_all(b"unread").unwrap();
+    drop((gone_peer, ended_peer));
+    rustix::net::sockopt::set_socket_linger(&failed_peer, Some(Duration::ZERO)).unwrap();
+    drop(failed_peer);
+    bed.until_seen("end-of-file", |seen| matches!(seen, Seen::Eof(of) if *of == ended));
+    bed.until_seen("the failure", |seen| matches!(seen, Seen::Failed(of, _) if *of == failed));
+    bed.fence();
+
+    const QUIET: Duration = Duration::from_millis(30);
+    // A cancellation may still be under way.
+    let turns = (0..5).map(|_| {
+        let start = std::time::Instant::now();
+        bed.reactor.turn(Some(QUIET), |_, event| panic!("{event:?}")).unwrap();
+        start.elapsed()
+    });
+    let elapsed: Vec<_> = turns.collect();
+    assert!(elapsed[2..].iter().all(|&elapsed| elapsed >= QUIET), "{elapsed:?}");
 }

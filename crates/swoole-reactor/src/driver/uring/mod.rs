@@ -175,6 +175,7 @@ impl Uring {
                 return;
             }
             source.armed = true;
+            source.missed = false;
             entry.user_data(user_data(token, Operation::Input))
         } else if source.armed && !source.cancelling && !source.missed {
             source.cancelling = true;
