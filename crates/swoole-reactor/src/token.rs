@@ -122,6 +122,7 @@ mod tests {
         assert_eq!(first.slot(), second.slot());
         assert_ne!(first, second);
         assert_eq!(slots.get(first), None);
+        assert_eq!(slots.get_mut(first), None);
         assert_eq!(slots.remove(first), None);
         assert_eq!(slots.get(second), Some(&"second"));
     }

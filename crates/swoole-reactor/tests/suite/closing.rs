@@ -20,6 +20,7 @@ on_each_backend!(
     close_after_send_sends_everything_first,
     close_after_send_is_no_reset_although_input_is_unread,
     close_after_send_has_no_queue_to_wait_for,
+    close_after_send_is_heard_although_a_copy_is_open,
     close_after_send_can_be_cut_short,
     close_after_send_ends_when_the_peer_does,
     close_now_drops_what_is_queued,
@@ -127,6 +128,8 @@ fn close_after_send_is_no_reset_although_input_is_unread(backend: Backend) {
     let mut received = Vec::new();
     peer.read_to_end(&mut received).unwrap();
     assert_eq!(received, b"goodbye");
+    // A reset that came after the end-of-file would be no error of the read.
+    assert!(peer.take_error().unwrap().is_none());
 }
 
 fn close_after_send_has_no_queue_to_wait_for(backend: Backend) {
@@ -136,6 +139,19 @@ fn close_after_send_has_no_queue_to_wait_for(backend: Backend) {
     bed.reactor.close(token, Close::AfterSend);
     bed.until_seen("Closed", is_closed(token));
     assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+}
+
+fn close_after_send_is_heard_although_a_copy_is_open(backend: Backend) {
+    let mut bed = Bed::new(backend);
+    let (token, mut peer) = bed.tcp();
+    // As in a child that was forked meanwhile.
+    let _copy = bed.reactor.socket(token).unwrap().try_clone_to_owned().unwrap();
+    bed.reactor.send(token, b"goodbye".to_vec()).unwrap();
+    bed.reactor.close(token, Close::AfterSend);
+    bed.until_seen("Closed", is_closed(token));
+    let mut received = Vec::new();
+    peer.read_to_end(&mut received).unwrap();
+    assert_eq!(received, b"goodbye");
 }
 
 fn close_after_send_can_be_cut_short(backend: Backend) {
@@ -248,7 +264,7 @@ fn a_stale_token_is_refused_by_everything(backend: Backend) {
 
 fn the_next_owner_of_a_slot_hears_nothing_of_the_last(backend: Backend) {
     let mut bed = Bed::new(backend);
-    for round in 0..100u8 {
+    for round in 0..200u8 {
         let (old, old_peer) = bed.unix();
         (&old_peer).write_all(&[round; 3]).unwrap();
         bed.reactor.send(old, vec![round; 100]).unwrap();
@@ -266,6 +282,8 @@ fn the_next_owner_of_a_slot_hears_nothing_of_the_last(backend: Backend) {
             "the slot is not reused, so this tests nothing"
         );
         drop(old_peer);
+        assert!(bed.reactor.send(old, vec![round]).is_err());
+        bed.reactor.close(old, Close::Reset);
         (&new_peer).write_all(b"new").unwrap();
         bed.until("the new stream's bytes", |bed| bed.received(new) == b"new");
         assert_eq!(bed.seen.len(), 2, "{:?}", bed.seen);

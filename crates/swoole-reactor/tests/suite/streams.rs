@@ -21,6 +21,7 @@ on_each_backend!(
     random_pauses_lose_nothing,
     a_paused_stream_is_silent_until_it_is_resumed,
     a_pause_in_the_middle_of_a_turn_holds,
+    one_resumption_delivers_all_that_waits,
     end_of_file_waits_for_the_resumption,
     after_end_of_file_the_stream_can_send,
     one_greedy_stream_starves_nobody,
@@ -276,6 +277,32 @@ fn a_pause_in_the_middle_of_a_turn_holds(backend: Backend) {
         bed.reactor.receive(token).unwrap();
         received == bytes
     });
+}
+
+fn one_resumption_delivers_all_that_waits(backend: Backend) {
+    let mut bed = Bed::with(Options { backend, receive_buffer: 64, budget: 16 });
+    let (token, mut peer) = bed.unix();
+    let bytes = random_bytes(1000);
+    peer.write_all(&bytes).unwrap();
+    drop(peer);
+    let mut received = Vec::new();
+    bed.repeat("the first bytes", |bed| {
+        bed.reactor
+            .turn(None, |reactor, event| {
+                if let Event::Data { token, bytes } = event {
+                    received.extend_from_slice(bytes);
+                    reactor.pause(token);
+                }
+            })
+            .unwrap();
+        !received.is_empty()
+    });
+    bed.fence();
+    assert!(bed.seen.is_empty(), "{:?}", bed.seen);
+    bed.reactor.receive(token).unwrap();
+    bed.until_seen("end-of-file", |seen| matches!(seen, Seen::Eof(of) if *of == token));
+    received.extend(bed.received(token));
+    assert!(received == bytes);
 }
 
 fn end_of_file_waits_for_the_resumption(backend: Backend) {

@@ -109,7 +109,6 @@ impl Epoll {
         match &mut source.kind {
             Kind::Stream(stream) => {
                 stream.failed = true;
-                stream.blocked = false;
                 stream.queue.clear();
                 if stream.closing {
                     return self.release(token, false);
