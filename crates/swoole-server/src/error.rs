@@ -1,7 +1,8 @@
 //! The one error type of the facade.
 
-use std::io;
+use std::{fmt, io};
 
+use rustix::io::Errno;
 use swoole_reactor::listener::ListenError;
 use swoole_sys::process::ForkError;
 
@@ -12,7 +13,7 @@ use crate::session::Session;
 ///
 /// Callbacks return it too: `?` works on the standard library's usual errors, and
 /// [`Error::other`] takes any other.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A configuration key has a value that cannot work.
@@ -25,7 +26,7 @@ pub enum Error {
     #[error("start the server: {0}")]
     Fork(#[from] ForkError),
     /// Something that every process shares could not be made.
-    #[error("{what}: {source}")]
+    #[error("{what}: {source}{}", remedy(source.as_ref()))]
     Setup {
         /// The operation and its object.
         what: String,
@@ -78,6 +79,30 @@ pub enum Error {
     /// Anything else that the user's program reports.
     #[error(transparent)]
     Other(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// As it is displayed: what a `main` that returns it prints is for people.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What helps against the limits that a start can run into.
+fn remedy(error: &(dyn std::error::Error + 'static)) -> &'static str {
+    let mut chain = std::iter::successors(Some(error), |error| error.source());
+    let io = chain.find_map(|error| error.downcast_ref::<io::Error>());
+    match io.and_then(io::Error::raw_os_error).map(Errno::from_raw_os_error) {
+        Some(Errno::MFILE) => {
+            "; raise the limit of open files (`ulimit -n`, LimitNOFILE=), or lower worker_num or reactor_num"
+        }
+        Some(Errno::NFILE) => "; raise the system's limit of open files (sysctl fs.file-max)",
+        Some(Errno::NOMEM) => {
+            "; lower ring_size, ring_memory_max or max_connection, or allow more memory (`ulimit -v`)"
+        }
+        Some(Errno::FBIG) => "; shared memory counts as a file: raise the limit of file sizes (`ulimit -f`)",
+        _ => "",
+    }
 }
 
 /// What callbacks and the server's operations return.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::process::{Resource, Rlimit, getpid, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, setrlimit};
 use swoole_reactor::Reactor;
 use swoole_reactor::listener::{Address, ListenOptions, listen, local_address};
 use swoole_supervisor::daemon::{PidFile, daemonize};
@@ -142,7 +142,10 @@ impl Server {
         let pid_file = pid_file.map_err(|error| Error::setup("start the server", error))?;
 
         log::set_identity(Identity { role: Role::Master, id: 0 });
+        // A limit of file sizes is to be an error, not the end; it applies to shared memory, too.
+        swoole_sys::signal::ignore(Signal::XFSZ).map_err(std::io::Error::from)?;
         let (shared, lanes) = Shared::create(config, addresses, keep)?;
+        swoole_sys::signal::default(Signal::XFSZ).map_err(std::io::Error::from)?;
         let master = getpid();
         let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         shared.board.set_server(master.as_raw_pid(), started_at.as_millis() as u64);

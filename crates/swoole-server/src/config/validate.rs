@@ -1,7 +1,6 @@
 //! The one place that says what is allowed, and what follows from several keys together.
 
 use std::fmt;
-use std::sync::Once;
 
 use rustix::process::{Resource, getrlimit};
 use swoole_protocol::{EofOptions, LengthOptions};
@@ -144,7 +143,7 @@ impl Config {
     }
 
     /// How many clients this process can have: `max_connection`, or less if its limit of open files
-    /// (`RLIMIT_NOFILE`, getrlimit(2)) leaves no room for so many, which is logged as a warning, once.
+    /// (`RLIMIT_NOFILE`, getrlimit(2)) leaves no room for so many, which is logged as a warning.
     pub fn connection_limit(&self) -> usize {
         let (workers, reactors) = (u64::from(self.worker_num), u64::from(self.reactor_num));
         let links = match self.ipc {
@@ -156,14 +155,11 @@ impl Config {
         let room = usize::try_from(files.saturating_sub(reserve)).unwrap_or(usize::MAX).max(1);
         let limit = room.min(self.max_connection);
         if limit < self.max_connection {
-            static WARNING: Once = Once::new();
-            WARNING.call_once(|| {
-                tracing::warn!(
-                    "max_connection = {} is lowered to {limit}: the limit of open files is {files}, of which the \
-                     server needs {reserve}; raise it with `ulimit -n` or LimitNOFILE=",
-                    self.max_connection
-                );
-            });
+            tracing::warn!(
+                "max_connection = {} is lowered to {limit}: the limit of open files is {files}, of which the \
+                 server needs {reserve}; raise it with `ulimit -n` or LimitNOFILE=",
+                self.max_connection
+            );
         }
         limit
     }

@@ -86,6 +86,7 @@ pub(crate) fn run<H: Handler>(
         held: VecDeque::new(),
         resting: Vec::new(),
         stage: Stage::Starting,
+        reload_wanted: false,
         deadline: None,
         ended: 0,
         failure: None,
@@ -152,6 +153,8 @@ struct Office<H> {
     /// Listeners that pause because accepting failed, until their timer runs out.
     resting: Vec<(TimerId, Token)>,
     stage: Stage,
+    /// Asked for before there was anything to reload.
+    reload_wanted: bool,
     /// When the stop has to be over, and the timer that says so.
     deadline: Option<(Instant, TimerId)>,
     /// Reactor threads that have ended.
@@ -195,6 +198,7 @@ impl<H: Handler> Office<H> {
             }
             Signal::TERM | Signal::INT | Signal::QUIT => self.stop(reactor),
             Signal::USR1 if self.stage == Stage::Serving => self.order(&Order::Reload),
+            Signal::USR1 => self.reload_wanted = self.stage == Stage::Starting,
             Signal::USR2 => tracing::info!("no task workers to reload"),
             Signal::HUP => self.reopen_logs(),
             _ => {}
@@ -303,6 +307,9 @@ impl<H: Handler> Office<H> {
         let addresses: Vec<String> = self.shared.addresses.iter().map(Listen::to_string).collect();
         tracing::info!("Server is ready on {}", addresses.join(", "));
         self.say_error("on_ready", |handler, master| handler.on_ready(master));
+        if self.reload_wanted {
+            self.order(&Order::Reload);
+        }
     }
 
     fn accepted(
