@@ -400,3 +400,22 @@ fn a_tag_changes_until_it_is_published() {
     }
     assert_eq!(tags, [(1, 5), (0x102, 4)]);
 }
+
+#[test]
+fn an_impossible_head_is_named() {
+    let ring = Ring::create("head", PAGE).unwrap();
+    let (mut producer, mut consumer) = (ring.producer().unwrap(), ring.consumer().unwrap());
+    producer.push(1, &[b"12345678"]).unwrap();
+    producer.publish();
+    consumer.next().unwrap().unwrap();
+    let right = producer.published();
+    // Back, between two words, more than a lap ahead.
+    for head in [right - 8, right + 4, right + PAGE as u64 + 8, u64::MAX] {
+        ring.cursors().head.store(head, Ordering::Relaxed);
+        let lie = consumer.next().unwrap_err();
+        assert_eq!((lie.what, lie.value), ("head", head));
+        assert_eq!(lie.range, right..=right + PAGE as u64);
+    }
+    ring.cursors().head.store(right, Ordering::Relaxed);
+    assert_eq!(consumer.next(), Ok(None), "nothing of it stays");
+}
