@@ -25,8 +25,8 @@ pub(super) static ALL: &[Scenario] = &[
     ),
     once("start_bad_config", "unknown keys and impossible values are named", start_bad_config),
     once("start_pid_dir_missing", "a PID file whose directory is missing is named", start_pid_dir_missing),
-    full("start_memory_short", "address space too small for the shared memory is said", start_memory_short),
-    full("start_file_size_short", "a file size limit below the shared memory is said", start_file_size_short),
+    once("start_memory_short", "address space too small for the shared memory is said", start_memory_short),
+    once("start_file_size_short", "a file size limit below the shared memory is said", start_file_size_short),
     full("start_descriptors_short", "too few descriptors are said", start_descriptors_short),
 ];
 
@@ -115,14 +115,20 @@ fn start_pid_dir_missing(cx: &Cx) -> Result<()> {
     cx.testbed().flag("pid-file", &file).refused(&["pid file", &file])
 }
 
+/// Rings for 64 workers, which need more shared memory than anything else.
+fn many_rings(cx: &Cx) -> Launch<'_> {
+    let launch = cx.example("testbed").flag("backend", cx.setup.backend).flag("ipc", "ring");
+    launch.flag("listen", "tcp://127.0.0.1:0").flag("worker-num", 64)
+}
+
 fn start_memory_short(cx: &Cx) -> Result<()> {
-    // 40 MB of address space hold the program, but not the channels of 64 workers.
-    cx.testbed().flag("worker-num", 64).ulimit("-v 40000").refused(&["memory"])
+    // 40 MB of address space hold the program, but not the rings.
+    many_rings(cx).ulimit("-v 40000").refused(&["memory"])
 }
 
 fn start_file_size_short(cx: &Cx) -> Result<()> {
     // The limit counts blocks of 512 or 1024 bytes, and exceeding it sends SIGXFSZ, whose default is death.
-    cx.testbed().flag("worker-num", 64).ulimit("-f 8").refused(&["shared memory"])
+    many_rings(cx).ulimit("-f 8").refused(&["file", "large"])
 }
 
 fn start_descriptors_short(cx: &Cx) -> Result<()> {
