@@ -22,6 +22,7 @@ on_each_backend!(
     a_paused_stream_is_silent_until_it_is_resumed,
     a_pause_in_the_middle_of_a_turn_holds,
     one_resumption_delivers_all_that_waits,
+    a_pause_is_felt_by_the_peer,
     end_of_file_waits_for_the_resumption,
     after_end_of_file_the_stream_can_send,
     one_greedy_stream_starves_nobody,
@@ -303,6 +304,23 @@ fn one_resumption_delivers_all_that_waits(backend: Backend) {
     bed.until_seen("end-of-file", |seen| matches!(seen, Seen::Eof(of) if *of == token));
     received.extend(bed.received(token));
     assert!(received == bytes);
+}
+
+fn a_pause_is_felt_by_the_peer(backend: Backend) {
+    let mut bed = Bed::new(backend);
+    let (token, peer) = bed.unix();
+    (&peer).write_all(b"x").unwrap();
+    bed.until("the byte", |bed| bed.received(token) == b"x");
+    bed.reactor.pause(token);
+    bed.fence();
+    peer.set_nonblocking(true).unwrap();
+    let fill = || std::iter::from_fn(|| (&peer).write(&[0; 4096]).ok()).sum::<usize>();
+    assert!(fill() > 0);
+    // A driver may have taken a little before it could stop; then nobody makes room any more.
+    bed.fence();
+    fill();
+    bed.fence();
+    assert_eq!(fill(), 0);
 }
 
 fn end_of_file_waits_for_the_resumption(backend: Backend) {
