@@ -17,6 +17,8 @@ use swoole_supervisor::{
 };
 use swoole_sys::signal::{SignalInfo, SignalSet};
 
+use swoole_ipc::socketpair::Endpoint;
+
 use crate::board::Phase;
 use crate::config;
 use crate::control::{self, LostPacket, News, Order};
@@ -35,9 +37,15 @@ const BURIAL_WAIT: Duration = Duration::from_secs(1);
 const WORKERS: u16 = 0;
 
 /// Runs the manager to its end; the exit code.
-pub(crate) fn run<H: Handler>(handler: H, shared: Arc<Shared>, lanes: Lanes, master: Pid) -> i32 {
+pub(crate) fn run<H: Handler>(
+    handler: H,
+    shared: Arc<Shared>,
+    lanes: Lanes,
+    control: Endpoint,
+    master: Pid,
+) -> i32 {
     crate::log::set_identity(Identity { role: Role::Manager, id: 0 });
-    if let Err(error) = enter(&shared, &lanes, master) {
+    if let Err(error) = enter(&shared, &lanes, &control, master) {
         tracing::error!("start the manager: {error}");
         return 1;
     }
@@ -57,6 +65,7 @@ pub(crate) fn run<H: Handler>(handler: H, shared: Arc<Shared>, lanes: Lanes, mas
         // The descriptors in it that were closed above must never be dropped: the process ends by _exit.
         shared,
         lanes,
+        control,
         master,
         forked: 0,
         graves: HashMap::new(),
@@ -82,14 +91,14 @@ pub(crate) fn run<H: Handler>(handler: H, shared: Arc<Shared>, lanes: Lanes, mas
     }
 }
 
-fn enter(shared: &Shared, lanes: &Lanes, master: Pid) -> rustix::io::Result<()> {
+fn enter(shared: &Shared, lanes: &Lanes, control: &Endpoint, master: Pid) -> rustix::io::Result<()> {
     // A title is a comfort, not a need.
     let _ = swoole_sys::title::set("swoole: manager");
     swoole_sys::signal::reset_handlers();
     // The supervisor takes them while it runs; this is for before and after it.
     swoole_sys::signal::block(&SignalSet::from([Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP]))?;
     swoole_sys::process::die_with_parent(Signal::TERM, master)?;
-    swoole_sys::fds::close_all_except(&shared.manager_keep(lanes))?;
+    swoole_sys::fds::close_all_except(&shared.manager_keep(lanes, control))?;
     shared.board.set_manager(getpid().as_raw_pid());
     Ok(())
 }
@@ -99,6 +108,8 @@ struct Office<H> {
     context: Manager,
     shared: Arc<Shared>,
     lanes: Lanes,
+    /// To the master and from it.
+    control: Endpoint,
     master: Pid,
     /// Workers of the first generation that exist.
     forked: u16,
@@ -157,7 +168,7 @@ impl<H: Handler> Program for Office<H> {
                     self.forked += 1;
                     if self.forked == self.shared.config.worker_num {
                         self.tell(&News::AllForked);
-                        control.watch(self.shared.manager_end.as_fd().as_raw_fd());
+                        control.watch(self.control.as_fd().as_raw_fd());
                     }
                 } else {
                     self.shared.board.count_respawn();
@@ -216,7 +227,7 @@ impl<H: Handler> Program for Office<H> {
 impl<H: Handler> Office<H> {
     fn take_orders(&mut self, control: &mut Control) {
         loop {
-            match control::next_order(&self.shared.manager_end) {
+            match control::next_order(&self.control) {
                 Ok(Some(order)) => self.obey(order, control),
                 Ok(None) => return,
                 Err(_) => return self.orphaned(control),
@@ -272,7 +283,7 @@ impl<H: Handler> Office<H> {
     }
 
     fn tell(&self, news: &News) {
-        if let Err(error) = control::send_news(&self.shared.manager_end, news) {
+        if let Err(error) = control::send_news(&self.control, news) {
             tracing::debug!("tell the master {news:?}: {error}");
         }
     }
@@ -283,7 +294,7 @@ impl<H: Handler> Office<H> {
 
     /// Without the master there are no clients, and nobody who could be told.
     fn orphaned(&mut self, control: &mut Control) {
-        control.unwatch(self.shared.manager_end.as_fd().as_raw_fd());
+        control.unwatch(self.control.as_fd().as_raw_fd());
         if !control.is_stopping() {
             tracing::error!("the master (pid {}) is gone: all workers stop", self.master.as_raw_pid());
         }
@@ -293,6 +304,6 @@ impl<H: Handler> Office<H> {
     fn wait_for_order(&self, rest: Duration) {
         let timeout = Timespec { tv_sec: rest.as_secs() as i64, tv_nsec: rest.subsec_nanos().into() };
         // An error ends the wait, which the caller repeats until its deadline.
-        let _ = poll(&mut [PollFd::new(&self.shared.manager_end, PollFlags::IN)], Some(&timeout));
+        let _ = poll(&mut [PollFd::new(&self.control, PollFlags::IN)], Some(&timeout));
     }
 }

@@ -12,6 +12,7 @@ use swoole_supervisor::daemon::{PidFile, daemonize};
 use swoole_sys::process::{Fork, ForkError, fork, run_child, thread_names};
 
 use crate::config::{Backend, Config, Ipc, Listen};
+use crate::control;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::log::{self, Identity, Role};
@@ -145,6 +146,7 @@ impl Server {
         // A limit of file sizes is to be an error, not the end; it applies to shared memory, too.
         swoole_sys::signal::ignore(Signal::XFSZ).map_err(std::io::Error::from)?;
         let (shared, lanes) = Shared::create(config, addresses, keep)?;
+        let (to_manager, to_master) = control::pair()?;
         swoole_sys::signal::default(Signal::XFSZ).map_err(std::io::Error::from)?;
         let master = getpid();
         let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -154,14 +156,16 @@ impl Server {
         match fork()? {
             Fork::Child => run_child(|| {
                 // They are closed there as numbers; closing them twice could hit somebody else's.
-                std::mem::forget((listeners, pid_file));
-                crate::manager::run(handler, shared, lanes, master)
+                std::mem::forget((listeners, pid_file, to_manager));
+                crate::manager::run(handler, shared, lanes, to_master, master)
             }),
             Fork::Parent(manager) => {
                 // A title is a comfort, not a need.
                 let _ = swoole_sys::title::set("swoole: master");
+                // So that each side notices when the other one is gone.
+                drop(to_master);
                 let paths = unix_paths(&listeners);
-                let result = master::run(handler, shared, &lanes, listeners, manager);
+                let result = master::run(handler, shared, &lanes, listeners, to_manager, manager);
                 for path in paths {
                     // Somebody may have put it away already.
                     let _ = std::fs::remove_file(path);

@@ -12,7 +12,6 @@ use swoole_ipc::socketpair::Endpoint;
 
 use crate::board::Board;
 use crate::config::{Config, Listen};
-use crate::control;
 use crate::error::{Error, Result};
 use crate::link::Lane;
 use crate::session::SessionTable;
@@ -31,8 +30,6 @@ pub(crate) struct Shared {
     pub(crate) rooms: Vec<Doorbell>,
     /// Wakes a reactor that waits for replies, by reactor.
     pub(crate) reactor_bells: Vec<Doorbell>,
-    pub(crate) master_end: Endpoint,
-    pub(crate) manager_end: Endpoint,
     /// Descriptors of the user's that every process keeps.
     pub(crate) keep: Vec<RawFd>,
 }
@@ -61,7 +58,6 @@ impl Shared {
             .collect::<Result<Lanes>>()?;
         let connection_limit = config.connection_limit();
         let slots = connection_limit.div_ceil(reactors);
-        let (master_end, manager_end) = control::pair()?;
         let shared = Shared {
             board: Board::create(workers, reactors)?,
             sessions: SessionTable::create(reactors, slots)?,
@@ -69,8 +65,6 @@ impl Shared {
             bells: (0..workers).map(|id| bell("worker-bell", id)).collect::<Result<_>>()?,
             rooms: (0..workers).map(|id| bell("worker-room", id)).collect::<Result<_>>()?,
             reactor_bells: (0..reactors).map(|id| bell("reactor-bell", id)).collect::<Result<_>>()?,
-            master_end,
-            manager_end,
             keep,
             addresses,
             config,
@@ -86,9 +80,9 @@ impl Shared {
     }
 
     /// What the manager keeps open: all that its workers need, and its own end of the control channel.
-    pub(crate) fn manager_keep(&self, lanes: &Lanes) -> Vec<RawFd> {
+    pub(crate) fn manager_keep(&self, lanes: &Lanes, control: &Endpoint) -> Vec<RawFd> {
         let own = lanes.iter().zip(0..).flat_map(|(lanes, worker)| self.worker_keep(worker, lanes));
-        own.chain([self.manager_end.as_fd().as_raw_fd()]).collect()
+        own.chain([control.as_fd().as_raw_fd()]).collect()
     }
 
     fn common_keep(&self) -> impl Iterator<Item = RawFd> + '_ {

@@ -28,8 +28,10 @@ pub(super) struct Desk {
     connections: Slab<Connection>,
     /// The generation of each slot's last tenant.
     generations: Vec<u32>,
-    /// Slots by the reactor's token; believed only if the connection has that very token.
+    /// Slots by the slot of the reactor's token; believed only if the connection has that very token.
     by_token: Vec<usize>,
+    /// Closed connections whose place in `by_token` a new one has taken before they were reported as closed.
+    displaced: HashMap<Token, usize>,
     dispatcher: Dispatcher,
     /// Connections that are not read from until this worker's link has room, longest wait first.
     waiting: Vec<VecDeque<Session>>,
@@ -49,6 +51,7 @@ impl Desk {
             connections: Slab::new(),
             generations: Vec::new(),
             by_token: Vec::new(),
+            displaced: HashMap::new(),
             dispatcher: Dispatcher::new(shared.config.dispatch_mode, workers, id),
             waiting: (0..workers).map(|_| VecDeque::new()).collect(),
             lingering: HashMap::new(),
@@ -103,15 +106,21 @@ impl Desk {
         if self.by_token.len() <= index {
             self.by_token.resize(index + 1, usize::MAX);
         }
-        self.by_token[index] = slot;
+        let before = std::mem::replace(&mut self.by_token[index], slot);
+        if let Some(closing) =
+            self.connections.get(before).filter(|other| other.token.slot() == token.slot() && before != slot)
+        {
+            self.displaced.insert(closing.token, before);
+        }
         self.shared.sessions.open(session, arrival);
         self.count(Counter::Accepted, 1);
         links[usize::from(home)].enqueue(Parcel { kind: RequestKind::Connect, session, bytes: Vec::new() });
         if self.draining {
             self.close(reactor, slot, Close::Now);
-            return Ok(());
+        } else if let Err(error) = reactor.receive(token) {
+            self.failed(reactor, token, &error);
         }
-        reactor.receive(token)
+        Ok(())
     }
 
     /// Bytes from a client.
@@ -240,7 +249,7 @@ impl Desk {
 
     /// The descriptor is released: the slot is free. True if it was a connection's.
     pub(super) fn closed(&mut self, reactor: &mut Reactor, token: Token) -> bool {
-        let Some(slot) = self.slot_of(token) else { return false };
+        let Some(slot) = self.slot_of(token).or_else(|| self.displaced.remove(&token)) else { return false };
         let connection = self.connections.remove(slot);
         if let Some(timer) = connection.linger {
             reactor.cancel(timer);
@@ -397,5 +406,58 @@ impl ReplySink for Replies<'_> {
         let Some(slot) = self.desk.find(sent.session) else { return };
         self.desk.connections[slot].in_flight -= 1;
         self.desk.close_if_done(self.reactor, slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use swoole_reactor::{Event, Options};
+
+    use super::*;
+    use crate::config::Config;
+
+    const ARRIVAL: Arrival = Arrival { listener: 0, port: 0, peer: None, connected_at: 0 };
+
+    fn client() -> (OwnedFd, OwnedFd) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap()
+    }
+
+    #[test]
+    fn a_connection_whose_place_is_taken_before_it_is_reported_closed_still_leaves() {
+        let mut config = Config::default();
+        (config.worker_num, config.reactor_num, config.max_connection) = (1, 1, 8);
+        let framing = config.framing().unwrap();
+        let (shared, lanes) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
+        let shared = Arc::new(shared);
+        let (bell, room) = (shared.bells[0].clone(), shared.rooms[0].clone());
+        let mut links = [ReactorEnd::open(Arc::clone(&lanes[0][0]), bell, room).unwrap()];
+        let mut desk = Desk::new(0, Arc::clone(&shared), framing);
+        let mut reactor = Reactor::new(Options::default()).unwrap();
+
+        let (first, _first_client) = client();
+        let (second, _second_client) = client();
+        desk.adopt(&mut reactor, &mut links, first, &ARRIVAL).unwrap();
+        let old = desk.connections[0].token;
+        // In one go, as when a worker's death and a new client come in the same batch of commands.
+        desk.close(&mut reactor, 0, Close::Now);
+        desk.adopt(&mut reactor, &mut links, second, &ARRIVAL).unwrap();
+        assert_eq!(desk.connections[1].token.slot(), old.slot(), "the case that this test is about");
+        desk.close(&mut reactor, 1, Close::Now);
+        let mut turns = 0;
+        while !desk.is_empty() && turns < 10 {
+            turns += 1;
+            let turn = reactor.turn(Some(Duration::from_millis(100)), |reactor, event| {
+                if let Event::Closed { token } = event {
+                    assert!(desk.closed(reactor, token));
+                }
+            });
+            turn.unwrap();
+        }
+        assert!(desk.is_empty());
+        assert_eq!(shared.board.stats().close_count, 2);
     }
 }

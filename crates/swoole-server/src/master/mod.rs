@@ -23,6 +23,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
+use swoole_ipc::socketpair::Endpoint;
 use swoole_reactor::listener::Address;
 use swoole_reactor::{Close, Event, Interest, Options, Reactor, TimerId, Token, Trigger};
 use swoole_sys::signal::SignalSet;
@@ -54,6 +55,7 @@ pub(crate) fn run<H: Handler>(
     shared: Arc<Shared>,
     lanes: &Lanes,
     listeners: Listeners,
+    to_manager: Endpoint,
     manager: Pid,
 ) -> Result<()> {
     let failed = |error| Error::setup("make the master's event loop", error);
@@ -62,7 +64,7 @@ pub(crate) fn run<H: Handler>(
     let signals =
         SignalSet::from([Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP, Signal::USR1, Signal::USR2]);
     reactor.signals(&signals).map_err(failed)?;
-    let control = reactor.watch(&shared.master_end, Interest::READABLE, Trigger::Level).map_err(failed)?;
+    let control = reactor.watch(&to_manager, Interest::READABLE, Trigger::Level).map_err(failed)?;
     let pidfd = rustix::process::pidfd_open(manager, rustix::process::PidfdFlags::empty())
         .map_err(|error| Error::setup("watch the manager (pidfd_open)", error))?;
     let manager_watch = reactor.watch(&pidfd, Interest::READABLE, Trigger::Level).map_err(failed)?;
@@ -77,6 +79,7 @@ pub(crate) fn run<H: Handler>(
         reactors,
         notes,
         crowded,
+        to_manager,
         control,
         manager,
         manager_watch,
@@ -139,6 +142,8 @@ struct Office<H> {
     notes: Arc<Mailbox<Note>>,
     /// A connection waits for another one to leave.
     crowded: Arc<AtomicBool>,
+    to_manager: Endpoint,
+    /// The watch of `to_manager`.
     control: Token,
     manager: Pid,
     manager_watch: Token,
@@ -221,7 +226,7 @@ impl<H: Handler> Office<H> {
     }
 
     fn read_news(&mut self, reactor: &mut Reactor) {
-        while let Ok(Some(news)) = control::next_news(&self.shared.master_end) {
+        while let Ok(Some(news)) = control::next_news(&self.to_manager) {
             match news {
                 News::Forked { worker, generation, pid } => self.roster.forked(worker, generation, pid),
                 News::AllForked => self.start(reactor),
@@ -447,7 +452,7 @@ impl<H: Handler> Office<H> {
     }
 
     fn order(&self, order: &Order) {
-        if let Err(error) = control::send_order(&self.shared.master_end, order) {
+        if let Err(error) = control::send_order(&self.to_manager, order) {
             // Its end is noticed by its pidfd.
             tracing::debug!("order the manager to {order:?}: {error}");
         }

@@ -1,5 +1,6 @@
 //! A reactor thread: the event loop around a [`Desk`] and its links to all workers.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -37,8 +38,13 @@ pub(super) struct Seat {
 pub(super) fn run(seat: Seat, reactor: Reactor, mail: Arc<Mailbox<Command>>) {
     crate::log::set_thread_identity(Identity { role: Role::Reactor, id: u32::from(seat.id) });
     let (id, main) = (seat.id, Arc::clone(&seat.main));
-    let result = ReactorThread::open(seat, mail).and_then(|mut thread| thread.run(reactor));
-    main.post(Note::Ended { reactor: id, error: result.err().map(|error| error.to_string()) });
+    let life = || ReactorThread::open(seat, mail).and_then(|mut thread| thread.run(reactor));
+    // Its message is out; what matters here is that the main thread hears of it.
+    let error = match catch_unwind(AssertUnwindSafe(life)) {
+        Ok(result) => result.err().map(|error| error.to_string()),
+        Err(_) => Some("it panicked".to_owned()),
+    };
+    main.post(Note::Ended { reactor: id, error });
 }
 
 struct ReactorThread {
