@@ -122,6 +122,7 @@ fn after_unwatch_there_is_silence(backend: Backend) {
         writer.write_all(b"x").unwrap();
         bed.until_seen("the byte", is_ready);
         bed.reactor.unwatch(token);
+        bed.reactor.close(token, Close::Now);
         bed.seen.clear();
         bed.fence();
         assert!(bed.seen.is_empty(), "{:?}", bed.seen);

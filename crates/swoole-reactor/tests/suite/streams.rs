@@ -17,6 +17,7 @@ on_each_backend!(
     a_slow_reader_gets_all_of_a_big_send_and_queued_counts_down,
     sends_of_all_kinds_keep_their_order,
     sent_comes_once_for_each_time_the_queue_drains,
+    sent_means_that_nothing_is_queued,
     an_empty_send_is_nothing,
     random_pauses_lose_nothing,
     a_paused_stream_is_silent_until_it_is_resumed,
@@ -177,6 +178,32 @@ fn sent_comes_once_for_each_time_the_queue_drains(backend: Backend) {
         assert_eq!(bed.count(|seen| matches!(seen, Seen::Sent(_))), 1, "in round {round}");
         bed.seen.clear();
     }
+}
+
+fn sent_means_that_nothing_is_queued(backend: Backend) {
+    let mut bed = Bed::new(backend);
+    let (first, _first_peer) = bed.unix();
+    let (second, _second_peer) = bed.unix();
+    bed.reactor.send(first, vec![1]).unwrap();
+    bed.reactor.send(second, vec![1]).unwrap();
+    let mut sent = Vec::new();
+    bed.repeat("Sent of both", |bed| {
+        bed.reactor
+            .turn(None, |reactor, event| {
+                let Event::Sent { token } = event else { panic!("unexpected {event:?}") };
+                assert_eq!(reactor.queued(token), 0);
+                // The second queue has drained as well, which is about to be reported.
+                if sent.is_empty() {
+                    reactor.send(if token == first { second } else { first }, vec![2]).unwrap();
+                }
+                sent.push(token);
+            })
+            .unwrap();
+        sent.len() == 2
+    });
+    assert_ne!(sent[0], sent[1]);
+    bed.fence();
+    assert!(bed.seen.is_empty(), "{:?}", bed.seen);
 }
 
 fn an_empty_send_is_nothing(backend: Backend) {
