@@ -59,7 +59,31 @@ pub(crate) fn main(mut args: lexopt::Parser) -> Verdict {
 
 fn steps() -> Vec<Step> {
     let workspace = cargo(&["test", "--workspace", "--no-fail-fast"]);
-    vec![Step { name: "workspace".into(), command: workspace }]
+    let mut steps = vec![Step { name: "workspace".into(), command: workspace }];
+
+    // What these look for, and why they are called like this, stands in the front page of swoole-ipc.
+    let ipc = |words: &[&str], flags: &str, dir: &str| {
+        let mut command = cargo(&[&["test", "--package", "swoole-ipc"], words].concat());
+        command.env("RUSTFLAGS", flags).env("CARGO_TARGET_DIR", shell::target_dir().join(dir));
+        command
+    };
+    let loom = ipc(&["--release", "--lib", "model"], "--cfg loom", "loom");
+    steps.push(Step { name: "loom".into(), command: loom });
+
+    // Sanitizers are not stable features of the compiler yet: the variable lets the stable one have them.
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let mut address = ipc(&["--lib", "--tests", "--target", &target], "-Zsanitizer=address", "asan");
+    address.env("RUSTC_BOOTSTRAP", "1");
+    steps.push(Step { name: "asan".into(), command: address });
+
+    let flags = "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer";
+    let mut thread = ipc(&["--test", "stress", "--target", &target], flags, "tsan");
+    let suppressions = shell::root().join("crates/swoole-ipc/tests/tsan.supp");
+    thread
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("TSAN_OPTIONS", format!("suppressions={}", suppressions.display()));
+    steps.push(Step { name: "tsan".into(), command: thread });
+    steps
 }
 
 /// One step for each fuzz target of the workspace.

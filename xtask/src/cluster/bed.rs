@@ -209,6 +209,13 @@ impl Bed {
         bail!("of 256 connections, none went to worker {worker}")
     }
 
+    /// Sends a packet that puts a worker to sleep, and waits until one is. No other may sleep already.
+    pub(super) fn occupy(&self, client: &mut Client, sleep_ms: u64) -> Result<()> {
+        client.tell(&format!("sleep {sleep_ms}"))?;
+        let asleep = || self.lives().values().any(|life| proc::sleeps(life.pid));
+        proc::until("the worker to sleep", PATIENCE, || asleep().then_some(()))
+    }
+
     /// The latest life of each worker, by the lines that workers print as they start.
     pub(super) fn lives(&self) -> BTreeMap<u32, Life> {
         let mut lives = BTreeMap::new();

@@ -22,6 +22,8 @@ pub(super) const IPCS: [&str; 2] = ["ring", "socketpair"];
 pub(super) enum Matrix {
     /// Each backend with each kind of channel.
     Full,
+    /// No channel takes part: each backend, with the first channel that the command line leaves.
+    Backends,
     /// What is tested lies above both: the first combination that the command line leaves.
     Once,
 }
@@ -32,6 +34,7 @@ impl Matrix {
         let all = backends.iter().flat_map(|&backend| ipcs.iter().map(move |&ipc| Setup { backend, ipc }));
         match self {
             Self::Full => all.collect(),
+            Self::Backends => all.filter(|setup| Some(&setup.ipc) == ipcs.first()).collect(),
             Self::Once => all.take(1).collect(),
         }
     }
@@ -50,6 +53,15 @@ pub(super) struct Scenario {
 /// A scenario on the full matrix, with the usual time limit.
 pub(super) const fn full(name: &'static str, about: &'static str, run: fn(&Cx) -> Result<()>) -> Scenario {
     Scenario { name, about, matrix: Matrix::Full, limit: Duration::from_secs(60), run }
+}
+
+/// A scenario of what has no channel between processes.
+pub(super) const fn backends(
+    name: &'static str,
+    about: &'static str,
+    run: fn(&Cx) -> Result<()>,
+) -> Scenario {
+    Scenario { name, about, matrix: Matrix::Backends, limit: Duration::from_secs(60), run }
 }
 
 /// A scenario that one combination settles.
@@ -111,6 +123,8 @@ mod tests {
     fn the_matrix_obeys_the_command_line() {
         assert_eq!(Matrix::Full.setups(&BACKENDS, &IPCS).len(), 4);
         assert_eq!(Matrix::Once.setups(&BACKENDS, &IPCS), [Setup { backend: "epoll", ipc: "ring" }]);
+        let backends = Matrix::Backends.setups(&BACKENDS, &["socketpair"]);
+        assert!(backends.len() == 2 && backends[0].backend != backends[1].backend);
         let only = Matrix::Full.setups(&["io_uring"], &IPCS);
         assert!(only.len() == 2 && only.iter().all(|setup| setup.backend == "io_uring"));
     }

@@ -22,7 +22,7 @@ Builds the examples in release mode, then runs scenarios against them, one after
 none may leave a process, a SysV queue, shared memory or a socket file behind. Exit code 0 when all have passed.
 
   --list            Name the scenarios and what they show, and run none
-  --scenario NAME   Only this one; may repeat
+  --scenario NAME   Only the one of this name, or all whose names contain it; may repeat
   --backend NAME    Only epoll or io_uring; may repeat
   --ipc NAME        Only ring or socketpair; may repeat
   --repeat N        Everything N times, with another seed each time; stops after a round with a failure
@@ -80,16 +80,23 @@ impl Options {
 
     fn chosen(&self) -> Result<Vec<&'static Scenario>> {
         let all: Vec<&'static Scenario> = scenarios::all().collect();
+        let mut chosen = vec![false; all.len()];
         for name in &self.scenarios {
-            ensure!(
-                all.iter().any(|scenario| scenario.name == name),
-                "no scenario {name:?}; --list names them"
-            );
+            // A whole name means that one, even where it is part of others.
+            let whole = all.iter().any(|scenario| scenario.name == name);
+            let matches = |scenario: &Scenario| {
+                scenario.name == name || !whole && scenario.name.contains(name.as_str())
+            };
+            ensure!(all.iter().any(|scenario| matches(scenario)), "no scenario {name:?}; --list names them");
+            all.iter().zip(&mut chosen).for_each(|(scenario, chosen)| *chosen |= matches(scenario));
         }
-        let wanted = |scenario: &&Scenario| {
-            self.scenarios.is_empty() || self.scenarios.iter().any(|name| name == scenario.name)
-        };
-        Ok(all.into_iter().filter(wanted).collect())
+        let everything = self.scenarios.is_empty();
+        Ok(all
+            .into_iter()
+            .zip(chosen)
+            .filter(|(_, chosen)| *chosen || everything)
+            .map(|(scenario, _)| scenario)
+            .collect())
     }
 }
 
@@ -174,6 +181,8 @@ mod tests {
         assert_eq!((options.backends.as_slice(), options.seed), (["epoll"].as_slice(), 7));
         assert_eq!(options.ipcs, IPCS);
         assert_eq!(options.chosen().unwrap().len(), 1);
+        let crashes = parse(&["--scenario", "crash"]).unwrap().unwrap().chosen().unwrap();
+        assert!(crashes.len() > 1 && crashes.iter().all(|scenario| scenario.name.contains("crash")));
         assert!(parse(&["--backend", "kqueue"]).is_err());
         assert!(parse(&["--help"]).unwrap().is_none());
     }

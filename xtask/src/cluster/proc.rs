@@ -104,6 +104,11 @@ pub(super) fn threads(pid: i32) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Whether a process with one thread is in a sleep that it asked for: the kernel names the function where it waits.
+pub(super) fn sleeps(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|name| name.contains("nanosleep"))
+}
+
 /// The inode numbers of the sockets a process holds.
 pub(super) fn socket_inodes(pid: i32) -> Result<BTreeSet<u64>> {
     let dir = format!("/proc/{pid}/fd");

@@ -132,5 +132,5 @@ fn start_file_size_short(cx: &Cx) -> Result<()> {
 }
 
 fn start_descriptors_short(cx: &Cx) -> Result<()> {
-    cx.testbed().flag("worker-num", 64).ulimit("-n 24").refused(&["open files", "ulimit -n"])
+    cx.testbed().flag("worker-num", 64).ulimit("-n 24").refused(&["testbed:", "open files", "ulimit -n"])
 }

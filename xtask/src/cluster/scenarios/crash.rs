@@ -1,7 +1,6 @@
 //! What a dying worker costs: the packet in its hand by the chosen policy, and nobody anything else.
 
 use crate::cluster::bed::Bed;
-use crate::cluster::client::Client;
 use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, full};
 use crate::cluster::{load::Load, proc};
@@ -22,12 +21,6 @@ pub(super) static ALL: &[Scenario] = &[
     ),
     full("crash_kinds", "panic, abort, segv, kill and exit are reported as what they were", crash_kinds),
 ];
-
-/// Sends a packet that blocks its worker, and waits until that worker is at it: the reply to the packet before it is out.
-fn occupy(client: &mut Client, packet: &str) -> Result<()> {
-    client.tell_all(&["echo next comes", packet])?;
-    client.expect_line("next comes")
-}
 
 /// The pid of the process that serves a worker id now.
 fn pid_of(bed: &Bed, worker: u32) -> Result<i32> {
@@ -51,7 +44,7 @@ fn kill_each_worker(cx: &Cx) -> Result<()> {
         let mut stranger = bed.connect_to_worker((worker + 1) % 3)?;
         let pid = pid_of(&bed, worker)?;
         let generation = bed.lives()[&worker].generation;
-        occupy(&mut victim, "sleep 60000")?;
+        bed.occupy(&mut victim, 60_000)?;
         for (index, waiter) in waiters.iter_mut().enumerate() {
             waiter.tell_all(&[&format!("echo waiter {index}"), "whoami"])?;
             waiter.wait_read(bed.port()?)?;

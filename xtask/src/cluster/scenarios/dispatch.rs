@@ -52,8 +52,7 @@ fn dispatch_round_robin(cx: &Cx) -> Result<()> {
 fn dispatch_idle(cx: &Cx) -> Result<()> {
     let bed = start(cx, "idle")?;
     let mut sleeper = bed.connect()?;
-    sleeper.tell("sleep 2000")?;
-    sleeper.wait_read(bed.port()?)?;
+    bed.occupy(&mut sleeper, 2000)?;
     let mut clients = (0..4).map(|_| bed.connect()).collect::<Result<Vec<Client>>>()?;
     let start = std::time::Instant::now();
     for round in 0..50 {

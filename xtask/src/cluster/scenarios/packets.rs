@@ -1,7 +1,7 @@
 //! Packets of every size and cut, and connections in great number.
 
 use crate::cluster::bed::Bed;
-use crate::cluster::client::Client;
+use crate::cluster::client::{Address, Client};
 use crate::cluster::load::Load;
 use crate::cluster::matrix::{Cx, Scenario, full};
 use anyhow::{Context, Result, ensure};
@@ -224,14 +224,14 @@ fn max_connection(cx: &Cx) -> Result<()> {
 }
 
 fn connections_200(cx: &Cx) -> Result<()> {
-    connections(cx, 200)
+    connections(cx, 200, Client::connect)
 }
 
 fn connections_10000(cx: &Cx) -> Result<()> {
-    connections(cx, 10_000)
+    connections(cx, 10_000, Client::connect_small)
 }
 
-fn connections(cx: &Cx, count: usize) -> Result<()> {
+fn connections(cx: &Cx, count: usize, connect: fn(&Address) -> Result<Client>) -> Result<()> {
     let bed = cx
         .testbed()
         .flag("worker-num", 2)
@@ -241,16 +241,14 @@ fn connections(cx: &Cx, count: usize) -> Result<()> {
     let address = bed.address()?;
     let mut clients = Vec::with_capacity(count);
     for index in 0..count {
-        clients.push(Client::connect_small(address).with_context(|| format!("connection {index}"))?);
+        clients.push(connect(address).with_context(|| format!("connection {index}"))?);
     }
     ask_all(&mut clients, "first")?;
     // Half of them leave: the others notice nothing, and their places can be taken again.
     clients.truncate(count / 2);
     ask_all(&mut clients, "second")?;
     for index in clients.len()..count {
-        clients.push(
-            Client::connect_small(address).with_context(|| format!("connection {index}, second time"))?,
-        );
+        clients.push(connect(address).with_context(|| format!("connection {index}, second time"))?);
     }
     ask_all(&mut clients, "third")?;
     drop(clients);

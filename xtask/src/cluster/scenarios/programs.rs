@@ -3,7 +3,7 @@
 use crate::cluster::bed::PATIENCE;
 use crate::cluster::client::{Address, Client};
 use crate::cluster::log::Source;
-use crate::cluster::matrix::{Cx, Scenario, once};
+use crate::cluster::matrix::{Cx, Scenario, backends, once};
 use crate::{cluster::proc, shell};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
@@ -11,6 +11,9 @@ use std::fs;
 
 pub(super) static ALL: &[Scenario] = &[
     once("lifecycle", "what each role sees of the others' state across the forks", lifecycle),
+    backends("reactor_echo", "an echo server on the bare reactor", reactor_echo),
+    once("channels", "parent and child talk over each kind of channel", channels),
+    once("supervise", "plain functions are restarted, reloaded and stopped", supervise),
     once("frames", "cuts what stands on its input into packets", frames),
     once("echo", "the smallest server: under 25 lines, and it serves", echo),
 ];
@@ -72,5 +75,61 @@ fn frames(cx: &Cx) -> Result<()> {
     ensure!(lines == ["\"one\"", "\"two\""], "eof cut {lines:?}");
     let packets = feed("\\000\\000\\000\\003abc\\000\\000\\000\\001d", &["length", "N", "0", "4"])?;
     ensure!(packets == [r#""\0\0\0\u{3}abc""#, r#""\0\0\0\u{1}d""#], "length cut {packets:?}");
+    Ok(())
+}
+
+fn channels(cx: &Cx) -> Result<()> {
+    let mut process = cx.example("channels").spawn()?;
+    let status = process.wait_exit(PATIENCE)?;
+    ensure!(status.code() == Some(0), "ended with {status}");
+    process.log.wait_end(PATIENCE)?;
+    let lines = process.log.texts(Source::Stdout);
+    for channel in ["shared-memory ring", "socketpair", "message queue"] {
+        let counted =
+            lines.iter().any(|line| line.starts_with(channel) && line.ends_with("counts 1048576 letters"));
+        ensure!(counted, "the {channel} did not carry the megabyte: {lines:?}");
+    }
+    Ok(())
+}
+
+fn reactor_echo(cx: &Cx) -> Result<()> {
+    let launch = cx.example("reactor_echo").flag("backend", cx.setup.backend).word("tcp://127.0.0.1:0");
+    let process = launch.spawn()?;
+    let line = process.log.wait_line(Source::Stdout, &["echo on tcp://", cx.setup.backend], PATIENCE)?;
+    let address = line.text.split([' ', ',']).nth(2).context("no address in its first line")?;
+    let mut clients =
+        (0..20).map(|_| Client::connect(&Address::parse(address)?)).collect::<Result<Vec<_>>>()?;
+    for (index, client) in clients.iter_mut().enumerate() {
+        client.expect(&format!("hello {index}"), &format!("hello {index}"))?;
+    }
+    Ok(())
+}
+
+fn supervise(cx: &Cx) -> Result<()> {
+    let mut supervisor = cx.example("supervise").spawn()?;
+    supervisor.log.wait_line(Source::Stdout, &["slot 0.2", "is ready"], PATIENCE)?;
+    let pid = supervisor.pid();
+    let title = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let counters = || -> Vec<i32> {
+        proc::children(pid).into_iter().filter(|pid| title(pid).starts_with("supervise: counter")).collect()
+    };
+    let first = proc::until("three counters", PATIENCE, || Some(counters()).filter(|pids| pids.len() == 3))?;
+    proc::signal(first[0], Signal::KILL)?;
+    let second = proc::until("a successor of the one that was killed", PATIENCE, || {
+        Some(counters()).filter(|pids| pids.len() == 3 && !pids.contains(&first[0]))
+    })?;
+    ensure!(
+        first[1..].iter().all(|pid| second.contains(pid)),
+        "the others were replaced too: {first:?} to {second:?}"
+    );
+    proc::signal(pid, Signal::USR1)?;
+    proc::until("new counters after a reload", PATIENCE, || {
+        let pids = counters();
+        (pids.len() == 3 && !pids.iter().any(|pid| second.contains(pid))).then_some(())
+    })?;
+    proc::signal(pid, Signal::TERM)?;
+    let status = supervisor.wait_exit(PATIENCE)?;
+    ensure!(status.code() == Some(0), "ended with {status}");
+    supervisor.log.wait_line(Source::Stdout, &["all have ended"], PATIENCE)?;
     Ok(())
 }

@@ -97,8 +97,7 @@ fn reload_stuck_worker(cx: &Cx) -> Result<()> {
     let mut stuck = bed.connect_to_worker(0)?;
     let mut neighbour = bed.connect_to_worker(0)?;
     let before = pids(&bed);
-    stuck.tell_all(&["echo next comes", "sleep 100000"])?;
-    stuck.expect_line("next comes")?;
+    bed.occupy(&mut stuck, 100_000)?;
     neighbour.tell("echo waited")?;
     bed.signal_master(Signal::USR1)?;
     neighbour.expect_line("waited")?;

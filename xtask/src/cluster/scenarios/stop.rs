@@ -76,8 +76,7 @@ fn stop_under_load(cx: &Cx) -> Result<()> {
 fn stop_stuck_worker(cx: &Cx) -> Result<()> {
     let mut bed = cx.testbed().flag("worker-num", 2).flag("max-wait-time", 1).start()?;
     let mut client = bed.connect()?;
-    client.tell_all(&["echo next comes", "sleep 100000"])?;
-    client.expect_line("next comes")?;
+    bed.occupy(&mut client, 100_000)?;
     let start = Instant::now();
     bed.signal_master(Signal::TERM)?;
     let status = bed.wait_gone(Duration::from_secs(10))?;
@@ -97,8 +96,7 @@ fn stop_second_signal(cx: &Cx) -> Result<()> {
 
     let mut bed = cx.testbed().flag("worker-num", 2).flag("max-wait-time", 60).start()?;
     let mut client = bed.connect()?;
-    client.tell_all(&["echo next comes", "sleep 100000"])?;
-    client.expect_line("next comes")?;
+    bed.occupy(&mut client, 100_000)?;
     bed.signal_master(Signal::INT)?;
     bed.log.wait_line(Source::Stdout, &["on_before_shutdown"], PATIENCE)?;
     let start = Instant::now();
@@ -133,8 +131,7 @@ fn kill_master(cx: &Cx) -> Result<()> {
     let port = bed.port()?;
     let mut client = bed.connect()?;
     // Whoever is busy has to go as well.
-    client.tell_all(&["echo next comes", "sleep 100000"])?;
-    client.expect_line("next comes")?;
+    bed.occupy(&mut client, 100_000)?;
     bed.signal_master(Signal::KILL)?;
     bed.wait_gone(Duration::from_secs(2))?;
     client.expect_close()?;
