@@ -143,7 +143,7 @@ impl Config {
     }
 
     /// How many clients this process can have: `max_connection`, or less if its limit of open files
-    /// (`RLIMIT_NOFILE`, getrlimit(2)) leaves no room for so many, which is logged as a warning.
+    /// (`RLIMIT_NOFILE`, getrlimit(2)) leaves no room for so many, which is logged.
     pub fn connection_limit(&self) -> usize {
         let (workers, reactors) = (u64::from(self.worker_num), u64::from(self.reactor_num));
         let links = match self.ipc {
@@ -155,11 +155,14 @@ impl Config {
         let room = usize::try_from(files.saturating_sub(reserve)).unwrap_or(usize::MAX).max(1);
         let limit = room.min(self.max_connection);
         if limit < self.max_connection {
-            tracing::warn!(
+            // Nobody has asked for the default.
+            let asked = self.max_connection != Config::default().max_connection;
+            let say = |text: String| if asked { tracing::warn!("{text}") } else { tracing::debug!("{text}") };
+            say(format!(
                 "max_connection = {} is lowered to {limit}: the limit of open files is {files}, of which the \
                  server needs {reserve}; raise it with `ulimit -n` or LimitNOFILE=",
                 self.max_connection
-            );
+            ));
         }
         limit
     }

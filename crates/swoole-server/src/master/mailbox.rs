@@ -1,11 +1,11 @@
-//! How the master's threads speak to each other: a queue and a waker, nothing locked, nobody waits.
+//! How the master's threads speak to each other: a list and a waker; nobody waits for an answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam_queue::SegQueue;
 use crossbeam_utils::CachePadded;
+use parking_lot::Mutex;
 use rustix::fd::OwnedFd;
 use swoole_reactor::Waker;
 
@@ -40,25 +40,27 @@ pub(super) enum Note {
     Ended { reactor: u8, error: Option<String> },
 }
 
-/// Where a thread gets its mail.
+/// Where a thread gets its mail. Made after the fork, and only the master's threads share it: a `parking_lot` lock is
+/// good for nothing else in this program.
 #[derive(Debug)]
 pub(super) struct Mailbox<T> {
-    queue: SegQueue<T>,
+    mail: Mutex<Vec<T>>,
     waker: Waker,
 }
 
 impl<T> Mailbox<T> {
     pub(super) fn new(waker: Waker) -> Arc<Mailbox<T>> {
-        Arc::new(Mailbox { queue: SegQueue::new(), waker })
+        Arc::new(Mailbox { mail: Mutex::new(Vec::new()), waker })
     }
 
     pub(super) fn post(&self, mail: T) {
-        self.queue.push(mail);
+        self.mail.lock().push(mail);
         self.waker.wake();
     }
 
-    pub(super) fn next(&self) -> Option<T> {
-        self.queue.pop()
+    /// Everything that has come, in its order.
+    pub(super) fn collect(&self) -> Vec<T> {
+        std::mem::take(&mut *self.mail.lock())
     }
 }
 

@@ -185,7 +185,7 @@ impl<H: Handler> Office<H> {
                 }
             }
             Event::Woken => {
-                while let Some(note) = self.notes.next() {
+                for note in self.notes.collect() {
                     self.read_note(reactor, note);
                 }
             }

@@ -197,7 +197,7 @@ impl ReactorThread {
                 }
             }
             Event::Woken => {
-                while let Some(command) = self.mail.next() {
+                for command in self.mail.collect() {
                     self.obey(reactor, command);
                 }
             }
