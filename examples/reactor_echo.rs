@@ -4,8 +4,10 @@
 //!
 //! A client that does not read what it gets back is not read from either, until it does.
 
+use std::time::Duration;
+
 use swoole_reactor::listener::{self, Address, ListenOptions};
-use swoole_reactor::{Backend, Close, Event, Options, Reactor};
+use swoole_reactor::{Backend, Close, Error, Event, Options, Reactor, Token};
 
 /// Bytes queued for one client before it is read from no more.
 const QUEUED_MAX: usize = 1 << 20;
@@ -22,11 +24,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut reactor = Reactor::new(Options { backend, ..Options::default() })?;
     let socket = listener::listen(&address, &ListenOptions::default())?;
     println!("echo on {}, {}", listener::local_address(&socket, &address)?, reactor.choice());
-    reactor.accept(socket)?;
+    let listener = reactor.accept(socket)?;
     loop {
         let mut result = Ok(());
         reactor.turn(None, |reactor, event| {
-            if let Err(error) = handle(reactor, event) {
+            if let Err(error) = handle(reactor, event, listener) {
                 result = Err(error);
             }
         })?;
@@ -34,7 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 }
 
-fn handle(reactor: &mut Reactor, event: Event<'_>) -> Result<(), swoole_reactor::Error> {
+fn handle(reactor: &mut Reactor, event: Event<'_>, listener: Token) -> Result<(), Error> {
     match event {
         Event::Accepted { socket, .. } => {
             let token = reactor.stream(socket)?;
@@ -49,7 +51,11 @@ fn handle(reactor: &mut Reactor, event: Event<'_>) -> Result<(), swoole_reactor:
         Event::Sent { token } => reactor.receive(token)?,
         Event::Eof { token } => reactor.close(token, Close::AfterSend),
         Event::Failed { token, .. } => reactor.close(token, Close::Now),
-        Event::AcceptFailed { error, .. } => eprintln!("accept: {error}; going on with the clients there are"),
+        Event::AcceptFailed { error, .. } => {
+            eprintln!("accept: {error}; next try in a second");
+            reactor.timer(Duration::from_secs(1));
+        }
+        Event::Timer { .. } => reactor.resume_accept(listener),
         _ => {}
     }
     Ok(())
