@@ -1,13 +1,14 @@
 //! From a configuration to a running family of processes.
 
-use std::os::fd::{AsFd, AsRawFd as _, RawFd};
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, setrlimit};
 use swoole_reactor::Reactor;
-use swoole_reactor::listener::{Address, ListenOptions, listen, local_address};
+use swoole_reactor::listener::{Address, ListenError, ListenOptions, listen, local_address};
 use swoole_supervisor::daemon::{PidFile, daemonize};
 use swoole_sys::process::{Fork, ForkError, fork, run_child, thread_names};
 
@@ -214,11 +215,25 @@ fn try_backend(backend: Backend) -> Result<String> {
 fn open_listeners(config: &Config) -> Result<Listeners> {
     let options = ListenOptions { backlog: config.backlog as i32, ..ListenOptions::default() };
     let open = |wanted: &Listen| {
-        let socket = listen(&wanted.address, &options)?;
+        let socket = listen_patiently(&wanted.address, &options)?;
         let address = local_address(&socket, &wanted.address)?;
         Ok((socket, Listen { address, tls: wanted.tls }))
     };
     config.listen.iter().map(open).collect()
+}
+
+/// The kernel closes the sockets of a killed process's io_uring a few milliseconds after the process is gone, and tells
+/// nobody: a server that is restarted at once has to look again.
+fn listen_patiently(address: &Address, options: &ListenOptions) -> Result<OwnedFd, ListenError> {
+    let deadline = Instant::now() + Duration::from_millis(250);
+    loop {
+        match listen(address, options) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
+    }
 }
 
 fn unix_paths(listeners: &Listeners) -> Vec<Box<Path>> {
