@@ -105,7 +105,10 @@ pub(crate) fn run<H: Handler>(
     office.say_error("on_shutdown", |handler, master| handler.on_shutdown(master));
     match office.failure {
         Some(error) => Err(error),
-        None => Ok(()),
+        None => {
+            tracing::info!("Server has stopped");
+            Ok(())
+        }
     }
 }
 
