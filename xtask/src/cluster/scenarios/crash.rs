@@ -22,11 +22,6 @@ pub(super) static ALL: &[Scenario] = &[
     full("crash_kinds", "panic, abort, segv, kill and exit are reported as what they were", crash_kinds),
 ];
 
-/// The pid of the process that serves a worker id now.
-fn pid_of(bed: &Bed, worker: u32) -> Result<i32> {
-    Ok(bed.lives().get(&worker).with_context(|| format!("worker {worker} never started"))?.pid)
-}
-
 /// Waits until as many workers run as there should be.
 fn wait_worker_count(bed: &Bed, count: usize) -> Result<()> {
     let manager = bed.ready.manager;
@@ -42,8 +37,8 @@ fn kill_each_worker(cx: &Cx) -> Result<()> {
         let mut victim = bed.connect_to_worker(worker)?;
         let mut waiters = (0..8).map(|_| bed.connect_to_worker(worker)).collect::<Result<Vec<_>>>()?;
         let mut stranger = bed.connect_to_worker((worker + 1) % 3)?;
-        let pid = pid_of(&bed, worker)?;
-        let generation = bed.lives()[&worker].generation;
+        let (pid, generation): (i32, u64) =
+            (victim.ask_field("whoami", "pid")?, victim.ask_field("whoami", "generation")?);
         bed.occupy(&mut victim, 60_000)?;
         for (index, waiter) in waiters.iter_mut().enumerate() {
             waiter.tell_all(&[&format!("echo waiter {index}"), "whoami"])?;
@@ -78,7 +73,7 @@ fn kill_under_load(cx: &Cx) -> Result<()> {
     for kill in 0..KILLS {
         load.wait_more(rng.u64(1..2000))?;
         let worker = kill % 2;
-        let pid = pid_of(&bed, worker)?;
+        let pid = bed.lives()[&worker].pid;
         proc::signal(pid, Signal::KILL)?;
         bed.wait_successor(worker, pid)?;
     }
@@ -107,7 +102,8 @@ fn crash_kinds(cx: &Cx) -> Result<()> {
     ];
     for (packet, expected) in kinds {
         let mut victim = bed.connect_to_worker(0)?;
-        let pid = pid_of(&bed, 0)?;
+        // The victim knows it for sure: the start line of a successor may still be on its way to us.
+        let pid = victim.ask_field("whoami", "pid")?;
         victim.tell(packet)?;
         victim.expect_close().context(packet)?;
         let status = bed.wait_error(pid).context(packet)?;
