@@ -12,22 +12,32 @@ pub struct Backoff {
     pub first: Duration,
     /// The longest wait. Default 5 s.
     pub max: Duration,
+    /// The longest wait after a process that had been ready. Default 100 ms: who has started once will start again, and
+    /// those that it served wait for its successor.
+    pub served_max: Duration,
     /// By which part of itself a wait is made longer or shorter, 0.0 to 1.0. Default 0.2: 4 to 6 s for 5 s.
     pub jitter: f64,
 }
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { first: Duration::from_millis(50), max: Duration::from_secs(5), jitter: 0.2 }
+        Self {
+            first: Duration::from_millis(50),
+            max: Duration::from_secs(5),
+            served_max: Duration::from_millis(100),
+            jitter: 0.2,
+        }
     }
 }
 
 impl Backoff {
-    /// The wait after `deaths` in a row, 1 or more. `random` is from 0.0 to 1.0.
-    pub(crate) fn delay(&self, deaths: u32, random: f64) -> Duration {
+    /// The wait after `deaths` in a row, 1 or more, where the last of the dead `served` or did not come to it. `random`
+    /// is from 0.0 to 1.0.
+    pub(crate) fn delay(&self, deaths: u32, served: bool, random: f64) -> Duration {
         let Some(doublings) = deaths.checked_sub(2) else { return Duration::ZERO };
         let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
-        self.spread(self.first.saturating_mul(factor).min(self.max), random)
+        let max = if served { self.max.min(self.served_max) } else { self.max };
+        self.spread(self.first.saturating_mul(factor).min(max), random)
     }
 
     /// The wait of a slot that keeps dying.
@@ -49,9 +59,11 @@ mod tests {
     #[test]
     fn doubles_up_to_the_longest() {
         let backoff = Backoff { jitter: 0.0, ..Backoff::default() };
-        let waits: Vec<u128> = (1..=10).map(|deaths| backoff.delay(deaths, 0.5).as_millis()).collect();
+        let waits: Vec<u128> = (1..=10).map(|deaths| backoff.delay(deaths, false, 0.5).as_millis()).collect();
         assert_eq!(waits, [0, 50, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
-        assert_eq!(backoff.delay(u32::MAX, 0.5), backoff.max);
+        assert_eq!(backoff.delay(u32::MAX, false, 0.5), backoff.max);
+        let waits: Vec<u128> = (1..=5).map(|deaths| backoff.delay(deaths, true, 0.5).as_millis()).collect();
+        assert_eq!(waits, [0, 50, 100, 100, 100], "one that had started is replaced soon");
     }
 
     #[test]
@@ -59,6 +71,6 @@ mod tests {
         let backoff = Backoff::default();
         assert_eq!(backoff.longest(0.0), Duration::from_secs(4));
         assert_eq!(backoff.longest(1.0), Duration::from_secs(6));
-        assert_eq!(backoff.delay(1, 1.0), Duration::ZERO, "the first is at once");
+        assert_eq!(backoff.delay(1, false, 1.0), Duration::ZERO, "the first is at once");
     }
 }

@@ -16,7 +16,7 @@ pub struct Options {
     pub backoff: Backoff,
     /// A process that has been ready for this long clears its slot's record of deaths. Default 10 s.
     pub stable_after: Duration,
-    /// This many deaths within [`restart_period`](Self::restart_period) make a slot a failing one, which is
+    /// This many deaths before they were ready, within [`restart_period`](Self::restart_period), make a slot a failing one, which is
     /// tried again only every [`Backoff::max`]. At least 1; default 10.
     pub restart_intensity: u32,
     /// See [`restart_intensity`](Self::restart_intensity). Default 60 s.
@@ -61,7 +61,7 @@ pub enum OptionsError {
 
 impl Options {
     pub(crate) fn validate(&self) -> Result<(), OptionsError> {
-        let Backoff { first, max, jitter } = self.backoff;
+        let Backoff { first, max, jitter, .. } = self.backoff;
         if self.restart_intensity == 0 {
             Err(OptionsError::RestartIntensity)
         } else if first > max {

@@ -2,7 +2,7 @@
 
 use std::os::fd::{OwnedFd, RawFd};
 
-use swoole_sys::signal::SignalInfo;
+use swoole_sys::signal::{SignalInfo, SignalSet};
 
 use crate::{Control, Exited, Report, SlotId};
 
@@ -38,6 +38,12 @@ pub trait Program {
     /// The descriptors that a child of this slot keeps. All others are closed in it, except 0, 1 and 2.
     /// Runs in the new process.
     fn keep(&self, slot: SlotId) -> Vec<RawFd>;
+
+    /// The signals that a child begins with blocked; by default none. One that takes signals by a descriptor names
+    /// them here, so that none can hit it before it has come to make that. Runs in the new process.
+    fn blocked(&self) -> SignalSet {
+        SignalSet::empty()
+    }
 
     /// A process is gone. By default its successor may come at once.
     fn exited(&mut self, _exit: &Exited, _control: &mut Control) -> Settle {

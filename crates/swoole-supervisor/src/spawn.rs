@@ -53,7 +53,7 @@ pub(crate) fn spawn<P: Program>(
             let notifier_fd = notifier.as_raw_fd();
             // Its number is about to be closed under it.
             std::mem::forget(ready);
-            let prepared = prepare(parent, || {
+            let prepared = prepare(parent, &program.blocked(), || {
                 let mut keep = program.keep(slot);
                 keep.push(notifier_fd);
                 keep
@@ -79,11 +79,11 @@ pub(crate) fn spawn<P: Program>(
 
 /// Undoes what a child has from its parent and should not have. The order matters: the mask opens only when
 /// no handler of the parent is left to run, and the death signal comes after that so that it can end this.
-fn prepare(parent: Pid, keep: impl FnOnce() -> Vec<i32>) -> rustix::io::Result<()> {
+fn prepare(parent: Pid, mask: &SignalSet, keep: impl FnOnce() -> Vec<i32>) -> rustix::io::Result<()> {
     reset_handlers();
     // Ignored signals stay ignored, as with nohup(1), but a process must be able to retire.
     signal::default(Signal::TERM)?;
-    set_mask(&SignalSet::empty())?;
+    set_mask(mask)?;
     die_with_parent(Signal::TERM, parent)?;
     fds::close_all_except(&keep())
 }

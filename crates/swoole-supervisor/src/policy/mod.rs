@@ -229,7 +229,7 @@ impl Policy {
         }
         // What the kernel has just refused, it refuses again: this is never tried again at once.
         slot.streak = slot.streak.max(1);
-        let until = self.setback(now, at);
+        let until = self.setback(now, at, false);
         self.fill(now, at, until);
         self.reload_failed(now, at, None);
     }
@@ -272,27 +272,31 @@ impl Policy {
             slot.state = State::Stopped;
             return;
         }
-        let until = if wanted { now } else { self.setback(now, at) };
+        let until = if wanted { now } else { self.setback(now, at, was_ready) };
         self.slots[at].state = State::Burying { until };
         if !wanted && !was_ready {
             self.reload_failed(now, at, Some(status));
         }
     }
 
-    /// Counts a death that nobody wanted, and says until when the slot stays empty.
-    fn setback(&mut self, now: Duration, at: usize) -> Duration {
+    /// Counts a death that nobody wanted, and says until when the slot stays empty. Only those that do not come to
+    /// serve make a slot a failing one.
+    fn setback(&mut self, now: Duration, at: usize, served: bool) -> Duration {
         let random = self.random();
         let Options { backoff, restart_intensity, restart_period, .. } = &self.options;
         let slot = &mut self.slots[at];
         slot.streak = slot.streak.saturating_add(1);
-        slot.deaths.push_back(now);
+        if !served {
+            slot.deaths.push_back(now);
+        }
         while slot.deaths.len() > *restart_intensity as usize {
             slot.deaths.pop_front();
         }
         let recent =
             slot.deaths.iter().filter(|&&death| now.saturating_sub(death) <= *restart_period).count();
-        let failing = recent >= *restart_intensity as usize;
-        let delay = if failing { backoff.longest(random) } else { backoff.delay(slot.streak, random) };
+        let failing = !served && recent >= *restart_intensity as usize;
+        let delay =
+            if failing { backoff.longest(random) } else { backoff.delay(slot.streak, served, random) };
         let (id, streak) = (slot.id, slot.streak);
         if failing && !std::mem::replace(&mut slot.failing, true) {
             self.report(Report::Failing { slot: id, deaths: recent as u32, delay });
