@@ -133,6 +133,17 @@ impl Doorbell {
         }
     }
 
+    /// For a doorbell that others own and ring: makes its word read-only in this process, as
+    /// [`Words::protect`](crate::words::Words::protect) does. Afterwards [`is_armed`](Doorbell::is_armed),
+    /// [`force`](Doorbell::force) and the eventfd work here; whatever else writes to the word, and kills the
+    /// process.
+    ///
+    /// # Errors
+    /// As [`Words::protect`](crate::words::Words::protect).
+    pub fn protect(&self) -> Result<(), Error> {
+        self.0.word.protect()
+    }
+
     fn flag(&self) -> Flag<'_> {
         Flag(&self.0.word[0])
     }

@@ -10,7 +10,7 @@ use std::ptr::{self, NonNull};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
 
 use crate::error::Error;
 
@@ -54,6 +54,13 @@ impl Mapping {
     /// First byte of the mapping; page-aligned.
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.base
+    }
+
+    /// Makes the pages read-only, in this process and the children that it forks from now on.
+    pub(crate) fn protect(&self) -> Result<(), Errno> {
+        // SAFETY: the range is this value's own, and stays mapped and readable. A store through a pointer
+        // given out before ends the process (SIGSEGV), which is what the caller asks for.
+        unsafe { mprotect(self.base.as_ptr().cast(), self.len, MprotectFlags::READ) }
     }
 
     fn over(base: *mut u8, len: usize) -> Result<Mapping, Error> {

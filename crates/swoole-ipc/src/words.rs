@@ -43,6 +43,18 @@ impl Words {
         let len = bytes.checked_next_multiple_of(page).unwrap_or(usize::MAX / page * page);
         Ok(Words { pages: Arc::new(Mapping::single(name, len)?), count })
     }
+
+    /// Makes the words read-only in this process (all clones) and the children that it forks from now on,
+    /// because they belong to others: whoever writes to them here afterwards dies by SIGSEGV instead of
+    /// confusing those. Other processes are not affected.
+    ///
+    /// A protection against wild writes, not against hostile code, which can undo it (mprotect(2)).
+    ///
+    /// # Errors
+    /// [`Error::Os`] when the kernel has no memory for another mapping (ENOMEM).
+    pub fn protect(&self) -> Result<(), Error> {
+        self.pages.protect().map_err(Error::os("mprotect", "shared words"))
+    }
 }
 
 impl Deref for Words {

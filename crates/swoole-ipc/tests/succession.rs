@@ -87,6 +87,8 @@ fn killed_producer_leaves_what_it_published() {
     });
     assert_eq!(first.wait(Duration::from_secs(20)).unwrap().terminating_signal(), Some(9));
     assert!(matches!(ring.producer(), Err(Error::SideTaken { side: Side::Producer, .. })));
+    assert_eq!(consumer.next().unwrap().unwrap().bytes, b"published");
+    assert_eq!(consumer.next().unwrap(), None);
     consumer.evict_producer();
     Process::spawn(|| {
         let mut producer = ring.producer().unwrap();
@@ -96,7 +98,6 @@ fn killed_producer_leaves_what_it_published() {
     })
     .join();
     assert!(consumer.is_closed());
-    assert_eq!(consumer.next().unwrap().unwrap().bytes, b"published");
     assert_eq!(consumer.next().unwrap().unwrap().bytes, b"successor");
     assert_eq!(consumer.next().unwrap(), None);
 }

@@ -4,7 +4,7 @@ use std::slice;
 
 use super::cursors::{RECORD_HEADER, Reader, footprint};
 use super::layout::Claim;
-use crate::error::{Corrupt, Side};
+use crate::error::Corrupt;
 use crate::sync::{AtomicU64, Ordering};
 
 /// A record in the ring, read in place.
@@ -84,9 +84,14 @@ impl Consumer {
         self.claim.ring.cursors().closed.load(Ordering::Acquire) != 0
     }
 
-    /// The producer's process is dead and reaped: a successor may claim its side.
+    /// The producer's process is dead and reaped: a successor may claim its side. Read what it has left
+    /// before: whatever lies behind the cursor is dropped, whatever lies before it is released.
+    ///
+    /// Repairs the ring's shared header from what this consumer knows by itself, so that nothing which the
+    /// dead process wrote there outlives it: the ring is empty and not closed.
     pub fn evict_producer(&mut self) {
-        self.claim.ring.evict(Side::Producer);
+        self.reader.repair(self.claim.ring.cursors());
+        self.claim.evict_peer();
     }
 
     fn find(&self, position: u64) -> Result<Option<Found>, Corrupt> {

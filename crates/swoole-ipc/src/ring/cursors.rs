@@ -71,6 +71,9 @@ pub(crate) struct Writer {
     tail: u64,
     head: u64,
     position: u64,
+    /// What this producer has last stored there: the words themselves prove nothing once a peer went wild.
+    resume: u64,
+    closed: bool,
 }
 
 impl Writer {
@@ -80,7 +83,7 @@ impl Writer {
         let head = within("head", shared.head.load(Ordering::Acquire), 0..=POSITION_MAX)?;
         let tail = shared.tail.load(Ordering::Acquire);
         let tail = within("tail", tail, head.saturating_sub(capacity)..=head)?;
-        Ok(Writer { capacity, tail, head, position: head })
+        Ok(Writer { capacity, tail, head, position: head, resume: tail, closed: false })
     }
 
     pub(crate) fn position(&self) -> u64 {
@@ -123,17 +126,32 @@ impl Writer {
     }
 
     pub(crate) fn resume_at(&mut self, shared: &Cursors, position: u64) -> Result<(), Corrupt> {
-        let position = within("resume position", position, self.tail..=self.head)?;
-        shared.resume.store(position, Ordering::Release);
+        self.resume = within("resume position", position, self.tail..=self.head)?;
+        shared.resume.store(self.resume, Ordering::Release);
         Ok(())
     }
 
     /// Frees everything published; the next consumer starts at the head.
     pub(crate) fn rewind(&mut self, shared: &Cursors) -> u64 {
         self.tail = self.head;
+        self.resume = self.head;
         shared.tail.store(self.head, Ordering::Release);
         shared.resume.store(self.head, Ordering::Release);
         self.head
+    }
+
+    pub(crate) fn close(&mut self, shared: &Cursors) {
+        self.closed = true;
+        // Release: who sees the flag sees the last head.
+        shared.closed.store(1, Ordering::Release);
+    }
+
+    /// Makes the shared words true again, whatever a consumer that is dead now has written there.
+    pub(crate) fn repair(&self, shared: &Cursors) {
+        shared.head.store(self.head, Ordering::Release);
+        shared.tail.store(self.tail, Ordering::Release);
+        shared.resume.store(self.resume, Ordering::Release);
+        shared.closed.store(self.closed.into(), Ordering::Release);
     }
 }
 
@@ -186,5 +204,16 @@ impl Reader {
             // Release: our reads of these bytes come before the producer's writes to them.
             shared.tail.store(self.tail, Ordering::Release);
         }
+    }
+
+    /// Makes the shared words true again, whatever a producer that is dead now has written there: an open
+    /// ring, empty at the cursor. Any head beyond it is but a dead process's word, also one in range.
+    pub(crate) fn repair(&mut self, shared: &Cursors) {
+        self.tail = self.cursor;
+        self.head.set(self.cursor);
+        shared.head.store(self.cursor, Ordering::Release);
+        shared.tail.store(self.cursor, Ordering::Release);
+        shared.resume.store(self.cursor, Ordering::Release);
+        shared.closed.store(0, Ordering::Release);
     }
 }

@@ -81,10 +81,7 @@ impl Ring {
             producer: AtomicU32::new(0),
             consumer: AtomicU32::new(0),
         }));
-        let header = ring.header();
-        header.capacity.store(capacity as u64, Ordering::Relaxed);
-        header.version.store(LAYOUT_VERSION, Ordering::Relaxed);
-        header.magic.store(MAGIC, Ordering::Release);
+        ring.stamp();
         Ok(ring)
     }
 
@@ -118,18 +115,27 @@ impl Ring {
     }
 
     fn attach<T>(&self, side: Side, open: impl FnOnce(Claim) -> Result<T, Corrupt>) -> Result<T, Error> {
+        // First: who evicts repairs the header before it lets go of the dead one's claim.
+        let claim = Claim::take(self, side).map_err(|pid| Error::SideTaken {
+            name: self.0.name.clone(),
+            side,
+            pid,
+        })?;
         let header = self.header();
         let magic = header.magic.load(Ordering::Acquire);
         let capacity = self.capacity() as u64;
         expect("magic", magic, MAGIC)?;
         expect("version", header.version.load(Ordering::Relaxed).into(), LAYOUT_VERSION.into())?;
         expect("capacity", header.capacity.load(Ordering::Relaxed), capacity)?;
-        let claim = Claim::take(self, side).map_err(|pid| Error::SideTaken {
-            name: self.0.name.clone(),
-            side,
-            pid,
-        })?;
         Ok(open(claim)?)
+    }
+
+    /// Writes what stands in the header of every ring of this capacity.
+    fn stamp(&self) {
+        let header = self.header();
+        header.capacity.store(self.capacity() as u64, Ordering::Relaxed);
+        header.version.store(LAYOUT_VERSION, Ordering::Relaxed);
+        header.magic.store(MAGIC, Ordering::Release);
     }
 
     pub(super) fn cursors(&self) -> &Cursors {
@@ -142,11 +148,6 @@ impl Ring {
         // SAFETY: the mapping has header_size + 2 * capacity bytes and the mask keeps the second term
         // below capacity, so at least capacity bytes follow.
         unsafe { self.0.mapping.base().add(offset) }
-    }
-
-    /// Forgets the shared claim on `side`, whose process is dead.
-    pub(super) fn evict(&self, side: Side) {
-        self.shared_claim(side).store(0, Ordering::Release);
     }
 
     fn header(&self) -> &Header {
@@ -202,6 +203,18 @@ impl Claim {
             return Err(holder);
         }
         Ok(Claim { ring: ring.clone(), side, pid })
+    }
+
+    /// Forgets the shared claim of the other side, whose process is dead, and repairs the rest of the
+    /// header before; the cursors, which the caller knows, are repaired already.
+    pub(super) fn evict_peer(&self) {
+        self.ring.stamp();
+        self.ring.shared_claim(self.side).store(self.pid, Ordering::Release);
+        let peer = match self.side {
+            Side::Producer => Side::Consumer,
+            Side::Consumer => Side::Producer,
+        };
+        self.ring.shared_claim(peer).store(0, Ordering::Release);
     }
 }
 

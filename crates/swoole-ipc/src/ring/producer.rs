@@ -4,7 +4,7 @@ use std::slice;
 
 use super::cursors::{RECORD_HEADER, Writer, footprint};
 use super::layout::Claim;
-use crate::error::{Corrupt, Full, Side};
+use crate::error::{Corrupt, Full};
 use crate::sync::{AtomicU64, Ordering};
 
 /// The writing end of a [`Ring`](super::Ring).
@@ -137,15 +137,20 @@ impl Producer {
 
     /// Tells the consumer that nothing will be published after what is.
     pub fn close(&mut self) {
-        // Release: who sees the flag sees the last head.
-        self.claim.ring.cursors().closed.store(1, Ordering::Release);
+        self.writer.close(self.claim.ring.cursors());
     }
 
     /// The consumer's process is dead and reaped: a successor may claim its side. Where it starts must be
     /// set before ([`resume_at`](Producer::resume_at), [`rewind`](Producer::rewind)), unless the
     /// last released position is right: a successor that waits for the side may have it at once.
+    ///
+    /// Repairs the ring's shared header from what this producer knows by itself, so that nothing which the
+    /// dead process wrote there outlives it. In consumer-freed mode its last releases are known only by a
+    /// [`refresh`](Producer::refresh) before, which takes its word for them; without, the successor reads
+    /// those records again.
     pub fn evict_consumer(&mut self) {
-        self.claim.ring.evict(Side::Consumer);
+        self.writer.repair(self.claim.ring.cursors());
+        self.claim.evict_peer();
     }
 
     /// With the consumer dead: drops everything published and unread, frees its space, and lets the next
