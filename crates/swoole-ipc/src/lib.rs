@@ -47,11 +47,13 @@
 //!
 //! Memory that another process can write may hold anything. Each number read from it is checked against what
 //! this process knows by itself, and refused as [`Corrupt`]; the worst that a hostile peer achieves is wrong
-//! bytes in its own messages, and silence.
+//! bytes in its own messages, and silence. It does not outlive the peer: evicting a dead one repairs what it
+//! has left ([`ring`], "Death and succession"), and words that it need not write can be kept from it
+//! ([`words::Words::protect`]).
 //!
 //! # Unsafe code
 //!
-//! Confined to `memory` (mapping pages) and `ring`, and to one cast in `doorbell`: the places that turn
+//! Confined to `memory` (mapping pages) and `ring`, and to one cast in `words`: the places that turn
 //! shared pages into references.
 //!
 //! # Testing

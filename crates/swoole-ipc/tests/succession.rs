@@ -4,19 +4,23 @@
 
 mod support;
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fastrand::Rng;
 use rustix::process::{Signal, getpid, kill_process};
 use support::{Process, Test};
+use swoole_ipc::words::Words;
 use swoole_ipc::{Doorbell, Error, Ring, Side};
+use swoole_sys::signal;
 
 const LONG: Option<Duration> = Some(Duration::from_secs(20));
 const SHORT: Option<Duration> = Some(Duration::from_millis(20));
 
 fn main() {
-    let tests: [(&str, fn()); 5] = [
+    let tests: [(&str, fn()); 6] = [
         ("doorbell_rings_a_sleeper_only", doorbell_rings_a_sleeper_only),
+        ("protected_words_can_only_be_read", protected_words_can_only_be_read),
         ("claims_are_not_inherited", claims_are_not_inherited),
         ("killed_producer_leaves_what_it_published", killed_producer_leaves_what_it_published),
         ("every_request_is_answered_once", every_request_is_answered_once),
@@ -49,6 +53,35 @@ fn doorbell_rings_a_sleeper_only() {
     assert!(bell.ring().unwrap());
     assert!(!bell.ring().unwrap(), "one write for one sleep");
     sleeper.join();
+}
+
+fn protected_words_can_only_be_read() {
+    let words = Words::create("words", 600).unwrap();
+    let bell = Doorbell::create("bell").unwrap();
+    words[599].store(7, Ordering::Relaxed);
+    bell.arm();
+    let stray: [&dyn Fn(); 3] =
+        [&|| words[0].store(1, Ordering::Relaxed), &|| words[599].store(1, Ordering::Relaxed), &|| {
+            bell.disarm();
+        }];
+    for store in stray {
+        let mut child = Process::spawn(|| {
+            // A sanitizer would make an exit of it.
+            signal::default(Signal::SEGV).unwrap();
+            words.clone().protect().unwrap();
+            bell.clone().protect().unwrap();
+            assert_eq!(words[599].load(Ordering::Relaxed), 7);
+            assert!(bell.is_armed());
+            bell.force().unwrap();
+            store();
+        });
+        let status = child.wait(Duration::from_secs(20)).unwrap();
+        assert_eq!(status.terminating_signal(), Some(Signal::SEGV.as_raw()));
+        assert_eq!((words[0].load(Ordering::Relaxed), words[599].load(Ordering::Relaxed)), (0, 7));
+        assert!(bell.is_armed());
+    }
+    words[0].store(1, Ordering::Relaxed);
+    assert!(bell.ring().unwrap(), "this process writes as ever");
 }
 
 fn claims_are_not_inherited() {

@@ -19,7 +19,8 @@
 //!
 //! What a killed producer has not published was never there. A killed consumer leaves everything it has
 //! not released or acknowledged. Who has reaped the dead process (so that its stores are final) sets the
-//! place to go on and lets a successor in:
+//! place to go on and lets a successor in. That also repairs the shared header from what the survivor knows
+//! by itself, so a dead process that wrote over it harms no successor:
 //!
 //! ```
 //! use swoole_ipc::Ring;

@@ -1,5 +1,7 @@
 //! The ring against a model, and against a peer that writes anything anywhere.
 
+mod eviction;
+
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
