@@ -200,6 +200,9 @@ proptest! {
             consumer.evict_producer();
             prop_assert_eq!(consumer.next(), Ok(None));
             prop_assert!(!consumer.is_closed());
+            if let Some(before) = consumer.position().checked_sub(8) {
+                prop_assert_eq!(consumer.peek_at(before).unwrap_err().what, "position", "it is released");
+            }
         }
         let mut successor = ring.producer().unwrap();
         traffic_flows(&mut successor, &mut consumer, acked).unwrap();
