@@ -1,9 +1,9 @@
 //! The board: small facts that every process may read, one word each, in shared memory.
 //!
-//! Each word has one writer at a time: the phase is the master's, a worker's row is that worker's
-//! (the master clears it when the worker is gone), a reactor's row is that reactor's. Readers take
-//! them as they are: no fact here decides about memory safety, and the reactors check what workers
-//! write ([`Board::started`]) against their own books.
+//! Each word has one writer at a time: a worker's row is that worker's (the master clears it when the worker is gone), a
+//! reactor's row is that reactor's, the rest is the master's and the manager's. In a worker, all but its own row is
+//! read-only. Readers take the words as they are: no fact here decides about memory safety or about whom to kill, and
+//! the reactors check what workers write ([`Board::started`]) against their own books.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,7 @@ pub(crate) enum Phase {
     Booting = 0,
     /// Workers serve; one that retires leaves its unread packets to its successor.
     Running = 1,
-    /// Workers finish everything that was accepted, then leave for good.
+    /// Everything that was accepted is answered, or its time is over: whoever has no manager to say so leaves now.
     Stopping = 2,
 }
 
@@ -50,29 +50,41 @@ const RESPAWNS: usize = 4;
 
 #[derive(Clone)]
 pub(crate) struct Board {
-    words: Words,
-    workers: usize,
+    facts: Words,
+    /// One for each worker, on pages of its own.
+    rows: Vec<Words>,
     reactors: usize,
 }
 
 impl Board {
     pub(crate) fn create(workers: usize, reactors: usize) -> Result<Board> {
-        let row = worker_row(reactors);
-        let words = Words::create("swoole-board", HEAD + workers * row + reactors * REACTOR_ROW)
-            .map_err(|error| Error::setup("map the board (a few pages of shared memory)", error))?;
-        Ok(Board { words, workers, reactors })
+        let failed =
+            |error| Error::setup("map the board (a page of shared memory, and one for each worker)", error);
+        let row = |_| Words::create("swoole-board-row", STARTED + reactors);
+        Ok(Board {
+            facts: Words::create("swoole-board", HEAD + reactors * REACTOR_ROW).map_err(failed)?,
+            rows: (0..workers).map(row).collect::<Result<_, _>>().map_err(failed)?,
+            reactors,
+        })
+    }
+
+    /// Makes everything but this worker's own row read-only in this process.
+    pub(crate) fn protect_from(&self, worker: u16) -> Result<(), swoole_ipc::Error> {
+        self.facts.protect()?;
+        let others = self.rows.iter().enumerate().filter(|(id, _)| *id != usize::from(worker));
+        others.map(|(_, row)| row).try_for_each(Words::protect)
     }
 
     fn worker(&self, worker: u16, word: usize) -> &AtomicU64 {
-        &self.words[HEAD + usize::from(worker) * worker_row(self.reactors) + word]
+        &self.rows[usize::from(worker)][word]
     }
 
     fn reactor(&self, reactor: usize, word: usize) -> &AtomicU64 {
-        &self.words[HEAD + self.workers * worker_row(self.reactors) + reactor * REACTOR_ROW + word]
+        &self.facts[HEAD + reactor * REACTOR_ROW + word]
     }
 
     pub(crate) fn phase(&self) -> Phase {
-        match self.words[PHASE].load(Ordering::Acquire) {
+        match self.facts[PHASE].load(Ordering::Acquire) {
             0 => Phase::Booting,
             1 => Phase::Running,
             _ => Phase::Stopping,
@@ -80,28 +92,28 @@ impl Board {
     }
 
     pub(crate) fn set_phase(&self, phase: Phase) {
-        self.words[PHASE].store(phase as u64, Ordering::Release);
+        self.facts[PHASE].store(phase as u64, Ordering::Release);
     }
 
     pub(crate) fn set_server(&self, master: i32, started_at: u64) {
-        self.words[MASTER].store(master as u64, Ordering::Relaxed);
-        self.words[STARTED_AT].store(started_at, Ordering::Relaxed);
+        self.facts[MASTER].store(master as u64, Ordering::Relaxed);
+        self.facts[STARTED_AT].store(started_at, Ordering::Relaxed);
     }
 
     pub(crate) fn set_manager(&self, manager: i32) {
-        self.words[MANAGER].store(manager as u64, Ordering::Relaxed);
+        self.facts[MANAGER].store(manager as u64, Ordering::Relaxed);
     }
 
     pub(crate) fn master_pid(&self) -> i32 {
-        self.words[MASTER].load(Ordering::Relaxed) as i32
+        self.facts[MASTER].load(Ordering::Relaxed) as i32
     }
 
     pub(crate) fn manager_pid(&self) -> i32 {
-        self.words[MANAGER].load(Ordering::Relaxed) as i32
+        self.facts[MANAGER].load(Ordering::Relaxed) as i32
     }
 
     pub(crate) fn count_respawn(&self) {
-        self.words[RESPAWNS].fetch_add(1, Ordering::Relaxed);
+        self.facts[RESPAWNS].fetch_add(1, Ordering::Relaxed);
     }
 
     /// The worker introduces itself, before its first callback.
@@ -151,7 +163,7 @@ impl Board {
     /// The reactor's own counters: it is their only writer, so plain stores are enough.
     pub(crate) fn count(&self, reactor: usize, counter: Counter, more: u64) {
         let word = self.reactor(reactor, counter as usize);
-        word.store(word.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+        word.store(word.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -163,7 +175,7 @@ impl Board {
         let accepted: u64 = sum(Counter::Accepted);
         let closed: u64 = sum(Counter::Closed);
         Stats {
-            start_time: self.words[STARTED_AT].load(Ordering::Relaxed),
+            start_time: self.facts[STARTED_AT].load(Ordering::Relaxed),
             master_pid: self.master_pid(),
             manager_pid: self.manager_pid(),
             reactor_num: self.reactors as u16,
@@ -174,8 +186,8 @@ impl Board {
             lost_count: sum(Counter::Lost),
             received_bytes: sum(Counter::Received),
             sent_bytes: sum(Counter::Sent),
-            respawn_count: self.words[RESPAWNS].load(Ordering::Relaxed),
-            workers: (0..self.workers as u16)
+            respawn_count: self.facts[RESPAWNS].load(Ordering::Relaxed),
+            workers: (0..self.rows.len() as u16)
                 .map(|id| WorkerStats {
                     id,
                     pid: self.worker_pid(id),
@@ -186,10 +198,6 @@ impl Board {
                 .collect(),
         }
     }
-}
-
-fn worker_row(reactors: usize) -> usize {
-    (STARTED + reactors).next_multiple_of(8)
 }
 
 /// What a reactor counts.

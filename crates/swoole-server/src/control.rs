@@ -1,6 +1,8 @@
 //! What master and manager tell each other: one packet of a socketpair each, beside the data path.
 
+use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use swoole_ipc::socketpair::{self, Endpoint, Kind};
@@ -122,14 +124,62 @@ pub(crate) fn pair() -> Result<(Endpoint, Endpoint)> {
         .map_err(|error| Error::setup("make the control channel between master and manager", error))
 }
 
-/// The master's end.
-pub(crate) fn send_order(end: &Endpoint, order: &Order) -> Result<(), swoole_ipc::Error> {
-    send(end, order.pack())
+/// The master's end. It never waits for the manager, which may wait for it: what finds no room is kept.
+pub(crate) struct Orders {
+    end: Endpoint,
+    kept: VecDeque<Packet>,
 }
 
-/// The manager's end.
+impl Orders {
+    pub(crate) fn new(end: Endpoint) -> Orders {
+        Orders { end, kept: VecDeque::new() }
+    }
+
+    pub(crate) fn send(&mut self, order: &Order) -> Result<(), swoole_ipc::Error> {
+        self.kept.push_back(order.pack());
+        self.flush()
+    }
+
+    /// Sends what is kept, as far as there is room.
+    pub(crate) fn flush(&mut self) -> Result<(), swoole_ipc::Error> {
+        while let Some(packet) = self.kept.front() {
+            match send(&self.end, packet) {
+                Err(swoole_ipc::Error::Full) => return Ok(()),
+                result => {
+                    self.kept.pop_front();
+                    result?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether something waits until the descriptor is writable.
+    pub(crate) fn is_blocked(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
+    /// `None` when nothing is there.
+    pub(crate) fn next_news(&self) -> Result<Option<News>, swoole_ipc::Error> {
+        receive(&self.end, News::unpack)
+    }
+}
+
+impl AsFd for Orders {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.end.as_fd()
+    }
+}
+
+/// The manager's end. The master always reads, so this does not wait for long.
 pub(crate) fn send_news(end: &Endpoint, news: &News) -> Result<(), swoole_ipc::Error> {
-    send(end, news.pack())
+    let packet = news.pack();
+    loop {
+        match send(end, &packet) {
+            Err(swoole_ipc::Error::Full) => drop(poll(&mut [PollFd::new(end, PollFlags::OUT)], None)),
+            result => return result,
+        }
+    }
 }
 
 /// `None` when nothing is there.
@@ -137,22 +187,9 @@ pub(crate) fn next_order(end: &Endpoint) -> Result<Option<Order>, swoole_ipc::Er
     receive(end, Order::unpack)
 }
 
-/// `None` when nothing is there.
-pub(crate) fn next_news(end: &Endpoint) -> Result<Option<News>, swoole_ipc::Error> {
-    receive(end, News::unpack)
-}
-
-fn send(end: &Endpoint, (kind, words): Packet) -> Result<(), swoole_ipc::Error> {
+fn send(end: &Endpoint, (kind, words): &Packet) -> Result<(), swoole_ipc::Error> {
     let words: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    let kind = [kind];
-    let parts = [IoSlice::new(&kind), IoSlice::new(&words)];
-    // Both sides read whenever something is there, so a full buffer empties soon.
-    loop {
-        match end.send_packet(&parts) {
-            Err(swoole_ipc::Error::Full) => drop(poll(&mut [PollFd::new(end, PollFlags::OUT)], None)),
-            result => return result,
-        }
-    }
+    end.send_packet(&[IoSlice::new(&[*kind]), IoSlice::new(&words)])
 }
 
 fn receive<T>(end: &Endpoint, unpack: impl Fn(Packet) -> Option<T>) -> Result<Option<T>, swoole_ipc::Error> {
@@ -177,6 +214,7 @@ mod tests {
     #[test]
     fn messages_survive_the_trip() {
         let (master, manager) = pair().unwrap();
+        let mut master = Orders::new(master);
         let lost = LostPacket { session: Session::new(1, 2, 3), size: 1 << 40 };
         let orders = [
             Order::Start,
@@ -186,7 +224,7 @@ mod tests {
             Order::Buried { worker: 0, lost: vec![] },
         ];
         for order in &orders {
-            send_order(&master, order).unwrap();
+            master.send(order).unwrap();
         }
         for order in orders {
             assert_eq!(next_order(&manager).unwrap(), Some(order));
@@ -204,17 +242,39 @@ mod tests {
             send_news(&manager, news).unwrap();
         }
         for news in all_news {
-            assert_eq!(next_news(&master).unwrap(), Some(news));
+            assert_eq!(master.next_news().unwrap(), Some(news));
         }
+    }
+
+    #[test]
+    fn the_master_keeps_what_finds_no_room() {
+        let (master, manager) = pair().unwrap();
+        let mut master = Orders::new(master);
+        let order = |worker| Order::Buried { worker, lost: vec![] };
+        let mut sent = 0;
+        while !master.is_blocked() || sent < 2000 {
+            master.send(&order(sent % 1000)).unwrap();
+            sent += 1;
+        }
+        for worker in 0..sent {
+            let received = loop {
+                match next_order(&manager).unwrap() {
+                    Some(order) => break order,
+                    None => master.flush().unwrap(),
+                }
+            };
+            assert_eq!(received, order(worker % 1000));
+        }
+        assert!(!master.is_blocked());
     }
 
     #[test]
     fn nonsense_is_passed_over() {
         let (master, manager) = pair().unwrap();
-        for (kind, words) in [(0, vec![]), (3, vec![]), (4, vec![1, 2]), (4, vec![70_000]), (9, vec![1])] {
-            send(&master, (kind, words)).unwrap();
+        for packet in [(0, vec![]), (3, vec![]), (4, vec![1, 2]), (4, vec![70_000]), (9, vec![1])] {
+            send(&master, &packet).unwrap();
         }
-        send_order(&master, &Order::Reload).unwrap();
+        Orders::new(master).send(&Order::Reload).unwrap();
         assert_eq!(next_order(&manager).unwrap(), Some(Order::Reload));
     }
 }

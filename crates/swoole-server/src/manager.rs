@@ -5,6 +5,7 @@
 //! successor be forked: two processes never hold the same links.
 
 use std::collections::HashMap;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +20,6 @@ use swoole_sys::signal::{SignalInfo, SignalSet};
 
 use swoole_ipc::socketpair::Endpoint;
 
-use crate::board::Phase;
 use crate::config;
 use crate::control::{self, LostPacket, News, Order};
 use crate::error::Result;
@@ -62,9 +62,9 @@ pub(crate) fn run<H: Handler>(
     let office = Office {
         handler,
         context: Manager { shared: Arc::clone(&shared) },
-        // The descriptors in it that were closed above must never be dropped: the process ends by _exit.
         shared,
-        lanes,
+        // Their descriptors that were closed above must not be closed again, whatever has their numbers by then.
+        lanes: ManuallyDrop::new(lanes),
         control,
         master,
         forked: 0,
@@ -96,7 +96,7 @@ fn enter(shared: &Shared, lanes: &Lanes, control: &Endpoint, master: Pid) -> rus
     let _ = swoole_sys::title::set("swoole: manager");
     swoole_sys::signal::reset_handlers();
     // The supervisor takes them while it runs; this is for before and after it.
-    swoole_sys::signal::block(&SignalSet::from([Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP]))?;
+    swoole_sys::signal::block(&SignalSet::from(crate::worker::SIGNALS))?;
     swoole_sys::process::die_with_parent(Signal::TERM, master)?;
     swoole_sys::fds::close_all_except(&shared.manager_keep(lanes, control))?;
     shared.board.set_manager(getpid().as_raw_pid());
@@ -107,7 +107,7 @@ struct Office<H> {
     handler: H,
     context: Manager,
     shared: Arc<Shared>,
-    lanes: Lanes,
+    lanes: ManuallyDrop<Lanes>,
     /// To the master and from it.
     control: Endpoint,
     master: Pid,
@@ -121,8 +121,8 @@ struct Office<H> {
 
 impl<H: Handler> Program for Office<H> {
     fn run(&mut self, child: Child) -> i32 {
-        let mut lanes = std::mem::take(&mut self.lanes);
-        let own = lanes.swap_remove(usize::from(child.slot));
+        let mut lanes = std::mem::take(&mut *self.lanes);
+        let own = ManuallyDrop::new(lanes.swap_remove(usize::from(child.slot)));
         // This process is none of the other workers, so their memory is not mapped in it. Their sockets are
         // closed already, and their owners must not close those numbers again.
         for lane in lanes.into_iter().flatten() {
@@ -132,6 +132,10 @@ impl<H: Handler> Program for Office<H> {
             }
         }
         crate::worker::run(&mut self.handler, &self.shared, &own, child)
+    }
+
+    fn blocked(&self) -> SignalSet {
+        SignalSet::from(crate::worker::SIGNALS)
     }
 
     fn keep(&self, slot: SlotId) -> Vec<RawFd> {
@@ -242,7 +246,6 @@ impl<H: Handler> Office<H> {
                 Err(error) => {
                     tracing::error!("on_manager_start: {error}");
                     self.failed = true;
-                    self.shared.board.set_phase(Phase::Stopping);
                     control.stop(self.shared.config.max_wait_time);
                     self.tell(&News::StopWanted);
                 }

@@ -6,11 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, WaitOptions, getpid, getrlimit, setrlimit, waitpid};
 use swoole_reactor::Reactor;
 use swoole_reactor::listener::{Address, ListenError, ListenOptions, listen, local_address};
 use swoole_supervisor::daemon::{PidFile, daemonize};
 use swoole_sys::process::{Fork, ForkError, fork, run_child, thread_names};
+use swoole_sys::signal::{SignalSet, block, set_mask};
 
 use crate::config::{Backend, Config, Ipc, Listen};
 use crate::control;
@@ -135,45 +136,62 @@ impl Server {
         raise_descriptor_limit();
         let choice = try_backend(config.backend)?;
         let listeners = open_listeners(&config)?;
-        let addresses = listeners.iter().map(|(_, listen)| listen.clone()).collect();
         if config.daemonize {
             daemonize(config.log_file.as_deref())
                 .map_err(|error| Error::setup("go to the background", error))?;
         }
-        let pid_file = config.pid_file.as_deref().map(PidFile::create).transpose();
-        let pid_file = pid_file.map_err(|error| Error::setup("start the server", error))?;
+        // From here on there is something to put away: a signal ends the server in order.
+        let mask = block(&SignalSet::from(master::SIGNALS)).map_err(std::io::Error::from)?;
+        let paths = unix_paths(&listeners);
+        let result = start(config, keep, listeners, &choice, handler);
+        for path in paths {
+            // Somebody may have put it away already.
+            let _ = std::fs::remove_file(path);
+        }
+        set_mask(&mask).map_err(std::io::Error::from)?;
+        result
+    }
+}
 
-        log::set_identity(Identity { role: Role::Master, id: 0 });
-        // A limit of file sizes is to be an error, not the end; it applies to shared memory, too.
-        swoole_sys::signal::ignore(Signal::XFSZ).map_err(std::io::Error::from)?;
-        let (shared, lanes) = Shared::create(config, addresses, keep)?;
-        let (to_manager, to_master) = control::pair()?;
-        swoole_sys::signal::default(Signal::XFSZ).map_err(std::io::Error::from)?;
-        let master = getpid();
-        let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        shared.board.set_server(master.as_raw_pid(), started_at.as_millis() as u64);
-        tracing::info!("{choice}; ipc {}, ring_size {}", shared.config.ipc, shared.config.ring_bytes());
-        let shared = Arc::new(shared);
-        match fork()? {
-            Fork::Child => run_child(|| {
-                // They are closed there as numbers; closing them twice could hit somebody else's.
-                std::mem::forget((listeners, pid_file, to_manager));
-                crate::manager::run(handler, shared, lanes, to_master, master)
-            }),
-            Fork::Parent(manager) => {
-                // A title is a comfort, not a need.
-                let _ = swoole_sys::title::set("swoole: master");
-                // So that each side notices when the other one is gone.
-                drop(to_master);
-                let paths = unix_paths(&listeners);
-                let result = master::run(handler, shared, &lanes, listeners, to_manager, manager);
-                for path in paths {
-                    // Somebody may have put it away already.
-                    let _ = std::fs::remove_file(path);
-                }
-                drop(pid_file);
-                result
-            }
+/// Makes what every process shares, forks the manager, and runs the master.
+fn start<H: Handler>(
+    config: Config,
+    keep: Vec<RawFd>,
+    listeners: Listeners,
+    choice: &str,
+    handler: H,
+) -> Result<()> {
+    let addresses = listeners.iter().map(|(_, listen)| listen.clone()).collect();
+    let pid_file = config.pid_file.as_deref().map(PidFile::create).transpose();
+    let pid_file = pid_file.map_err(|error| Error::setup("start the server", error))?;
+
+    log::set_identity(Identity { role: Role::Master, id: 0 });
+    // A limit of file sizes is to be an error, not the end; it applies to shared memory, too.
+    swoole_sys::signal::ignore(Signal::XFSZ).map_err(std::io::Error::from)?;
+    let (shared, lanes, hold) = Shared::create(config, addresses, keep)?;
+    let (to_manager, to_master) = control::pair()?;
+    swoole_sys::signal::default(Signal::XFSZ).map_err(std::io::Error::from)?;
+    let master = getpid();
+    let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    shared.board.set_server(master.as_raw_pid(), started_at.as_millis() as u64);
+    tracing::info!("{choice}; ipc {}, ring_size {}", shared.config.ipc, shared.config.ring_bytes());
+    let shared = Arc::new(shared);
+    match fork()? {
+        Fork::Child => run_child(|| {
+            // They are closed there as numbers; closing them twice could hit somebody else's.
+            std::mem::forget((listeners, pid_file, to_manager, hold));
+            crate::manager::run(handler, shared, lanes, to_master, master)
+        }),
+        Fork::Parent(manager) => {
+            // A title is a comfort, not a need.
+            let _ = swoole_sys::title::set("swoole: master");
+            // So that each side notices when the other one is gone.
+            drop(to_master);
+            let result = master::run(handler, shared, &lanes, listeners, to_manager, manager);
+            drop((pid_file, hold));
+            // After a stop in order it is reaped already; otherwise it ends now that the master's side is gone.
+            let _ = waitpid(Some(manager), WaitOptions::empty());
+            result
         }
     }
 }

@@ -19,18 +19,24 @@ use crate::error::{Error, Result};
 
 /// A client's connection, from its accept to its close.
 ///
-/// 64 bits: 8 of the reactor, 24 of its slot, 32 of the slot's generation, which begins at 1. The
+/// 64 bits: 6 of the reactor, 20 of its slot, 38 of the slot's generation, which begins at 1. The
 /// text form is the number; 0 is never a session.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Session(u64);
 
-/// Slots that one reactor can address.
-pub(crate) const SLOTS_MAX: usize = 1 << 24;
+const REACTOR_BITS: u32 = 6;
+const SLOT_BITS: u32 = 20;
+
+/// The last tenant of a slot: after 2^38 of them (half a year of 20,000 a second in one slot) it is given to nobody
+/// any more.
+pub(crate) const GENERATION_MAX: u64 = u64::MAX >> (REACTOR_BITS + SLOT_BITS);
 
 impl Session {
-    pub(crate) fn new(reactor: u8, slot: u32, generation: u32) -> Session {
-        debug_assert!((slot as usize) < SLOTS_MAX);
-        Session(u64::from(generation) << 32 | u64::from(slot) << 8 | u64::from(reactor))
+    pub(crate) fn new(reactor: u8, slot: u32, generation: u64) -> Session {
+        debug_assert!(reactor >> REACTOR_BITS == 0 && slot >> SLOT_BITS == 0 && generation <= GENERATION_MAX);
+        Session(
+            generation << (REACTOR_BITS + SLOT_BITS) | u64::from(slot) << REACTOR_BITS | u64::from(reactor),
+        )
     }
 
     pub(crate) fn from_raw(raw: u64) -> Session {
@@ -43,11 +49,11 @@ impl Session {
 
     /// The reactor thread that owns the connection, from 0.
     pub fn reactor(self) -> u8 {
-        self.0 as u8
+        self.0 as u8 & ((1 << REACTOR_BITS) - 1)
     }
 
     pub(crate) fn slot(self) -> usize {
-        (self.0 >> 8) as usize & (SLOTS_MAX - 1)
+        (self.0 >> REACTOR_BITS) as usize & ((1 << SLOT_BITS) - 1)
     }
 }
 
@@ -59,7 +65,14 @@ impl fmt::Display for Session {
 
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Session({} = reactor {}, slot {}, #{})", self.0, self.reactor(), self.slot(), self.0 >> 32)
+        write!(
+            f,
+            "Session({} = reactor {}, slot {}, #{})",
+            self.0,
+            self.reactor(),
+            self.slot(),
+            self.0 >> (REACTOR_BITS + SLOT_BITS)
+        )
     }
 }
 
@@ -130,6 +143,11 @@ impl SessionTable {
         Ok(SessionTable { words, reactors, slots })
     }
 
+    /// Makes the table read-only in this process.
+    pub(crate) fn protect(&self) -> Result<(), swoole_ipc::Error> {
+        self.words.protect()
+    }
+
     fn entry(&self, session: Session) -> Option<&[AtomicU64]> {
         let reactor = usize::from(session.reactor());
         // 0 marks a free entry and is nobody's session.
@@ -178,7 +196,7 @@ impl SessionTable {
         let Some(entry) = self.entry(session) else { return };
         for (word, more) in [(RECEIVED, received), (SENT, sent)] {
             if more > 0 {
-                let sum = entry[word].load(Ordering::Relaxed) + more as u64;
+                let sum = entry[word].load(Ordering::Relaxed).wrapping_add(more as u64);
                 entry[word].store(sum, Ordering::Relaxed);
             }
         }
@@ -259,9 +277,9 @@ mod tests {
 
     #[test]
     fn the_parts_of_a_session_come_back() {
-        let session = Session::new(200, 0x00ab_cdef, 0xffff_ffff);
-        assert_eq!(session.reactor(), 200);
-        assert_eq!(session.slot(), 0x00ab_cdef);
+        let session = Session::new(63, 0xab_cde, GENERATION_MAX);
+        assert_eq!(session.reactor(), 63);
+        assert_eq!(session.slot(), 0xab_cde);
         assert_eq!(session.to_string().parse(), Ok(session));
     }
 

@@ -2,11 +2,14 @@
 //!
 //! All of it is memory that stays mapped, or descriptors that a child keeps by name ([`Shared::worker_keep`]).
 //! What a child must not have (listening sockets, the master's end of the control channel, the other
-//! workers' links) is closed or unmapped in it before user code runs.
+//! workers' links) is closed or unmapped in it before user code runs, and what it only reads is made
+//! read-only ([`Shared::protect_from`]): a wild write ends the worker, and confuses nobody else.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pipe::{PipeFlags, pipe_with};
 use swoole_ipc::Doorbell;
 use swoole_ipc::socketpair::Endpoint;
 
@@ -30,6 +33,7 @@ pub(crate) struct Shared {
     pub(crate) rooms: Vec<Doorbell>,
     /// Wakes a reactor that waits for replies, by reactor.
     pub(crate) reactor_bells: Vec<Doorbell>,
+    pub(crate) lifeline: Lifeline,
     /// Descriptors of the user's that every process keeps.
     pub(crate) keep: Vec<RawFd>,
 }
@@ -39,11 +43,12 @@ pub(crate) struct Shared {
 pub(crate) type Lanes = Vec<Vec<Arc<Lane>>>;
 
 impl Shared {
+    /// The descriptor is the end of the lifeline that only the master may hold.
     pub(crate) fn create(
         config: Config,
         addresses: Vec<Listen>,
         keep: Vec<RawFd>,
-    ) -> Result<(Shared, Lanes)> {
+    ) -> Result<(Shared, Lanes, OwnedFd)> {
         let (workers, reactors) = (usize::from(config.worker_num), usize::from(config.reactor_num));
         let bell = |kind: &str, id: usize| {
             let name = format!("{kind}-{id}");
@@ -58,6 +63,7 @@ impl Shared {
             .collect::<Result<Lanes>>()?;
         let connection_limit = config.connection_limit();
         let slots = connection_limit.div_ceil(reactors);
+        let (lifeline, hold) = Lifeline::create()?;
         let shared = Shared {
             board: Board::create(workers, reactors)?,
             sessions: SessionTable::create(reactors, slots)?,
@@ -65,11 +71,12 @@ impl Shared {
             bells: (0..workers).map(|id| bell("worker-bell", id)).collect::<Result<_>>()?,
             rooms: (0..workers).map(|id| bell("worker-room", id)).collect::<Result<_>>()?,
             reactor_bells: (0..reactors).map(|id| bell("reactor-bell", id)).collect::<Result<_>>()?,
+            lifeline,
             keep,
             addresses,
             config,
         };
-        Ok((shared, lanes))
+        Ok((shared, lanes, hold))
     }
 
     /// What a worker keeps open besides its standard streams.
@@ -85,7 +92,46 @@ impl Shared {
         own.chain([control.as_fd().as_raw_fd()]).collect()
     }
 
+    /// Makes what this worker only reads, and what concerns other workers only, read-only in its process.
+    pub(crate) fn protect_from(&self, worker: u16) -> Result<(), swoole_ipc::Error> {
+        self.sessions.protect()?;
+        self.board.protect_from(worker)?;
+        for bells in [&self.bells, &self.rooms] {
+            let others = bells.iter().enumerate().filter(|(id, _)| *id != usize::from(worker));
+            others.map(|(_, bell)| bell).try_for_each(Doorbell::protect)?;
+        }
+        Ok(())
+    }
+
     fn common_keep(&self) -> impl Iterator<Item = RawFd> + '_ {
-        self.keep.iter().copied().chain(crate::log::descriptor())
+        let lifeline = self.lifeline.as_fd().as_raw_fd();
+        self.keep.iter().copied().chain([lifeline]).chain(crate::log::descriptor())
+    }
+}
+
+/// Cut when the master is gone, however it went: the reading end of a pipe that nobody writes to, and whose other end
+/// only the master has.
+#[derive(Clone, Debug)]
+pub(crate) struct Lifeline(Arc<OwnedFd>);
+
+impl Lifeline {
+    fn create() -> Result<(Lifeline, OwnedFd)> {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| {
+            Error::setup("make the master's lifeline (a pipe)", std::io::Error::from(error))
+        })?;
+        Ok((Lifeline(Arc::new(read)), write))
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut fds = [PollFd::new(self, PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&now)), Ok(ready) if ready > 0)
+    }
+}
+
+/// Readable (hung up) when it is cut.
+impl AsFd for Lifeline {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

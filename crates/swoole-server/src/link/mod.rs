@@ -39,6 +39,17 @@ const SOCKET_PIECE: usize = 32 * 1024;
 /// The largest socketpair packet: tag, header, piece.
 const SOCKET_PACKET: usize = size_of::<u32>() + crate::wire::HEADER + SOCKET_PIECE;
 
+/// What the kernel is asked to hold for one direction of a socketpair; it may give less, never less than a packet.
+const SOCKET_BUFFER: usize = 512 * 1024;
+
+/// Replies that a handler may leave uncommitted, by [`reply_cost`]; beyond, they are committed as they are.
+const UNCOMMITTED_MAX: usize = 32 << 20;
+
+/// What a reply counts against the limits of what is uncommitted, in bytes: its payload, and what it takes to keep it.
+fn reply_cost(payload: usize) -> usize {
+    payload + 64
+}
+
 /// What both ends are made of; exists before the first fork.
 #[derive(Debug)]
 pub(crate) enum Lane {
@@ -59,8 +70,11 @@ impl Lane {
                     .map_err(|error| failed("ring", error))?,
             }),
             Ipc::SocketPair => {
-                let (reactor, worker) =
+                let (mut reactor, mut worker) =
                     socketpair::pair(Kind::SeqPacket).map_err(|error| failed("socketpair", error))?;
+                for end in [&mut reactor, &mut worker] {
+                    end.set_buffer_sizes(SOCKET_BUFFER).map_err(|error| failed("socketpair", error))?;
+                }
                 Ok(Lane::Socket { reactor, worker })
             }
         }

@@ -9,16 +9,15 @@ use swoole_ipc::Doorbell;
 use swoole_ipc::{Consumer, Producer, Ring};
 
 use super::window::{FalseAck, Parcel, Sent, Window};
-use super::{Lane, SOCKET_PIECE};
+use super::{Lane, SOCKET_PIECE, UNCOMMITTED_MAX, reply_cost};
 use crate::session::Session;
 use crate::wire::{HEADER, Malformed, Reply, ReplyKind, Request, RequestKind};
 
-/// Uncommitted replies that one worker may have staged at a reactor. A correct worker commits what
-/// it has before it comes near ([`super::worker_end::UNCOMMITTED_MAX`]).
-const STAGING_MAX: usize = 64 << 20;
-
 /// Replies to one session that go out in one system call.
 const GATHER: usize = 32;
+
+/// Packets that are taken from one socket in one go: others wait, too.
+const SOCKET_BUDGET: usize = 256;
 
 /// A worker did what no correct worker does. It has to be killed; nobody else is concerned.
 #[derive(Debug, thiserror::Error)]
@@ -29,8 +28,8 @@ pub(crate) enum Fault {
     Malformed(#[from] Malformed),
     #[error(transparent)]
     FalseAck(#[from] FalseAck),
-    #[error("it holds back more than {STAGING_MAX} bytes of replies")]
-    Hoarding,
+    #[error("it holds back more than {0} bytes of replies")]
+    Hoarding(usize),
     #[error(transparent)]
     Channel(#[from] swoole_ipc::Error),
 }
@@ -56,8 +55,11 @@ pub(crate) struct ReactorEnd {
     window: Window,
     /// What waits for room, with how much of the first one is already on its way.
     backlog: VecDeque<(Rc<Parcel>, usize)>,
-    staging: Vec<(Reply, Vec<u8>)>,
-    staged: usize,
+    staging: Staging,
+    /// The worker writes nonsense: nothing is taken from it any more, until it is dead and settled.
+    faulty: bool,
+    /// What the socket said to the last packet, if it was no lack of room.
+    broken: Option<swoole_ipc::Error>,
     /// Records were pushed and not yet published.
     dirty: bool,
     piece_max: usize,
@@ -66,11 +68,13 @@ pub(crate) struct ReactorEnd {
 }
 
 impl ReactorEnd {
-    /// `bell` wakes the worker for packets, `room` when it waits for room for its replies.
+    /// `bell` wakes the worker for packets, `room` when it waits for room for its replies; none of these is larger
+    /// than `reply_max`.
     pub(crate) fn open(
         lane: Arc<Lane>,
         bell: Doorbell,
         room: Doorbell,
+        reply_max: usize,
     ) -> Result<ReactorEnd, swoole_ipc::Error> {
         let (side, piece_max) = match &*lane {
             Lane::Ring { requests, replies } => (
@@ -86,8 +90,10 @@ impl ReactorEnd {
             side,
             window: Window::default(),
             backlog: VecDeque::new(),
-            staging: Vec::new(),
-            staged: 0,
+            // One reply may be begun when the worker has almost come to its limit.
+            staging: Staging { replies: Vec::new(), cost: 0, max: 2 * UNCOMMITTED_MAX + 2 * reply_max },
+            faulty: false,
+            broken: None,
             dirty: false,
             piece_max,
             bell,
@@ -100,16 +106,16 @@ impl ReactorEnd {
         self.window.in_flight() + self.backlog.len()
     }
 
-    /// Takes a packet if there is room for it now; otherwise nothing changes, and the next finished
+    /// Takes a message if there is room for it now; otherwise nothing changes, and the next finished
     /// record makes room. One that needs several records is taken whenever nothing waits.
-    pub(crate) fn offer(&mut self, session: Session, packet: &[u8]) -> bool {
+    pub(crate) fn offer(&mut self, kind: RequestKind, session: Session, packet: &[u8]) -> bool {
         if !self.backlog.is_empty() {
             return false;
         }
         if packet.len() <= self.piece_max {
-            return self.push(RequestKind::Packet, session, (true, true), packet, packet.len(), None);
+            return self.push(kind, session, (true, true), packet, packet.len(), None);
         }
-        self.enqueue(Parcel { kind: RequestKind::Packet, session, bytes: packet.to_vec() });
+        self.enqueue(Parcel { kind, session, bytes: packet.to_vec() });
         true
     }
 
@@ -160,9 +166,13 @@ impl ReactorEnd {
             (Side::Socket { .. }, Lane::Socket { reactor, .. }) => {
                 let (tag, header) = (request.tag().to_le_bytes(), request.header());
                 let parts = [IoSlice::new(&tag), IoSlice::new(&header), IoSlice::new(piece)];
-                // Full, or broken: a broken link shows when it is read.
-                if reactor.send_packet(&parts).is_err() {
-                    return false;
+                match reactor.send_packet(&parts) {
+                    Ok(()) => {}
+                    Err(swoole_ipc::Error::Full) => return false,
+                    Err(error) => {
+                        self.broken = Some(error);
+                        return false;
+                    }
                 }
                 // The kernel does not give a packet back that a dying worker has read.
                 sent.kept.get_or_insert_with(|| Rc::new(Parcel { kind, session, bytes: piece.to_vec() }));
@@ -184,23 +194,11 @@ impl ReactorEnd {
         }
     }
 
-    /// No more packets will come: a worker that drains may leave when it has read the last one.
-    pub(crate) fn close(&mut self) {
-        match (&mut self.side, &*self.lane) {
-            (Side::Ring { requests, .. }, _) => {
-                requests.publish();
-                requests.close();
-            }
-            (Side::Socket { .. }, Lane::Socket { reactor, .. }) => {
-                // An error means that nobody is there to be told.
-                let _ = rustix::net::shutdown(reactor, rustix::net::Shutdown::Write);
-            }
-            (Side::Socket { .. }, Lane::Ring { .. }) => {}
-        }
-        // It may be asleep with its flag down, on its way to bed: this one comes in any case.
-        if let Err(error) = self.bell.force() {
-            tracing::error!("ring a worker's doorbell: {error}");
-        }
+    /// Packets among them.
+    pub(crate) fn packets(&self) -> usize {
+        let waiting =
+            self.backlog.iter().filter(|(parcel, offset)| parcel.kind == RequestKind::Packet && *offset == 0);
+        self.window.packets() + waiting.count()
     }
 
     /// Whether nothing waits for room.
@@ -211,13 +209,27 @@ impl ReactorEnd {
     /// Whether a ring holds replies; a socket's come through the event loop.
     pub(crate) fn has_replies(&self) -> bool {
         match &self.side {
-            Side::Ring { replies, .. } => !matches!(replies.peek_at(replies.position()), Ok(None)),
+            Side::Ring { replies, .. } => {
+                !self.faulty && !matches!(replies.peek_at(replies.position()), Ok(None))
+            }
             Side::Socket { .. } => false,
         }
     }
 
-    /// Delivers all committed replies; true if anything came.
+    /// Delivers all committed replies; true if anything came. After a fault, nothing is taken any more.
     pub(crate) fn drain(&mut self, sink: &mut dyn ReplySink) -> Result<bool, Fault> {
+        if self.faulty {
+            return Ok(false);
+        }
+        let result = self.take(sink);
+        self.faulty = result.is_err();
+        result
+    }
+
+    fn take(&mut self, sink: &mut dyn ReplySink) -> Result<bool, Fault> {
+        if let Some(error) = self.broken.take() {
+            return Err(error.into());
+        }
         let (came, ack) = match &self.side {
             Side::Ring { .. } => self.drain_ring(sink)?,
             Side::Socket { .. } => self.drain_socket(sink)?,
@@ -256,7 +268,7 @@ impl ReactorEnd {
         }
         let mut from = start;
         if let Some((end, _)) = committed {
-            deliver_staged(&mut self.staging, &mut self.staged, sink);
+            self.staging.deliver(sink);
             let mut parts = [IoSlice::new(&[]); GATHER];
             let mut count = 0;
             let mut to = None;
@@ -287,7 +299,7 @@ impl ReactorEnd {
             let Some(record) = replies.peek_at(from)? else { break };
             let (reply, payload) = Reply::decode(record.tag, record.bytes)?;
             from = record.end;
-            stage(&mut self.staging, &mut self.staged, reply, payload)?;
+            self.staging.push(reply, payload)?;
         }
         replies.advance_to(from);
         replies.release();
@@ -300,14 +312,15 @@ impl ReactorEnd {
             return Ok((false, None));
         };
         let (mut came, mut acked) = (false, None);
-        while let Some(len) = reactor.recv_packet(buffer)? {
+        for _ in 0..SOCKET_BUDGET {
+            let Some(len) = reactor.recv_packet(buffer)? else { break };
             came = true;
             let (tag, record) =
                 buffer[..len].split_first_chunk().ok_or(Malformed { tag: 0, len }).map_err(Fault::from)?;
             let (reply, payload) = Reply::decode(u32::from_le_bytes(*tag), record)?;
-            stage(&mut self.staging, &mut self.staged, reply, payload)?;
+            self.staging.push(reply, payload)?;
             if reply.commit {
-                deliver_staged(&mut self.staging, &mut self.staged, sink);
+                self.staging.deliver(sink);
                 acked = Some(reply.ack);
             }
         }
@@ -317,22 +330,30 @@ impl ReactorEnd {
     /// The worker is dead and reaped; `started` is the last record that it said it had begun.
     ///
     /// Its committed replies go out, the books are closed, and all that it had not begun is on its
-    /// way to the successor. Yields the packet that it had in hand.
-    pub(crate) fn settle(&mut self, started: u64, sink: &mut dyn ReplySink) -> Option<Sent> {
-        if let Err(fault) = self.drain(sink) {
-            tracing::debug!("what a dead worker left in its link: {fault}");
+    /// way to the successor. Yields what is lost: the message that it had in hand.
+    pub(crate) fn settle(&mut self, started: u64, sink: &mut dyn ReplySink) -> Vec<Sent> {
+        loop {
+            match self.drain(sink) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(fault) => tracing::debug!("what a dead worker left in its link: {fault}"),
+            }
         }
+        self.faulty = false;
         self.staging.clear();
-        self.staged = 0;
         let estate = self.window.settle(started);
+        let mut lost = Vec::from_iter(estate.in_hand);
         let mut unread: VecDeque<Rc<Parcel>> = VecDeque::new();
         let copies = self.reopen();
-        for sent in &estate.unread {
+        for sent in estate.unread {
             let parcel = match &sent.kept {
                 Some(parcel) => Rc::clone(parcel),
-                None => match copies.as_ref().and_then(|ring| copy_out(ring, sent)) {
+                None => match copies.as_ref().and_then(|ring| copy_out(ring, &sent)) {
                     Some(parcel) => Rc::new(parcel),
-                    None => continue,
+                    None => {
+                        lost.push(sent);
+                        continue;
+                    }
                 },
             };
             if !unread.back().is_some_and(|back| Rc::ptr_eq(back, &parcel)) {
@@ -354,11 +375,11 @@ impl ReactorEnd {
         }
         self.pump();
         self.flush();
-        estate.in_hand
+        lost
     }
 
-    /// Takes the dead worker's sides back. On a ring, yields a reader of what it left unread; on a
-    /// socketpair, throws that away (it is kept here).
+    /// Takes the dead worker's sides back, whatever it has written there. On a ring, yields a reader of what it left
+    /// unread; on a socketpair, throws that away (it is kept here).
     fn reopen(&mut self) -> Option<Consumer> {
         match (&mut self.side, &*self.lane) {
             (Side::Ring { requests, replies }, Lane::Ring { requests: ring, .. }) => {
@@ -368,8 +389,10 @@ impl ReactorEnd {
                 replies.evict_producer();
                 reader(ring)
             }
-            (Side::Socket { buffer }, Lane::Socket { worker, .. }) => {
+            (Side::Socket { buffer }, Lane::Socket { worker, reactor }) => {
                 while let Ok(Some(_)) = worker.recv_packet(buffer) {}
+                // What a fault has left there.
+                while let Ok(Some(_)) = reactor.recv_packet(buffer) {}
                 None
             }
             _ => None,
@@ -393,29 +416,38 @@ fn copy_out(ring: &Consumer, sent: &Sent) -> Option<Parcel> {
     Some(Parcel { kind: sent.kind, session: sent.session, bytes })
 }
 
-fn stage(
-    staging: &mut Vec<(Reply, Vec<u8>)>,
-    staged: &mut usize,
-    reply: Reply,
-    payload: &[u8],
-) -> Result<(), Fault> {
-    *staged += payload.len() + size_of::<(Reply, Vec<u8>)>();
-    if *staged > STAGING_MAX {
-        return Err(Fault::Hoarding);
-    }
-    staging.push((reply, payload.to_vec()));
-    Ok(())
+/// Replies whose commit has not come yet.
+struct Staging {
+    replies: Vec<(Reply, Vec<u8>)>,
+    cost: usize,
+    max: usize,
 }
 
-fn deliver_staged(staging: &mut Vec<(Reply, Vec<u8>)>, staged: &mut usize, sink: &mut dyn ReplySink) {
-    for (reply, payload) in staging.drain(..) {
-        match reply.kind {
-            ReplyKind::Ack => {}
-            ReplyKind::Close => sink.close(reply.session),
-            ReplyKind::Send => sink.send(reply.session, &[IoSlice::new(&payload)]),
+impl Staging {
+    fn push(&mut self, reply: Reply, payload: &[u8]) -> Result<(), Fault> {
+        self.cost += reply_cost(payload.len());
+        if self.cost > self.max {
+            return Err(Fault::Hoarding(self.max));
         }
+        self.replies.push((reply, payload.to_vec()));
+        Ok(())
     }
-    *staged = 0;
+
+    fn deliver(&mut self, sink: &mut dyn ReplySink) {
+        for (reply, payload) in self.replies.drain(..) {
+            match reply.kind {
+                ReplyKind::Ack => {}
+                ReplyKind::Close => sink.close(reply.session),
+                ReplyKind::Send => sink.send(reply.session, &[IoSlice::new(&payload)]),
+            }
+        }
+        self.cost = 0;
+    }
+
+    fn clear(&mut self) {
+        self.replies.clear();
+        self.cost = 0;
+    }
 }
 
 fn ring(bell: &Doorbell) {

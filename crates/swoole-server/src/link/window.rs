@@ -68,6 +68,11 @@ impl Window {
         self.entries.len()
     }
 
+    /// Packets among them.
+    pub(crate) fn packets(&self) -> usize {
+        self.entries.iter().filter(|sent| sent.kind == RequestKind::Packet && sent.last).count()
+    }
+
     /// The worker has finished the first `ack` records. Yields those that are new to the books.
     pub(crate) fn ack(&mut self, ack: u64) -> Result<impl Iterator<Item = Sent> + '_, FalseAck> {
         let sent = self.acked + self.entries.len() as u64;
@@ -82,13 +87,18 @@ impl Window {
     /// The worker is dead and said that it had begun record number `started`. Closes the books: the
     /// next worker's first record is number 1 again.
     ///
-    /// A claim to have begun a record that is no complete packet, or was never sent, is nonsense
-    /// from a process that broke; then nothing counts as begun.
+    /// A claim that cannot be true is nonsense from a process that broke; then nothing counts as begun.
     pub(crate) fn settle(&mut self, started: u64) -> Estate {
         let mut entries = std::mem::take(&mut self.entries);
         let begun = started.checked_sub(self.acked + 1).and_then(|index| usize::try_from(index).ok());
         self.acked = 0;
-        let Some(index) = begun.filter(|&index| entries.get(index).is_some_and(|sent| sent.last)) else {
+        // A worker acknowledges each message when it is done, so all that can lie before the one in hand are the
+        // other fragments of the same packet.
+        let plausible = |&index: &usize| {
+            let Some(in_hand) = entries.get(index).filter(|sent| sent.last) else { return false };
+            entries.range(..index).all(|sent| !sent.last && sent.session == in_hand.session)
+        };
+        let Some(index) = begun.filter(plausible) else {
             return Estate { in_hand: None, unread: entries.into() };
         };
         let unread = entries.split_off(index + 1).into();
@@ -153,6 +163,24 @@ mod tests {
         assert_eq!(numbers(&estate.unread), [2, 3]);
     }
 
+    #[test]
+    fn a_packet_in_hand_takes_its_unacknowledged_fragments_along_and_no_other_packet() {
+        let fragment = |last| Sent { session: Session::from_raw(7), ..sent(7, last) };
+        let mut window = Window::default();
+        [fragment(false), fragment(false), fragment(true), sent(8, true)]
+            .into_iter()
+            .for_each(|sent| window.push(sent));
+        let estate = window.settle(3);
+        assert_eq!(estate.in_hand.map(|sent| sent.session.raw()), Some(7));
+        assert_eq!(numbers(&estate.unread), [8]);
+
+        let mut window = Window::default();
+        (1..=4).for_each(|number| window.push(sent(number, true)));
+        let estate = window.settle(3);
+        assert!(estate.in_hand.is_none(), "it cannot have finished two packets without saying so");
+        assert_eq!(numbers(&estate.unread), [1, 2, 3, 4]);
+    }
+
     proptest! {
         /// However a worker's life goes, each record is finished, in hand or unread: once.
         #[test]
@@ -169,12 +197,8 @@ mod tests {
                     seen.extend(finished.map(|sent| sent.session.raw()));
                 }
             }
-            let acked = seen.len() as u64;
             let estate = window.settle(started);
-            // A worker that works on `started` has finished all before it.
-            if let Some(in_hand) = &estate.in_hand {
-                seen.extend(acked + 1..=in_hand.session.raw());
-            }
+            seen.extend(estate.in_hand.as_ref().map(|sent| sent.session.raw()));
             seen.extend(numbers(&estate.unread));
             prop_assert_eq!(seen, (1..=count).collect::<Vec<_>>());
             prop_assert_eq!(window.in_flight(), 0);

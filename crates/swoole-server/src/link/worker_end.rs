@@ -4,18 +4,17 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Pid, getppid};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use swoole_ipc::Doorbell;
 use swoole_ipc::socketpair::Endpoint;
 use swoole_ipc::{Consumer, Producer};
 
-use super::{Lane, SOCKET_PACKET, SOCKET_PIECE};
+use super::{Lane, SOCKET_PACKET, SOCKET_PIECE, UNCOMMITTED_MAX, reply_cost};
 use crate::error::Error;
 use crate::session::Session;
+use crate::shared::Lifeline;
 use crate::wire::{COMMIT, HEADER, Reply, ReplyKind, Request, RequestKind};
-
-/// Bytes of replies that a handler may leave uncommitted; beyond, they are committed as they are.
-pub(crate) const UNCOMMITTED_MAX: usize = 32 << 20;
 
 /// What a reactor has sent.
 pub(crate) enum Next<'a> {
@@ -34,7 +33,7 @@ pub(crate) struct Message<'a> {
 
 enum Source {
     Ring(Consumer),
-    Socket { lane: Arc<Lane>, buffer: Box<[u8]>, open: bool },
+    Socket { lane: Arc<Lane>, buffer: Box<[u8]> },
 }
 
 /// Packets of one reactor, read in place.
@@ -51,7 +50,7 @@ impl Inbox {
         let source = match &**lane {
             Lane::Ring { requests, .. } => Source::Ring(requests.consumer()?),
             Lane::Socket { .. } => {
-                Source::Socket { lane: Arc::clone(lane), buffer: vec![0; SOCKET_PACKET].into(), open: true }
+                Source::Socket { lane: Arc::clone(lane), buffer: vec![0; SOCKET_PACKET].into() }
             }
         };
         Ok(Inbox { source, reactor, finished: 0, assembly: Vec::new() })
@@ -66,17 +65,6 @@ impl Inbox {
     pub(crate) fn finish(&mut self) -> u64 {
         self.finished += 1;
         self.finished
-    }
-
-    /// Whether nothing will come any more, now or later.
-    pub(crate) fn is_exhausted(&mut self) -> Result<bool, Error> {
-        let reactor = self.reactor;
-        match &mut self.source {
-            // In this order: what was published before the close is seen by the second look.
-            Source::Ring(ring) => Ok(ring.is_closed()
-                && ring.peek_at(ring.position()).map_err(|error| broken(reactor, error))?.is_none()),
-            Source::Socket { open, .. } => Ok(!*open),
-        }
     }
 
     /// Whether a ring has something; a socket's news come through the event loop.
@@ -94,14 +82,10 @@ impl Inbox {
                 Some(record) => (record.tag, record.bytes),
                 None => return Ok(Next::Empty),
             },
-            Source::Socket { lane, buffer, open } => {
+            Source::Socket { lane, buffer } => {
                 let len = match socket(lane).map(|socket| socket.recv_packet(buffer)) {
                     Some(Ok(Some(len))) => len,
                     Some(Ok(None)) | None => return Ok(Next::Empty),
-                    Some(Err(swoole_ipc::Error::PeerGone)) => {
-                        *open = false;
-                        return Ok(Next::Empty);
-                    }
                     Some(Err(error)) => return Err(broken(reactor, error)),
                 };
                 let (tag, record) = buffer[..len]
@@ -148,13 +132,13 @@ pub(crate) struct Outlet {
     ack: u64,
     /// What the last commit said.
     committed: u64,
-    /// Bytes pushed since the last commit; headers count, so that 0 means nothing.
+    /// What was pushed since the last commit, by [`reply_cost`]: 0 means nothing.
     uncommitted: usize,
     /// Something was committed since the doorbell was last rung.
     unrung: bool,
     bell: Doorbell,
     room: Doorbell,
-    parent: Option<Pid>,
+    lifeline: Lifeline,
 }
 
 impl Outlet {
@@ -164,6 +148,7 @@ impl Outlet {
         reactor: u8,
         bell: Doorbell,
         room: Doorbell,
+        lifeline: Lifeline,
     ) -> Result<Outlet, swoole_ipc::Error> {
         let (way, piece_max) = match &**lane {
             Lane::Ring { replies, .. } => (Way::Ring(replies.producer()?), replies.capacity() / 4 - HEADER),
@@ -171,7 +156,6 @@ impl Outlet {
                 (Way::Socket { lane: Arc::clone(lane), pending: Vec::new() }, SOCKET_PIECE)
             }
         };
-        let parent = getppid();
         Ok(Outlet {
             way,
             reactor,
@@ -182,7 +166,7 @@ impl Outlet {
             unrung: false,
             bell,
             room,
-            parent,
+            lifeline,
         })
     }
 
@@ -192,13 +176,12 @@ impl Outlet {
     }
 
     pub(crate) fn send(&mut self, session: Session, bytes: &[u8]) -> Result<(), Error> {
-        for piece in bytes.chunks(self.piece_max) {
-            self.push(ReplyKind::Send, session, self.ack, piece)?;
-            if self.uncommitted >= UNCOMMITTED_MAX {
-                self.flush()?;
-            }
+        if self.uncommitted > 0 && self.uncommitted + reply_cost(bytes.len()) > UNCOMMITTED_MAX {
+            self.flush()?;
         }
-        Ok(())
+        bytes
+            .chunks(self.piece_max)
+            .try_for_each(|piece| self.push(ReplyKind::Send, session, self.ack, piece))
     }
 
     pub(crate) fn close(&mut self, session: Session) -> Result<(), Error> {
@@ -253,7 +236,7 @@ impl Outlet {
                 if let Some(tag) = pending.last_mut().and_then(|record| record.first_chunk_mut()) {
                     *tag = (u32::from_le_bytes(*tag) | COMMIT).to_le_bytes();
                 }
-                send_all(lane, pending, self.reactor)?;
+                send_all(lane, pending, &self.lifeline, self.reactor)?;
             }
         }
         self.uncommitted = 0;
@@ -267,18 +250,18 @@ impl Outlet {
             Way::Ring(replies) => {
                 while replies.push(reply.tag(), &[&reply.header(), piece]).is_err() {
                     let need = HEADER + piece.len();
-                    make_room(replies, need, &self.bell, &self.room, self.parent)
+                    make_room(replies, need, &self.bell, &self.room, &self.lifeline)
                         .map_err(|reason| broken(self.reactor, reason))?;
                 }
             }
             Way::Socket { lane, pending } => {
                 if self.uncommitted > 4 * SOCKET_PIECE && pending.len() > 1 {
-                    send_all(lane, pending, self.reactor)?;
+                    send_all(lane, pending, &self.lifeline, self.reactor)?;
                 }
                 pending.push([&reply.tag().to_le_bytes(), &reply.header()[..], piece].concat());
             }
         }
-        self.uncommitted += HEADER + piece.len();
+        self.uncommitted += reply_cost(piece.len());
         Ok(())
     }
 }
@@ -289,7 +272,7 @@ fn make_room(
     need: usize,
     bell: &Doorbell,
     room: &Doorbell,
-    parent: Option<Pid>,
+    lifeline: &Lifeline,
 ) -> Result<(), String> {
     let failed = |error: &dyn std::fmt::Display| error.to_string();
     replies.refresh().map_err(|error| failed(&error))?;
@@ -306,14 +289,13 @@ fn make_room(
             return Ok(());
         }
         room.wait(Some(Duration::from_secs(1))).map_err(|error| failed(&error))?;
-        if getppid() != parent {
+        if lifeline.is_cut() {
             return Err("the server is gone".into());
         }
     }
 }
 
-fn send_all(lane: &Lane, pending: &mut Vec<Vec<u8>>, reactor: u8) -> Result<(), Error> {
-    use rustix::event::{PollFd, PollFlags, poll};
+fn send_all(lane: &Lane, pending: &mut Vec<Vec<u8>>, lifeline: &Lifeline, reactor: u8) -> Result<(), Error> {
     let Some(socket) = socket(lane) else { return Ok(()) };
     for record in pending.drain(..) {
         loop {
@@ -322,9 +304,13 @@ fn send_all(lane: &Lane, pending: &mut Vec<Vec<u8>>, reactor: u8) -> Result<(), 
                 Err(swoole_ipc::Error::Full) => {}
                 Err(error) => return Err(broken(reactor, error)),
             }
-            match poll(&mut [PollFd::new(socket, PollFlags::OUT)], None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            let mut fds = [PollFd::new(socket, PollFlags::OUT), PollFd::new(lifeline, PollFlags::IN)];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(broken(reactor, error)),
+            }
+            if !fds[1].revents().is_empty() {
+                return Err(broken(reactor, "the server is gone"));
             }
         }
     }

@@ -7,7 +7,7 @@ use swoole_reactor::{TimerId, Token};
 
 use crate::session::Session;
 
-/// How long a connection that is on its way out may take: a client that has shut down its side waits for
+/// How long a connection that is on its way out may stand still: a client that has shut down its side waits for
 /// answers, or one that is being closed takes what was sent before.
 pub(super) const LINGER: Duration = Duration::from_secs(30);
 
@@ -22,13 +22,16 @@ pub(super) struct Connection {
     pub(super) input: Vec<u8>,
     /// Packets that a worker has and has not finished.
     pub(super) in_flight: usize,
+    /// Its home worker has been told that it is there.
+    pub(super) announced: bool,
     /// Not read from, because its worker's link is full.
     pub(super) parked: bool,
     /// The client will send no more.
     pub(super) ended: bool,
     /// On its way out: nothing more is taken from it or sent to it.
     pub(super) closing: bool,
-    pub(super) linger: Option<TimerId>,
+    /// When it has to be gone, and what waited for the client when that was set: progress puts it off.
+    pub(super) linger: Option<(TimerId, usize)>,
 }
 
 /// How far the input was cut.

@@ -16,8 +16,8 @@ use crate::board::Counter;
 use crate::config::DispatchMode;
 use crate::control::LostPacket;
 use crate::dispatch::{Dispatcher, Load};
-use crate::link::{Parcel, ReactorEnd, ReplySink, Sent};
-use crate::session::{Arrival, Session};
+use crate::link::{ReactorEnd, ReplySink, Sent};
+use crate::session::{Arrival, GENERATION_MAX, Session};
 use crate::shared::Shared;
 use crate::wire::RequestKind;
 
@@ -27,14 +27,17 @@ pub(super) struct Desk {
     framing: Framing,
     connections: Slab<Connection>,
     /// The generation of each slot's last tenant.
-    generations: Vec<u32>,
+    generations: Vec<u64>,
     /// Slots by the slot of the reactor's token; believed only if the connection has that very token.
     by_token: Vec<usize>,
     /// Closed connections whose place in `by_token` a new one has taken before they were reported as closed.
     displaced: HashMap<Token, usize>,
     dispatcher: Dispatcher,
-    /// Connections that are not read from until this worker's link has room, longest wait first.
+    /// Connections that are not read from until this worker's link has room, longest wait first. Where every worker
+    /// will do, all wait in the first queue for any of them.
     waiting: Vec<VecDeque<Session>>,
+    /// Closed connections that stand in there still, at most.
+    stale: usize,
     lingering: HashMap<TimerId, Session>,
     /// Closed, and their home workers not told yet.
     departed: Vec<(u16, Session)>,
@@ -54,6 +57,7 @@ impl Desk {
             displaced: HashMap::new(),
             dispatcher: Dispatcher::new(shared.config.dispatch_mode, workers, id),
             waiting: (0..workers).map(|_| VecDeque::new()).collect(),
+            stale: 0,
             lingering: HashMap::new(),
             departed: Vec::new(),
             draining: false,
@@ -69,7 +73,7 @@ impl Desk {
         self.dispatcher.set_up(worker, up);
     }
 
-    /// Takes a new connection on.
+    /// Takes a new connection on; an error leaves none.
     pub(super) fn adopt(
         &mut self,
         reactor: &mut Reactor,
@@ -87,7 +91,7 @@ impl Desk {
         if self.generations.len() <= slot {
             self.generations.resize(slot + 1, 0);
         }
-        self.generations[slot] += 1;
+        self.generations[slot] = (self.generations[slot] + 1).min(GENERATION_MAX);
         let session = Session::new(self.id, slot as u32, self.generations[slot]);
         let home = self.dispatcher.home();
         vacancy.insert(Connection {
@@ -97,7 +101,8 @@ impl Desk {
             framer: self.framing.framer(self.shared.config.package_max_length),
             input: Vec::new(),
             in_flight: 0,
-            parked: false,
+            announced: false,
+            parked: true,
             ended: false,
             closing: false,
             linger: None,
@@ -114,11 +119,10 @@ impl Desk {
         }
         self.shared.sessions.open(session, arrival);
         self.count(Counter::Accepted, 1);
-        links[usize::from(home)].enqueue(Parcel { kind: RequestKind::Connect, session, bytes: Vec::new() });
-        if self.draining {
+        if self.draining || self.generations[slot] == GENERATION_MAX {
             self.close(reactor, slot, Close::Now);
-        } else if let Err(error) = reactor.receive(token) {
-            self.failed(reactor, token, &error);
+        } else {
+            self.resume(reactor, links, slot);
         }
         Ok(())
     }
@@ -150,8 +154,16 @@ impl Desk {
         self.settle_feed(reactor, slot, fed);
     }
 
-    /// Goes on cutting what was received before.
+    /// Goes on where there was no room, or begins: its home hears of the connection before anybody hears from it.
     fn resume(&mut self, reactor: &mut Reactor, links: &mut [ReactorEnd], slot: usize) {
+        let Connection { announced, home, session, .. } = &mut self.connections[slot];
+        if !*announced {
+            *announced = links[usize::from(*home)].offer(RequestKind::Connect, *session, &[]);
+            if !*announced {
+                let home = *home;
+                return self.settle_feed(reactor, slot, Fed::Blocked(home));
+            }
+        }
         let mut input = std::mem::take(&mut self.connections[slot].input);
         let (used, fed) = self.cut(links, slot, &input);
         // An idle connection keeps no memory.
@@ -180,7 +192,7 @@ impl Desk {
             // Where the rule leaves a choice, a full link is a reason to choose again.
             let tries = if any_worker { workers } else { 1 };
             let mut candidates = (0..tries).map(|step| (first + step) % workers);
-            if candidates.any(|worker| links[worker].offer(*session, packet)) {
+            if candidates.any(|worker| links[worker].offer(RequestKind::Packet, *session, packet)) {
                 packets += 1;
                 return Ok(());
             }
@@ -196,15 +208,21 @@ impl Desk {
         match fed {
             Fed::All if connection.parked => {
                 connection.parked = false;
-                if !self.draining && !connection.ended && reactor.receive(connection.token).is_err() {
-                    self.close(reactor, slot, Close::Now);
+                if !self.draining
+                    && !connection.ended
+                    && let Err(error) = reactor.receive(connection.token)
+                {
+                    let token = connection.token;
+                    self.failed(reactor, token, &error);
                 }
             }
             Fed::All => {}
             Fed::Blocked(worker) => {
                 connection.parked = true;
                 reactor.pause(connection.token);
-                self.waiting[usize::from(worker)].push_back(connection.session);
+                let session = connection.session;
+                let queue = self.queue(usize::from(worker));
+                self.waiting[queue].push_back(session);
             }
             Fed::Broken(error) => {
                 tracing::warn!(session = %connection.session, "closed, what it sends is no packet: {error}");
@@ -216,8 +234,9 @@ impl Desk {
 
     /// This worker's link may have room: who waited for it goes on.
     pub(super) fn unpark(&mut self, reactor: &mut Reactor, links: &mut [ReactorEnd], worker: usize) {
+        let queue = self.queue(worker);
         while links[worker].is_clear() {
-            let Some(session) = self.waiting[worker].pop_front() else { return };
+            let Some(session) = self.waiting[queue].pop_front() else { return };
             let Some(slot) = self.find(session) else { continue };
             self.resume(reactor, links, slot);
             // It has gone to the end of a queue: its turn is over.
@@ -251,7 +270,7 @@ impl Desk {
     pub(super) fn closed(&mut self, reactor: &mut Reactor, token: Token) -> bool {
         let Some(slot) = self.slot_of(token).or_else(|| self.displaced.remove(&token)) else { return false };
         let connection = self.connections.remove(slot);
-        if let Some(timer) = connection.linger {
+        if let Some((timer, _)) = connection.linger {
             reactor.cancel(timer);
             self.lingering.remove(&timer);
         }
@@ -263,11 +282,15 @@ impl Desk {
         let Some(slot) = self.lingering.remove(&timer).and_then(|session| self.find_any(session)) else {
             return;
         };
-        self.connections[slot].linger = None;
-        if self.connections[slot].closing {
-            reactor.close(self.connections[slot].token, Close::Now);
+        let connection = &mut self.connections[slot];
+        let before = connection.linger.take().map_or(0, |(_, queued)| queued);
+        // A reset, so that the client can tell that it has not got everything.
+        if !connection.closing {
+            self.close(reactor, slot, Close::Reset);
+        } else if reactor.queued(connection.token) < before {
+            self.linger(reactor, slot);
         } else {
-            self.close(reactor, slot, Close::Now);
+            reactor.close(connection.token, Close::Reset);
         }
     }
 
@@ -281,9 +304,14 @@ impl Desk {
         }
     }
 
-    /// Whether everything that was received for this worker is on its way to it.
-    pub(super) fn is_drained(&self, worker: usize) -> bool {
-        self.draining && self.waiting[worker].is_empty()
+    /// Whether everything that was received is with the workers.
+    pub(super) fn is_drained(&self) -> bool {
+        self.draining && self.waiting.iter().flatten().all(|session| self.find(*session).is_none())
+    }
+
+    /// The queue of who waits for this worker.
+    fn queue(&self, worker: usize) -> usize {
+        if self.shared.config.dispatch_mode == DispatchMode::Fixed { worker } else { 0 }
     }
 
     /// Closes every connection, after what was sent to it.
@@ -317,6 +345,14 @@ impl Desk {
         })
     }
 
+    /// The server ends before these packets are answered.
+    pub(super) fn abandon(&self, packets: usize) {
+        tracing::warn!(
+            "{packets} packets were accepted and are not answered: no worker was left to do it in time"
+        );
+        self.count(Counter::Lost, packets as u64);
+    }
+
     fn close_if_done(&mut self, reactor: &mut Reactor, slot: usize) {
         let connection = &self.connections[slot];
         if connection.ended && !connection.parked && connection.in_flight == 0 && !connection.closing {
@@ -330,7 +366,12 @@ impl Desk {
         connection.input = Vec::new();
         let (session, token, home) = (connection.session, connection.token, connection.home);
         self.shared.sessions.close(session);
-        self.departed.push((home, session));
+        if connection.announced {
+            self.departed.push((home, session));
+        }
+        if connection.parked {
+            self.forget_waiting();
+        }
         if how == Close::AfterSend && reactor.queued(token) > 0 {
             self.linger(reactor, slot);
         }
@@ -341,8 +382,22 @@ impl Desk {
         let connection = &mut self.connections[slot];
         if connection.linger.is_none() {
             let timer = reactor.timer(LINGER);
-            connection.linger = Some(timer);
+            connection.linger = Some((timer, reactor.queued(connection.token)));
             self.lingering.insert(timer, connection.session);
+        }
+    }
+
+    /// One more that waits in vain; they are put away by the many.
+    fn forget_waiting(&mut self) {
+        self.stale += 1;
+        if self.stale > 1024 {
+            self.stale = 0;
+            let mut waiting = std::mem::take(&mut self.waiting);
+            for queue in &mut waiting {
+                queue.retain(|session| self.find(*session).is_some());
+                queue.shrink_to(2 * queue.len());
+            }
+            self.waiting = waiting;
         }
     }
 
@@ -380,7 +435,7 @@ impl ReplySink for Replies<'_> {
         let len: usize = parts.iter().map(|part| part.len()).sum();
         let limit = self.desk.shared.config.socket_buffer_size;
         let queued = self.reactor.queued(token);
-        // A whole reply goes to a client that has taken everything before: its size was checked by the worker.
+        // Whoever has taken everything before may be sent more than the limit at once: the worker has bounded that.
         if queued > 0 && queued + len > limit {
             tracing::warn!(%session, "closed, it does not read: {queued} bytes wait for it (socket_buffer_size = {limit})");
             return self.desk.close(self.reactor, slot, Close::Reset);
@@ -431,10 +486,10 @@ mod tests {
         let mut config = Config::default();
         (config.worker_num, config.reactor_num, config.max_connection) = (1, 1, 8);
         let framing = config.framing().unwrap();
-        let (shared, lanes) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
+        let (shared, lanes, _hold) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
         let shared = Arc::new(shared);
         let (bell, room) = (shared.bells[0].clone(), shared.rooms[0].clone());
-        let mut links = [ReactorEnd::open(Arc::clone(&lanes[0][0]), bell, room).unwrap()];
+        let mut links = [ReactorEnd::open(Arc::clone(&lanes[0][0]), bell, room, 1 << 20).unwrap()];
         let mut desk = Desk::new(0, Arc::clone(&shared), framing);
         let mut reactor = Reactor::new(Options::default()).unwrap();
 

@@ -21,7 +21,7 @@ pub(super) enum Command {
     Up { worker: u16 },
     /// This worker is dead and reaped. Settle what it left and say so.
     Settle { worker: u16 },
-    /// Take no new packets; when all that came is with the workers, tell them so.
+    /// Take no new packets, and say when all that came is answered.
     Drain,
     /// All workers are gone. Let clients take what was sent, within this time, and end.
     Finish { within: Duration },
@@ -30,8 +30,10 @@ pub(super) enum Command {
 /// From a reactor thread to the main thread.
 #[derive(Debug)]
 pub(super) enum Note {
-    /// [`Command::Settle`] is done; the packet that the worker had in hand.
-    Settled { worker: u16, lost: Option<LostPacket> },
+    /// [`Command::Settle`] is done; what was lost with the worker.
+    Settled { worker: u16, lost: Vec<LostPacket> },
+    /// All that clients have sent is answered.
+    Drained,
     /// This worker's link carries nonsense: the worker has to go.
     Fault { worker: u16, reason: String },
     /// A connection is gone, and somebody waits for that.

@@ -4,43 +4,49 @@
 //! |---|---|---|
 //! | `mod` | main | what the server is doing: starting, serving, stopping; accepts and deals connections |
 //! | `roster` | main | what is known of each worker process |
+//! | `crew` | main | the reactor threads |
 //! | `mailbox` | both | how the main thread and the reactors speak to each other |
 //! | `reactor_thread` | reactor | the event loop |
 //! | `desk` | reactor | connections: packets to workers, replies to clients |
 //! | `connection` | reactor | one connection, and the cutting of its stream |
+//!
+//! A stop is a drain first: nothing new is accepted or read, workers go on as ever (one that dies is replaced) until
+//! every packet that came is answered, or most of `max_wait_time` is over. Only then are they asked to leave.
 
 mod connection;
+mod crew;
 mod desk;
 mod mailbox;
 mod reactor_thread;
 mod roster;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread::{self, JoinHandle};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fd::OwnedFd;
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, pidfd_open, pidfd_send_signal, waitpid,
+};
 use swoole_ipc::socketpair::Endpoint;
 use swoole_reactor::listener::Address;
-use swoole_reactor::{Close, Event, Interest, Options, Reactor, TimerId, Token, Trigger};
+use swoole_reactor::{Close, Event, Interest, Reactor, TimerId, Token, Trigger};
 use swoole_sys::signal::SignalSet;
 
 use crate::board::Phase;
 use crate::config::Listen;
-use crate::control::{self, News, Order};
+use crate::control::{News, Order, Orders};
 use crate::error::{Error, Result};
-use crate::handler::{Handler, Master, signal};
+use crate::handler::{Handler, Master};
 use crate::session::Arrival;
 use crate::shared::{Lanes, Shared};
-use mailbox::{Command, Mailbox, Note, Occupancy};
-use reactor_thread::Seat;
+use crew::{Crew, reactor_options};
+use mailbox::{Command, Mailbox, Note};
 use roster::Roster;
 
-/// What clients get at least to take what was sent to them, at the end.
-const FINISH_MIN: Duration = Duration::from_millis(500);
+/// What workers get at least to leave in order, and clients to take what was sent to them, at the end.
+const GRACE: Duration = Duration::from_millis(500);
 /// How much longer than its workers the manager may take to end.
 const MANAGER_MARGIN: Duration = Duration::from_secs(2);
 /// How long accepting pauses when there are no descriptors left.
@@ -48,6 +54,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Listening sockets and where they listen.
 pub(crate) type Listeners = Vec<(OwnedFd, Listen)>;
+
+/// The signals that the master takes as they come.
+pub(crate) const SIGNALS: [Signal; 6] =
+    [Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP, Signal::USR1, Signal::USR2];
 
 /// Runs the master until the server has stopped.
 pub(crate) fn run<H: Handler>(
@@ -61,27 +71,25 @@ pub(crate) fn run<H: Handler>(
     let failed = |error| Error::setup("make the master's event loop", error);
     let mut reactor = Reactor::new(reactor_options(&shared)).map_err(failed)?;
     // Before any thread exists: all of them inherit the mask.
-    let signals =
-        SignalSet::from([Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP, Signal::USR1, Signal::USR2]);
-    reactor.signals(&signals).map_err(failed)?;
+    reactor.signals(&SignalSet::from(SIGNALS)).map_err(failed)?;
     let control = reactor.watch(&to_manager, Interest::READABLE, Trigger::Level).map_err(failed)?;
-    let pidfd = rustix::process::pidfd_open(manager, rustix::process::PidfdFlags::empty())
-        .map_err(|error| Error::setup("watch the manager (pidfd_open)", error))?;
-    let manager_watch = reactor.watch(&pidfd, Interest::READABLE, Trigger::Level).map_err(failed)?;
+    let process = pidfd_open(manager, PidfdFlags::empty())
+        .map_err(|error| Error::setup("watch the manager (pidfd_open)", std::io::Error::from(error)))?;
+    let manager_watch = reactor.watch(&process, Interest::READABLE, Trigger::Level).map_err(failed)?;
     let notes = Mailbox::new(reactor.waker());
-    let crowded = Arc::new(AtomicBool::new(false));
-    let reactors = start_reactors(&shared, lanes, &notes, &crowded)?;
+    let crew = Crew::start(&shared, lanes, &notes)?;
     let mut office = Office {
         handler,
         context: Master { shared: Arc::clone(&shared) },
         roster: Roster::new(shared.config.worker_num),
         shared,
-        reactors,
+        crew,
         notes,
-        crowded,
-        to_manager,
+        orders: Orders::new(to_manager),
         control,
-        manager,
+        writable: None,
+        manager: Some(process),
+        manager_pid: manager,
         manager_watch,
         listeners,
         accepting: Vec::new(),
@@ -90,17 +98,18 @@ pub(crate) fn run<H: Handler>(
         resting: Vec::new(),
         stage: Stage::Starting,
         reload_wanted: false,
-        deadline: None,
+        deadline: Instant::now(),
+        alarm: None,
+        drained: 0,
         ended: 0,
         failure: None,
     };
     while office.stage != Stage::Ended {
         reactor.turn(None, |reactor, event| office.on_event(reactor, event)).map_err(failed)?;
+        office.flush_orders(&mut reactor);
     }
-    for reactor in office.reactors.drain(..) {
-        if reactor.thread.join().is_err() {
-            office.failure.get_or_insert(Error::Start("a reactor thread panicked".into()));
-        }
+    if !office.crew.join() {
+        office.failure.get_or_insert(Error::Start("a reactor thread panicked".into()));
     }
     office.say_error("on_shutdown", |handler, master| handler.on_shutdown(master));
     match office.failure {
@@ -112,28 +121,19 @@ pub(crate) fn run<H: Handler>(
     }
 }
 
-/// How the master's event loops are made; the same for all.
-pub(crate) fn reactor_options(shared: &Shared) -> Options {
-    Options { backend: shared.config.backend, ..Options::default() }
-}
-
 /// Where the server is, seen from the main thread.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Stage {
     /// Processes begin; nobody is accepted.
     Starting,
     Serving,
-    /// Workers finish what was accepted and leave.
-    Stopping,
+    /// Nothing new is taken; workers answer what came.
+    Draining,
+    /// Workers leave.
+    Leaving,
     /// All workers are gone; clients take what was sent.
     Finishing,
     Ended,
-}
-
-struct ReactorHandle {
-    mail: Arc<Mailbox<Command>>,
-    occupancy: Arc<Occupancy>,
-    thread: JoinHandle<()>,
 }
 
 struct Office<H> {
@@ -141,14 +141,15 @@ struct Office<H> {
     context: Master,
     shared: Arc<Shared>,
     roster: Roster,
-    reactors: Vec<ReactorHandle>,
+    crew: Crew,
     notes: Arc<Mailbox<Note>>,
-    /// A connection waits for another one to leave.
-    crowded: Arc<AtomicBool>,
-    to_manager: Endpoint,
-    /// The watch of `to_manager`.
+    orders: Orders,
+    /// The watch of `orders`, and another one while something waits to be sent.
     control: Token,
-    manager: Pid,
+    writable: Option<Token>,
+    /// The manager, while it lives.
+    manager: Option<OwnedFd>,
+    manager_pid: Pid,
     manager_watch: Token,
     /// Not accepting yet.
     listeners: Listeners,
@@ -163,9 +164,12 @@ struct Office<H> {
     stage: Stage,
     /// Asked for before there was anything to reload.
     reload_wanted: bool,
-    /// When the stop has to be over, and the timer that says so.
-    deadline: Option<(Instant, TimerId)>,
-    /// Reactor threads that have ended.
+    /// When a stop has to be over.
+    deadline: Instant,
+    /// Ends the present stage of a stop, if nothing else does.
+    alarm: Option<TimerId>,
+    /// Reactor threads that have nothing left to answer, and those that have ended.
+    drained: usize,
     ended: usize,
     failure: Option<Error>,
 }
@@ -183,7 +187,7 @@ impl<H: Handler> Office<H> {
             Event::Ready { token, .. } => {
                 if let Some(worker) = self.roster.orphan_ended(token) {
                     reactor.unwatch(token);
-                    self.settle(worker);
+                    self.crew.tell(|| Command::Settle { worker });
                     self.finish_if_alone(reactor);
                 }
             }
@@ -193,95 +197,103 @@ impl<H: Handler> Office<H> {
                 }
             }
             Event::Signal { info } => self.on_signal(reactor, info.signal),
-            Event::Timer { id } => self.on_timer(reactor, id),
+            Event::Timer { id } if self.alarm == Some(id) => self.on_alarm(reactor),
+            Event::Timer { id } => {
+                if let Some(index) = self.resting.iter().position(|(resting, _)| *resting == id) {
+                    let (_, listener) = self.resting.swap_remove(index);
+                    if !self.full {
+                        reactor.resume_accept(listener);
+                    }
+                }
+            }
             _ => {}
         }
     }
 
     fn on_signal(&mut self, reactor: &mut Reactor, signal: Signal) {
         match signal {
-            Signal::INT if self.stage == Stage::Stopping => {
+            Signal::INT if self.stage >= Stage::Draining => {
                 tracing::warn!("asked again to stop: at once");
-                self.order(&Order::Stop { within_ms: 0 });
+                self.deadline = Instant::now();
+                match self.stage {
+                    Stage::Draining => self.leave(reactor),
+                    Stage::Finishing => self.crew.tell(|| Command::Finish { within: Duration::ZERO }),
+                    _ => self.order(&Order::Stop { within_ms: 0 }),
+                }
+                self.roster.kill_orphans();
             }
             Signal::TERM | Signal::INT | Signal::QUIT => self.stop(reactor),
             Signal::USR1 if self.stage == Stage::Serving => self.order(&Order::Reload),
             Signal::USR1 => self.reload_wanted = self.stage == Stage::Starting,
             Signal::USR2 => tracing::info!("no task workers to reload"),
-            Signal::HUP => self.reopen_logs(),
+            Signal::HUP => {
+                crate::log::reopen_or_say();
+                if let Some(manager) = &self.manager {
+                    let _ = pidfd_send_signal(manager, Signal::HUP);
+                }
+                self.roster.signal_all(Signal::HUP);
+            }
             _ => {}
         }
     }
 
-    fn on_timer(&mut self, reactor: &mut Reactor, timer: TimerId) {
-        if let Some(index) = self.resting.iter().position(|(resting, _)| *resting == timer) {
-            let (_, listener) = self.resting.swap_remove(index);
-            reactor.resume_accept(listener);
-        } else if self.deadline.is_some_and(|(_, deadline)| deadline == timer) {
-            let alive = self.roster.kill_orphans();
-            if !alive.is_empty() {
-                tracing::warn!("workers {alive:?} had not finished after max_wait_time and were killed");
-            } else if self.stage == Stage::Stopping {
-                tracing::error!("the manager (pid {}) does not end: killed", self.manager.as_raw_pid());
-                let _ = kill_process(self.manager, Signal::KILL);
+    fn read_news(&mut self, reactor: &mut Reactor) {
+        loop {
+            match self.orders.next_news() {
+                Ok(Some(news)) => self.learn(reactor, news),
+                Ok(None) => return,
+                // It is gone; its pidfd says how.
+                Err(_) => return reactor.unwatch(self.control),
             }
         }
     }
 
-    fn read_news(&mut self, reactor: &mut Reactor) {
-        while let Ok(Some(news)) = control::next_news(&self.to_manager) {
-            match news {
-                News::Forked { worker, generation, pid } => self.roster.forked(worker, generation, pid),
-                News::AllForked => self.start(reactor),
-                News::Started => {
-                    self.shared.board.set_phase(Phase::Running);
-                    for bell in &self.shared.bells {
-                        if let Err(error) = bell.force() {
-                            tracing::error!("let the workers begin: {error}");
-                        }
-                    }
-                }
-                News::Ready { worker, .. } => {
-                    self.roster.ready(worker);
-                    self.tell_all(|| Command::Up { worker });
-                    self.serve_if_ready(reactor);
-                }
-                News::Died { worker, generation } => {
-                    self.roster.died(worker, generation);
-                    self.settle(worker);
-                    self.serve_if_ready(reactor);
-                }
-                News::StopWanted => self.stop(reactor),
+    fn learn(&mut self, reactor: &mut Reactor, news: News) {
+        match news {
+            News::Forked { worker, generation, pid } => self.roster.forked(worker, generation, pid),
+            News::AllForked if self.stage == Stage::Starting => self.start(reactor),
+            News::Started if self.stage == Stage::Starting => self.set_phase(Phase::Running),
+            News::AllForked | News::Started => {}
+            News::Ready { worker, .. } => {
+                self.roster.ready(worker);
+                self.crew.tell(|| Command::Up { worker });
+                self.serve_if_ready(reactor);
             }
+            News::Died { worker, generation } => {
+                self.roster.died(worker, generation);
+                self.crew.tell(|| Command::Settle { worker });
+                self.serve_if_ready(reactor);
+            }
+            News::StopWanted => self.stop(reactor),
         }
     }
 
     fn read_note(&mut self, reactor: &mut Reactor, note: Note) {
         match note {
             Note::Settled { worker, lost } => {
-                if let Some(lost) = self.roster.settled(worker, lost, self.reactors.len()) {
+                if let Some(lost) = self.roster.settled(worker, lost, self.crew.len()) {
                     self.shared.board.leave(worker);
                     self.order(&Order::Buried { worker, lost });
                 }
             }
             Note::Fault { worker, reason } => {
-                let pid = self.shared.board.worker_pid(worker);
-                tracing::error!("worker {worker} (pid {pid}) is killed, its link carries nonsense: {reason}");
-                if let Err(error) = signal(pid, Signal::KILL) {
-                    tracing::debug!("kill worker {worker}: {error}");
-                }
+                tracing::error!("worker {worker} is killed, what it writes cannot be true: {reason}");
+                self.roster.signal(worker, Signal::KILL);
             }
             Note::Room => self.admit(reactor),
+            Note::Drained => {
+                self.drained += 1;
+                self.leave_if_drained(reactor);
+            }
             Note::Ended { reactor: id, error } => {
                 self.ended += 1;
                 if let Some(error) = error {
                     tracing::error!("reactor {id}: {error}");
                     self.failure.get_or_insert(Error::Start(format!("reactor {id}: {error}")));
                     self.stop(reactor);
+                    self.leave_if_drained(reactor);
                 }
-                if self.ended == self.reactors.len() && self.stage == Stage::Finishing {
-                    self.stage = Stage::Ended;
-                }
+                self.end_if_finished();
             }
         }
     }
@@ -325,7 +337,7 @@ impl<H: Handler> Office<H> {
         reactor: &mut Reactor,
         listener: Token,
         socket: OwnedFd,
-        peer: Option<std::net::SocketAddr>,
+        peer: Option<SocketAddr>,
     ) {
         let Some(index) = self.accepting.iter().position(|token| *token == listener) else { return };
         let port = match self.shared.addresses[index].address {
@@ -339,30 +351,21 @@ impl<H: Handler> Office<H> {
         self.admit(reactor);
     }
 
-    /// Deals waiting connections to the reactors, fewest first. At `max_connection` accepting pauses, and further
-    /// clients wait in the kernel's backlog.
+    /// Deals waiting connections to the reactors. At `max_connection` accepting pauses, and further clients wait in
+    /// the kernel's backlog.
     fn admit(&mut self, reactor: &mut Reactor) {
         let limit = self.shared.connection_limit;
         while !self.held.is_empty() {
-            let total: usize = self.reactors.iter().map(|reactor| reactor.occupancy.get()).sum();
-            if total >= limit {
-                // Raised before the second look: who leaves in between sees it, or is seen.
-                self.crowded.store(true, Ordering::SeqCst);
-                let total: usize = self.reactors.iter().map(|reactor| reactor.occupancy.get()).sum();
-                if total >= limit {
-                    if !std::mem::replace(&mut self.full, true) {
-                        tracing::warn!("{total} connections (max_connection): further ones wait");
-                        self.accepting.iter().for_each(|listener| reactor.pause_accept(*listener));
-                    }
-                    return;
+            if !self.crew.has_room(limit) {
+                if !std::mem::replace(&mut self.full, true) {
+                    tracing::warn!("{limit} connections (max_connection): further ones wait");
+                    self.accepting.iter().for_each(|listener| reactor.pause_accept(*listener));
                 }
-            }
-            let Some((socket, arrival)) = self.held.pop_front() else { return };
-            let Some(emptiest) = self.reactors.iter().min_by_key(|reactor| reactor.occupancy.get()) else {
                 return;
-            };
-            emptiest.occupancy.enter();
-            emptiest.mail.post(Command::Adopt { socket, arrival });
+            }
+            if let Some((socket, arrival)) = self.held.pop_front() {
+                self.crew.deal(Command::Adopt { socket, arrival });
+            }
         }
         if std::mem::take(&mut self.full) {
             self.accepting.iter().for_each(|listener| reactor.resume_accept(*listener));
@@ -371,93 +374,153 @@ impl<H: Handler> Office<H> {
 
     /// Ends the server in order.
     fn stop(&mut self, reactor: &mut Reactor) {
-        if !matches!(self.stage, Stage::Starting | Stage::Serving) {
+        if self.stage > Stage::Serving {
             return;
         }
         let within = self.shared.config.max_wait_time;
         tracing::info!("Server is stopping (max_wait_time = {within:?})");
         self.say_error("on_before_shutdown", |handler, master| handler.on_before_shutdown(master));
-        self.stage = Stage::Stopping;
-        self.deadline = Some((Instant::now() + within, reactor.timer(within + MANAGER_MARGIN)));
+        self.stage = Stage::Draining;
+        self.deadline = Instant::now() + within;
+        self.set_alarm(reactor, within - GRACE.min(within / 4));
         self.listeners.clear();
         for listener in self.accepting.drain(..) {
             reactor.close(listener, Close::Now);
         }
         self.held.clear();
-        self.shared.board.set_phase(Phase::Stopping);
-        self.tell_all(|| Command::Drain);
+        self.crew.tell(|| Command::Drain);
+    }
+
+    fn leave_if_drained(&mut self, reactor: &mut Reactor) {
+        if self.drained + self.ended >= self.crew.len() {
+            self.leave(reactor);
+        }
+    }
+
+    /// Everything is answered, or the time for it is over: the workers' turn to leave.
+    fn leave(&mut self, reactor: &mut Reactor) {
+        if self.stage != Stage::Draining {
+            return;
+        }
+        self.stage = Stage::Leaving;
+        let within = self.time_left();
         self.order(&Order::Stop { within_ms: within.as_millis() as u64 });
+        self.set_alarm(reactor, if self.manager.is_some() { within + MANAGER_MARGIN } else { within });
+        // For those that have not begun, and for those that have no manager any more.
+        self.set_phase(Phase::Stopping);
+    }
+
+    fn on_alarm(&mut self, reactor: &mut Reactor) {
+        self.alarm = None;
+        if self.stage == Stage::Draining {
+            return self.leave(reactor);
+        }
+        let alive = self.roster.kill_orphans();
+        if !alive.is_empty() {
+            tracing::warn!("workers {alive:?} had not finished after max_wait_time and were killed");
+        } else if let Some(manager) = &self.manager {
+            tracing::error!("the manager (pid {}) does not end: killed", self.manager_pid.as_raw_pid());
+            let _ = pidfd_send_signal(manager, Signal::KILL);
+        }
     }
 
     fn manager_ended(&mut self, reactor: &mut Reactor) {
-        let status = match waitpid(Some(self.manager), WaitOptions::NOHANG) {
+        let status = match waitpid(Some(self.manager_pid), WaitOptions::NOHANG) {
             Ok(Some((_, status))) => Some(status),
             Ok(None) => return,
             Err(_) => None,
         };
+        self.manager = None;
         reactor.unwatch(self.manager_watch);
         // What it said before it ended.
         self.read_news(reactor);
         reactor.unwatch(self.control);
-        let in_order =
-            self.stage == Stage::Stopping && status.is_some_and(|status| status.exit_status() == Some(0));
-        if !in_order {
-            let how = status.map_or("it was reaped by somebody else".to_owned(), describe);
-            let pid = self.manager.as_raw_pid();
-            tracing::error!(
-                "the manager (pid {pid}) died ({how}): no worker can be replaced, the server stops"
-            );
-            self.failure.get_or_insert(Error::ManagerDied { pid, how });
-            self.stop(reactor);
-            // Its own end has asked the workers to finish; those that do not have no other judge now.
-            if let Some((deadline, timer)) = self.deadline {
-                reactor.cancel(timer);
-                let rest = deadline.saturating_duration_since(Instant::now());
-                self.deadline = Some((deadline, reactor.timer(rest)));
+        let code = status.and_then(|status| status.exit_status());
+        if self.stage != Stage::Leaving || code != Some(0) {
+            let how = status.map_or("reaped by somebody else".to_owned(), describe);
+            let pid = self.manager_pid.as_raw_pid();
+            if code == Some(1) {
+                let failed = Error::Start("the manager has failed, its log lines say why".into());
+                self.failure.get_or_insert(failed);
+            } else {
+                tracing::error!(
+                    "the manager (pid {pid}) died ({how}): no worker can be replaced, the server stops"
+                );
+                self.failure.get_or_insert(Error::ManagerDied { pid, how });
             }
+            // It would have been its affair to end them.
             self.roster.watch_orphans(reactor);
+            self.stop(reactor);
+            if self.stage == Stage::Leaving {
+                let within = self.time_left();
+                self.set_alarm(reactor, within);
+            }
         }
         self.finish_if_alone(reactor);
     }
 
     /// When no worker lives any more: clients take what was sent, then the reactors end.
     fn finish_if_alone(&mut self, reactor: &mut Reactor) {
-        if self.stage != Stage::Stopping || self.roster.has_orphans() {
+        let stopping = matches!(self.stage, Stage::Draining | Stage::Leaving);
+        if !stopping || self.manager.is_some() || self.roster.has_orphans() {
             return;
         }
         self.stage = Stage::Finishing;
-        let mut within = FINISH_MIN;
-        if let Some((deadline, timer)) = self.deadline.take() {
-            reactor.cancel(timer);
-            within = within.max(deadline.saturating_duration_since(Instant::now()));
-        }
-        self.tell_all(|| Command::Finish { within });
-        if self.ended == self.reactors.len() {
+        self.alarm.take().map(|alarm| reactor.cancel(alarm));
+        let within = self.time_left();
+        self.crew.tell(|| Command::Finish { within });
+        self.end_if_finished();
+    }
+
+    fn end_if_finished(&mut self) {
+        if self.stage == Stage::Finishing && self.ended == self.crew.len() {
             self.stage = Stage::Ended;
         }
     }
 
-    /// Has every reactor settle what a dead worker left.
-    fn settle(&mut self, worker: u16) {
-        self.tell_all(|| Command::Settle { worker });
+    /// Until the stop has to be over; never quite nothing, unless somebody has asked twice.
+    fn time_left(&self) -> Duration {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() { left } else { left.max(GRACE.min(self.shared.config.max_wait_time / 4)) }
     }
 
-    fn reopen_logs(&self) {
-        crate::log::reopen_or_say();
-        for pid in [self.manager.as_raw_pid()].into_iter().chain(self.context.worker_pids()) {
-            // One that is being replaced opens the log anew by itself.
-            let _ = signal(pid, Signal::HUP);
+    fn set_alarm(&mut self, reactor: &mut Reactor, after: Duration) {
+        self.alarm.take().map(|alarm| reactor.cancel(alarm));
+        self.alarm = Some(reactor.timer(after));
+    }
+
+    /// Moves on all workers that wait for it.
+    fn set_phase(&self, phase: Phase) {
+        self.shared.board.set_phase(phase);
+        for bell in &self.shared.bells {
+            if let Err(error) = bell.force() {
+                tracing::error!("wake a worker: {error}");
+            }
         }
     }
 
-    fn tell_all(&self, command: impl Fn() -> Command) {
-        self.reactors.iter().for_each(|reactor| reactor.mail.post(command()));
-    }
-
-    fn order(&self, order: &Order) {
-        if let Err(error) = control::send_order(&self.to_manager, order) {
+    fn order(&mut self, order: &Order) {
+        if let Err(error) = self.orders.send(order) {
             // Its end is noticed by its pidfd.
             tracing::debug!("order the manager to {order:?}: {error}");
+        }
+    }
+
+    /// Sends what the manager had no room for, when it has.
+    fn flush_orders(&mut self, reactor: &mut Reactor) {
+        if self.orders.is_blocked() && self.manager.is_some() {
+            let _ = self.orders.flush();
+        }
+        let blocked = self.orders.is_blocked() && self.manager.is_some();
+        match self.writable {
+            None if blocked => {
+                self.writable = reactor.watch(&self.orders, Interest::WRITABLE, Trigger::Level).ok();
+            }
+            Some(token) if !blocked => {
+                reactor.unwatch(token);
+                self.writable = None;
+            }
+            _ => {}
         }
     }
 
@@ -474,44 +537,4 @@ fn describe(status: WaitStatus) -> String {
         (None, Some(signal)) => format!("killed by signal {signal}"),
         (None, None) => "unknown status".into(),
     }
-}
-
-fn start_reactors(
-    shared: &Arc<Shared>,
-    lanes: &Lanes,
-    notes: &Arc<Mailbox<Note>>,
-    crowded: &Arc<AtomicBool>,
-) -> Result<Vec<ReactorHandle>> {
-    let framing = shared.config.framing()?;
-    let start = |id: u8| {
-        let occupancy = Arc::new(Occupancy::default());
-        let seat = Seat {
-            id,
-            shared: Arc::clone(shared),
-            framing,
-            lanes: lanes.iter().map(|of_worker| Arc::clone(&of_worker[usize::from(id)])).collect(),
-            main: Arc::clone(notes),
-            occupancy: Arc::clone(&occupancy),
-            crowded: Arc::clone(crowded),
-        };
-        let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
-            Error::setup(format!("start reactor thread {id}"), error)
-        };
-        let (sender, receiver) = mpsc::channel();
-        let thread = thread::Builder::new()
-            .name(format!("reactor {id}"))
-            .spawn(move || match Reactor::new(reactor_options(&seat.shared)) {
-                Err(error) => drop(sender.send(Err(error))),
-                Ok(reactor) => {
-                    let mail = Mailbox::new(reactor.waker());
-                    let _ = sender.send(Ok(Arc::clone(&mail)));
-                    reactor_thread::run(seat, reactor, mail);
-                }
-            })
-            .map_err(|error| failed(error.into()))?;
-        let mail =
-            receiver.recv().map_err(|error| failed(error.into()))?.map_err(|error| failed(error.into()))?;
-        Ok(ReactorHandle { mail, occupancy, thread })
-    };
-    (0..shared.config.reactor_num).map(start).collect()
 }

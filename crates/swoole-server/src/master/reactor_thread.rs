@@ -52,20 +52,34 @@ struct ReactorThread {
     mail: Arc<Mailbox<Command>>,
     desk: Desk,
     links: Vec<ReactorEnd>,
-    /// The watch of each link that has a descriptor.
-    watches: Vec<Option<Token>>,
-    /// Links whose descriptor is readable.
-    readable: Vec<bool>,
-    /// Links that carry nonsense, until their worker is dead and settled.
-    faulty: Vec<bool>,
-    /// Links that were told that nothing more will come.
-    closed: Vec<bool>,
+    /// The watch of each link that has a descriptor, unless it carries nonsense, and whether it is readable.
+    watches: Vec<Watch>,
+    stop: Stop,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Watch {
+    /// A ring, whose replies come with the doorbell.
+    None,
+    On {
+        token: Token,
+        readable: bool,
+    },
+    /// Nothing is taken from it until its worker is dead and settled.
+    Off,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stop {
+    No,
+    /// One more turn, for what clients have sent already.
+    LastLook,
     /// No new packets are read.
-    draining: bool,
-    /// One more turn, for what clients have sent already; then no new packets are read.
-    last_look: bool,
+    Draining,
+    /// All that was received is answered, and the main thread knows.
+    Drained,
     /// All workers are gone; runs out when clients have had their time.
-    finishing: Option<TimerId>,
+    Finishing(TimerId),
 }
 
 impl ReactorThread {
@@ -74,21 +88,16 @@ impl ReactorThread {
             |error| Error::setup(format!("reactor {}: take up the links to the workers", seat.id), error);
         let shared = &seat.shared;
         let links = seat.lanes.iter().zip(0..).map(|(lane, worker): (_, usize)| {
-            ReactorEnd::open(Arc::clone(lane), shared.bells[worker].clone(), shared.rooms[worker].clone())
+            let (bell, room) = (shared.bells[worker].clone(), shared.rooms[worker].clone());
+            ReactorEnd::open(Arc::clone(lane), bell, room, shared.config.socket_buffer_size)
         });
         let links = links.collect::<Result<Vec<_>, _>>().map_err(claim)?;
-        let workers = links.len();
         Ok(ReactorThread {
             desk: Desk::new(seat.id, Arc::clone(shared), seat.framing),
             mail,
+            watches: vec![Watch::None; links.len()],
             links,
-            watches: vec![None; workers],
-            readable: vec![false; workers],
-            faulty: vec![false; workers],
-            closed: vec![false; workers],
-            draining: false,
-            last_look: false,
-            finishing: None,
+            stop: Stop::No,
             seat,
         })
     }
@@ -98,22 +107,24 @@ impl ReactorThread {
         let bell = &shared.reactor_bells[usize::from(self.seat.id)];
         let failed = |error| Error::setup("run a reactor thread", error);
         reactor.watch(bell, Interest::READABLE, Trigger::Edge).map_err(failed)?;
-        for (lane, watch) in self.seat.lanes.iter().zip(&mut self.watches) {
-            if let Some(fd) = lane.reactor_fd() {
-                *watch = Some(reactor.watch(fd, Interest::READABLE, Trigger::Level).map_err(failed)?);
-            }
+        for worker in 0..self.links.len() {
+            self.watch_link(&mut reactor, worker).map_err(failed)?;
         }
         let mut spin = Spin::default();
         let mut patience = PATIENCE.0;
         loop {
             let worked = self.take_replies(&mut reactor);
             self.hand_over();
-            if self.finishing.is_some() && self.desk.is_empty() {
+            if matches!(self.stop, Stop::Finishing(_)) && self.desk.is_empty() {
                 return Ok(());
             }
             let waiting = self.links.iter().any(|link| link.in_flight() > 0);
+            if self.stop == Stop::Draining && !waiting && self.desk.is_drained() {
+                self.stop = Stop::Drained;
+                self.seat.main.post(Note::Drained);
+            }
             let mut timeout = waiting.then_some(patience);
-            let last_look = self.last_look;
+            let last_look = self.stop == Stop::LastLook;
             if worked || last_look {
                 (timeout, patience) = (Some(Duration::ZERO), PATIENCE.0);
             } else if waiting && spin.until(|| self.has_replies()) {
@@ -127,9 +138,8 @@ impl ReactorThread {
             let events =
                 reactor.turn(timeout, |reactor, event| self.on_event(reactor, event)).map_err(failed)?;
             bell.disarm();
-            if last_look {
-                self.last_look = false;
-                self.draining = true;
+            if last_look && self.stop == Stop::LastLook {
+                self.stop = Stop::Draining;
                 self.desk.drain(&mut reactor);
             }
             if events == 0 {
@@ -138,27 +148,41 @@ impl ReactorThread {
         }
     }
 
+    fn watch_link(&mut self, reactor: &mut Reactor, worker: usize) -> Result<(), swoole_reactor::Error> {
+        if let Some(fd) = self.seat.lanes[worker].reactor_fd() {
+            let token = reactor.watch(fd, Interest::READABLE, Trigger::Level)?;
+            self.watches[worker] = Watch::On { token, readable: true };
+        }
+        Ok(())
+    }
+
     fn has_replies(&self) -> bool {
-        self.links.iter().zip(&self.faulty).any(|(link, faulty)| !faulty && link.has_replies())
+        self.links.iter().any(ReactorEnd::has_replies)
     }
 
     /// Delivers what the workers have committed; true if there was anything.
     fn take_replies(&mut self, reactor: &mut Reactor) -> bool {
         let mut worked = false;
         for worker in 0..self.links.len() {
-            let ready = self.watches[worker].is_none() || std::mem::take(&mut self.readable[worker]);
-            if self.faulty[worker] || !ready {
+            let ready = match &mut self.watches[worker] {
+                Watch::None => true,
+                Watch::On { readable, .. } => std::mem::take(readable),
+                Watch::Off => false,
+            };
+            if !ready {
                 continue;
             }
-            let link = &mut self.links[worker];
-            match link.drain(&mut Replies { desk: &mut self.desk, reactor }) {
+            match self.links[worker].drain(&mut Replies { desk: &mut self.desk, reactor }) {
                 Ok(false) => {}
                 Ok(true) => {
                     worked = true;
                     self.desk.unpark(reactor, &mut self.links, worker);
                 }
                 Err(fault) => {
-                    self.faulty[worker] = true;
+                    if let Watch::On { token, .. } = std::mem::replace(&mut self.watches[worker], Watch::Off)
+                    {
+                        reactor.unwatch(token);
+                    }
                     self.seat.main.post(Note::Fault { worker: worker as u16, reason: fault.to_string() });
                 }
             }
@@ -169,18 +193,10 @@ impl ReactorThread {
     /// Makes visible to the workers what this pass has for them.
     fn hand_over(&mut self) {
         for (home, session) in self.desk.take_departed() {
-            let home = usize::from(home);
-            if !self.closed[home] {
-                self.links[home].enqueue(Parcel { kind: RequestKind::Close, session, bytes: Vec::new() });
-            }
+            let close = Parcel { kind: RequestKind::Close, session, bytes: Vec::new() };
+            self.links[usize::from(home)].enqueue(close);
         }
-        for (worker, link) in self.links.iter_mut().enumerate() {
-            link.flush();
-            if self.draining && !self.closed[worker] && self.desk.is_drained(worker) && link.is_clear() {
-                link.close();
-                self.closed[worker] = true;
-            }
-        }
+        self.links.iter_mut().for_each(ReactorEnd::flush);
     }
 
     fn on_event(&mut self, reactor: &mut Reactor, event: Event<'_>) {
@@ -189,11 +205,17 @@ impl ReactorThread {
             Event::Eof { token } => self.desk.ended(reactor, token),
             Event::Failed { token, error } => self.desk.failed(reactor, token, &error),
             Event::Closed { token } if self.desk.closed(reactor, token) => self.left(),
-            Event::Timer { id } if self.finishing == Some(id) => self.desk.close_all(reactor, Close::Now),
+            Event::Timer { id } if self.stop == Stop::Finishing(id) => {
+                self.desk.close_all(reactor, Close::Reset)
+            }
             Event::Timer { id } => self.desk.timer(reactor, id),
             Event::Ready { token, .. } => {
-                if let Some(worker) = self.watches.iter().position(|watch| *watch == Some(token)) {
-                    self.readable[worker] = true;
+                for watch in &mut self.watches {
+                    if let Watch::On { token: its, readable } = watch
+                        && *its == token
+                    {
+                        *readable = true;
+                    }
                 }
             }
             Event::Woken => {
@@ -223,23 +245,38 @@ impl ReactorThread {
             }
             Command::Up { worker } => self.desk.set_up(worker, true),
             Command::Settle { worker } => self.settle(reactor, worker),
-            Command::Drain => self.last_look = true,
-            Command::Finish { within } => {
-                self.desk.close_all(reactor, Close::AfterSend);
-                self.finishing = Some(reactor.timer(within));
-            }
+            Command::Drain => self.stop = Stop::LastLook,
+            Command::Finish { within } => self.finish(reactor, within),
         }
     }
 
     fn settle(&mut self, reactor: &mut Reactor, worker: u16) {
         let index = usize::from(worker);
         self.desk.set_up(worker, false);
-        self.faulty[index] = false;
         let started = self.seat.shared.board.started(worker, usize::from(self.seat.id));
         let link = &mut self.links[index];
-        let in_hand = link.settle(started, &mut Replies { desk: &mut self.desk, reactor });
-        let lost = in_hand.and_then(|sent| self.desk.mourn(reactor, &sent));
+        let lost = link.settle(started, &mut Replies { desk: &mut self.desk, reactor });
+        let lost = lost.iter().filter_map(|sent| self.desk.mourn(reactor, sent)).collect();
+        if matches!(self.watches[index], Watch::Off)
+            && let Err(error) = self.watch_link(reactor, index)
+        {
+            tracing::error!("watch the link to worker {worker} again: {error}");
+        }
         self.desk.unpark(reactor, &mut self.links, index);
         self.seat.main.post(Note::Settled { worker, lost });
+    }
+
+    /// All workers are gone: what they have left unanswered is told, and clients take what was sent.
+    fn finish(&mut self, reactor: &mut Reactor, within: Duration) {
+        if let Stop::Finishing(before) = self.stop {
+            reactor.cancel(before);
+        } else {
+            let unanswered: usize = self.links.iter().map(ReactorEnd::packets).sum();
+            if unanswered > 0 {
+                self.desk.abandon(unanswered);
+            }
+            self.desk.close_all(reactor, Close::AfterSend);
+        }
+        self.stop = Stop::Finishing(reactor.timer(within));
     }
 }

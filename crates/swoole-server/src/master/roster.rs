@@ -60,7 +60,7 @@ impl Roster {
     pub(super) fn settled(
         &mut self,
         worker: u16,
-        lost: Option<LostPacket>,
+        lost: Vec<LostPacket>,
         reactors: usize,
     ) -> Option<Vec<LostPacket>> {
         let entry = self.entries.get_mut(usize::from(worker))?;
@@ -70,6 +70,19 @@ impl Roster {
             entry.settled = 0;
             std::mem::take(&mut entry.lost)
         })
+    }
+
+    /// Sends a signal to the worker that the manager has told of, and to nobody who only has its number.
+    pub(super) fn signal(&self, worker: u16, signal: Signal) {
+        if let Some(process) = self.entries.get(usize::from(worker)).and_then(|entry| entry.process.as_ref())
+        {
+            // It may have ended this very moment, of which the manager tells.
+            let _ = pidfd_send_signal(process, signal);
+        }
+    }
+
+    pub(super) fn signal_all(&self, signal: Signal) {
+        (0..self.entries.len() as u16).for_each(|worker| self.signal(worker, signal));
     }
 
     /// The manager is gone: from now on the master waits for the workers itself.

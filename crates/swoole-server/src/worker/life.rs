@@ -22,10 +22,15 @@ use crate::wire::RequestKind;
 
 /// Packets taken from one reactor before the next one's turn.
 const BUDGET: usize = 64;
-/// Passes between two looks at the signals while there is no reason to sleep.
-const PASSES_PER_LOOK: u32 = 64;
+/// How long signals may go unseen while there is no reason to sleep, a handler's own time apart.
+const LOOK_AFTER: Duration = Duration::from_millis(5);
 /// Handlers that take longer are not made to hold back the replies of those before them.
 const SLOW: Duration = Duration::from_micros(20);
+
+/// The signals that a worker takes as they come, instead of being hit by them. Ctrl-C reaches the whole process group,
+/// but it is the master that is asked to stop.
+pub(crate) const SIGNALS: [Signal; 6] =
+    [Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP, Signal::USR1, Signal::USR2];
 
 /// Runs a worker to its end; the exit code.
 pub(crate) fn run<H: Handler>(
@@ -86,7 +91,10 @@ struct Life<'a, H> {
     worker: Worker,
     inboxes: Vec<Inbox>,
     reactor: Reactor,
-    parent: Option<Pid>,
+    manager: Option<Pid>,
+    /// The manager is gone. The master is stopping then, and says by the phase when everything is answered.
+    orphan: bool,
+    looked: Instant,
     /// Packets after which this worker retires.
     request_limit: u64,
     /// Moving average of what a handler takes.
@@ -102,21 +110,16 @@ impl<'a, H: Handler> Life<'a, H> {
     ) -> Result<Life<'a, H>> {
         let id = usize::from(child.slot);
         shared.board.enter(child.slot, getpid().as_raw_pid(), child.generation);
+        shared
+            .protect_from(child.slot)
+            .map_err(|error| Error::setup("make what other processes own read-only", error))?;
         let mut reactor =
             Reactor::new(Options { backend: swoole_reactor::Backend::Epoll, ..Options::default() })
                 .map_err(|error| Error::setup("make the worker's event loop", error))?;
-        // Ctrl-C reaches the whole process group, but it is the master that is asked to stop.
-        let signals = SignalSet::from([
-            Signal::TERM,
-            Signal::INT,
-            Signal::QUIT,
-            Signal::HUP,
-            Signal::USR1,
-            Signal::USR2,
-        ]);
         let watch = |error| Error::setup("watch the worker's signals and links", error);
-        reactor.signals(&signals).map_err(watch)?;
+        reactor.signals(&SignalSet::from(SIGNALS)).map_err(watch)?;
         reactor.watch(&shared.bells[id], Interest::READABLE, Trigger::Edge).map_err(watch)?;
+        reactor.watch(&shared.lifeline, Interest::READABLE, Trigger::Edge).map_err(watch)?;
         for lane in lanes {
             if let Lane::Socket { worker, .. } = &**lane {
                 reactor.watch(worker, Interest::READABLE, Trigger::Edge).map_err(watch)?;
@@ -126,7 +129,7 @@ impl<'a, H: Handler> Life<'a, H> {
         let inboxes = lanes.iter().zip(0..).map(|(lane, reactor)| Inbox::open(lane, reactor));
         let outlets = lanes.iter().zip(0..).map(|(lane, reactor)| {
             let bell = shared.reactor_bells[usize::from(reactor)].clone();
-            Outlet::open(lane, reactor, bell, shared.rooms[id].clone())
+            Outlet::open(lane, reactor, bell, shared.rooms[id].clone(), shared.lifeline.clone())
         });
         let inboxes = inboxes.collect::<Result<_, _>>().map_err(claim)?;
         let outlets = outlets.collect::<Result<_, _>>().map_err(claim)?;
@@ -142,7 +145,9 @@ impl<'a, H: Handler> Life<'a, H> {
             },
             inboxes,
             reactor,
-            parent: getppid(),
+            manager: getppid(),
+            orphan: false,
+            looked: Instant::now(),
             request_limit: request_limit(shared)?,
             usual: Duration::ZERO,
         })
@@ -165,48 +170,45 @@ impl<'a, H: Handler> Life<'a, H> {
         let shared = Arc::clone(&self.worker.shared);
         let bell = &shared.bells[usize::from(self.worker.id)];
         let mut spin = Spin::default();
-        let mut passes = 0;
         shared.board.set_busy(self.worker.id, true);
         loop {
             let worked = self.pass()?;
-            let draining = shared.board.phase() == Phase::Stopping;
-            if self.worker.retiring && (!draining || (!worked && self.is_exhausted()?)) {
+            self.worker.retiring |= self.orphan && shared.board.phase() == Phase::Stopping;
+            if self.worker.retiring {
                 return Ok(());
             }
             if worked {
-                passes += 1;
-                if passes % PASSES_PER_LOOK == 0 {
-                    self.look(Some(Duration::ZERO))?;
-                }
                 continue;
             }
             shared.board.set_busy(self.worker.id, false);
-            if spin.until(|| self.inboxes.iter().any(Inbox::has_news)) {
-                shared.board.set_busy(self.worker.id, true);
-                continue;
+            if !spin.until(|| self.inboxes.iter().any(Inbox::has_news)) {
+                bell.arm();
+                let wait = self.inboxes.iter().any(Inbox::has_news).then_some(Duration::ZERO);
+                self.look(wait)?;
+                bell.disarm();
             }
-            bell.arm();
-            let wait = self.inboxes.iter().any(Inbox::has_news).then_some(Duration::ZERO);
-            self.look(wait)?;
-            bell.disarm();
             shared.board.set_busy(self.worker.id, true);
         }
     }
 
     /// Waits for a doorbell, a link or a signal, and notes what the signals want.
     fn look(&mut self, timeout: Option<Duration>) -> Result<()> {
-        let mut retire = false;
+        let mut asked = false;
         let turn = self.reactor.turn(timeout, |_, event| {
             if let Event::Signal { info } = event {
                 match info.signal {
-                    Signal::TERM => retire = true,
+                    Signal::TERM => asked = true,
                     Signal::HUP => crate::log::reopen_or_say(),
                     _ => {}
                 }
             }
         });
         turn.map_err(|error| Error::setup("wait for work", error))?;
-        self.worker.retiring |= retire || getppid() != self.parent;
+        self.looked = Instant::now();
+        // The kernel asks the same when the manager dies, but then there is no successor to leave anything to.
+        self.orphan |= getppid() != self.manager;
+        self.worker.retiring |= asked && !self.orphan;
+        self.worker.retiring |= self.orphan && self.worker.shared.lifeline.is_cut();
         Ok(())
     }
 
@@ -215,24 +217,19 @@ impl<'a, H: Handler> Life<'a, H> {
         let mut worked = false;
         for reactor in 0..self.inboxes.len() {
             for _ in 0..BUDGET {
-                if self.is_leaving() {
+                // To retire is to leave the rest to the successor.
+                if self.worker.retiring || !self.step(reactor)? {
                     break;
                 }
-                match self.step(reactor)? {
-                    true => worked = true,
-                    false => break,
-                }
+                worked = true;
             }
             self.worker.outlets[reactor].commit()?;
         }
         self.worker.ring()?;
+        if worked && self.looked.elapsed() > LOOK_AFTER {
+            self.look(Some(Duration::ZERO))?;
+        }
         Ok(worked)
-    }
-
-    /// Whether no further packet may be taken: to retire is to leave the rest to the successor, but at the
-    /// server's end there is none.
-    fn is_leaving(&self) -> bool {
-        self.worker.retiring && self.worker.shared.board.phase() != Phase::Stopping
     }
 
     /// One record of one reactor; false if there is none.
@@ -248,27 +245,19 @@ impl<'a, H: Handler> Life<'a, H> {
                 }
                 let begun = Instant::now();
                 deliver(self.handler, &mut self.worker, reactor, record, &message)?;
-                let took = begun.elapsed();
-                self.usual = (self.usual * 7 + took) / 8;
+                let now = Instant::now();
+                self.usual = (self.usual * 7 + (now - begun)) / 8;
                 let large = message.payload.len() > BUDGET * 1024;
                 if large {
                     self.inboxes[reactor].shed();
                 }
-                if self.worker.handled >= self.request_limit {
-                    self.worker.retiring = true;
+                self.worker.retiring |= self.worker.handled >= self.request_limit;
+                if now - self.looked > LOOK_AFTER {
+                    self.look(Some(Duration::ZERO))?;
                 }
             }
         }
         self.inboxes[reactor].finish();
-        Ok(true)
-    }
-
-    fn is_exhausted(&mut self) -> Result<bool> {
-        for inbox in &mut self.inboxes {
-            if !inbox.is_exhausted()? {
-                return Ok(false);
-            }
-        }
         Ok(true)
     }
 

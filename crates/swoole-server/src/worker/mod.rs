@@ -17,7 +17,7 @@ use crate::link::Outlet;
 use crate::session::{Session, SessionInfo};
 use crate::shared::Shared;
 
-pub(crate) use life::run;
+pub(crate) use life::{SIGNALS, run};
 
 /// A worker process, as its callbacks see it.
 pub struct Worker {
