@@ -380,10 +380,12 @@ impl Desk {
 
     fn linger(&mut self, reactor: &mut Reactor, slot: usize) {
         let connection = &mut self.connections[slot];
-        if connection.linger.is_none() {
-            let timer = reactor.timer(LINGER);
-            connection.linger = Some((timer, reactor.queued(connection.token)));
-            self.lingering.insert(timer, connection.session);
+        let timer = reactor.timer(LINGER);
+        let before = connection.linger.replace((timer, reactor.queued(connection.token)));
+        self.lingering.insert(timer, connection.session);
+        if let Some((before, _)) = before {
+            reactor.cancel(before);
+            self.lingering.remove(&before);
         }
     }
 

@@ -149,10 +149,12 @@ impl ReactorThread {
     }
 
     fn watch_link(&mut self, reactor: &mut Reactor, worker: usize) -> Result<(), swoole_reactor::Error> {
-        if let Some(fd) = self.seat.lanes[worker].reactor_fd() {
-            let token = reactor.watch(fd, Interest::READABLE, Trigger::Level)?;
-            self.watches[worker] = Watch::On { token, readable: true };
-        }
+        self.watches[worker] = match self.seat.lanes[worker].reactor_fd() {
+            Some(fd) => {
+                Watch::On { token: reactor.watch(fd, Interest::READABLE, Trigger::Level)?, readable: true }
+            }
+            None => Watch::None,
+        };
         Ok(())
     }
 
