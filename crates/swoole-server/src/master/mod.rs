@@ -3,6 +3,7 @@
 //! | file | thread | what |
 //! |---|---|---|
 //! | `mod` | main | what the server is doing: starting, serving, stopping; accepts and deals connections |
+//! | `stop` | main | the end: drain, leave, finish |
 //! | `roster` | main | what is known of each worker process |
 //! | `crew` | main | the reactor threads |
 //! | `mailbox` | both | how the main thread and the reactors speak to each other |
@@ -19,6 +20,7 @@ mod desk;
 mod mailbox;
 mod reactor_thread;
 mod roster;
+mod stop;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -26,12 +28,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fd::OwnedFd;
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, pidfd_open, pidfd_send_signal, waitpid,
-};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use swoole_ipc::socketpair::Endpoint;
 use swoole_reactor::listener::Address;
-use swoole_reactor::{Close, Event, Interest, Reactor, TimerId, Token, Trigger};
+use swoole_reactor::{Event, Interest, Reactor, TimerId, Token, Trigger};
 use swoole_sys::signal::SignalSet;
 
 use crate::board::Phase;
@@ -372,123 +372,6 @@ impl<H: Handler> Office<H> {
         }
     }
 
-    /// Ends the server in order.
-    fn stop(&mut self, reactor: &mut Reactor) {
-        if self.stage > Stage::Serving {
-            return;
-        }
-        let within = self.shared.config.max_wait_time;
-        tracing::info!("Server is stopping (max_wait_time = {within:?})");
-        self.say_error("on_before_shutdown", |handler, master| handler.on_before_shutdown(master));
-        self.stage = Stage::Draining;
-        self.deadline = Instant::now() + within;
-        self.set_alarm(reactor, within - GRACE.min(within / 4));
-        self.listeners.clear();
-        for listener in self.accepting.drain(..) {
-            reactor.close(listener, Close::Now);
-        }
-        self.held.clear();
-        self.crew.tell(|| Command::Drain);
-    }
-
-    fn leave_if_drained(&mut self, reactor: &mut Reactor) {
-        if self.drained + self.ended >= self.crew.len() {
-            self.leave(reactor);
-        }
-    }
-
-    /// Everything is answered, or the time for it is over: the workers' turn to leave.
-    fn leave(&mut self, reactor: &mut Reactor) {
-        if self.stage != Stage::Draining {
-            return;
-        }
-        self.stage = Stage::Leaving;
-        let within = self.time_left();
-        self.order(&Order::Stop { within_ms: within.as_millis() as u64 });
-        self.set_alarm(reactor, if self.manager.is_some() { within + MANAGER_MARGIN } else { within });
-        // For those that have not begun, and for those that have no manager any more.
-        self.set_phase(Phase::Stopping);
-    }
-
-    fn on_alarm(&mut self, reactor: &mut Reactor) {
-        self.alarm = None;
-        if self.stage == Stage::Draining {
-            return self.leave(reactor);
-        }
-        let alive = self.roster.kill_orphans();
-        if !alive.is_empty() {
-            tracing::warn!("workers {alive:?} had not finished after max_wait_time and were killed");
-        } else if let Some(manager) = &self.manager {
-            tracing::error!("the manager (pid {}) does not end: killed", self.manager_pid.as_raw_pid());
-            let _ = pidfd_send_signal(manager, Signal::KILL);
-        }
-    }
-
-    fn manager_ended(&mut self, reactor: &mut Reactor) {
-        let status = match waitpid(Some(self.manager_pid), WaitOptions::NOHANG) {
-            Ok(Some((_, status))) => Some(status),
-            Ok(None) => return,
-            Err(_) => None,
-        };
-        self.manager = None;
-        reactor.unwatch(self.manager_watch);
-        // What it said before it ended.
-        self.read_news(reactor);
-        reactor.unwatch(self.control);
-        let code = status.and_then(|status| status.exit_status());
-        if self.stage != Stage::Leaving || code != Some(0) {
-            let how = status.map_or("reaped by somebody else".to_owned(), describe);
-            let pid = self.manager_pid.as_raw_pid();
-            if code == Some(1) {
-                let failed = Error::Start("the manager has failed, its log lines say why".into());
-                self.failure.get_or_insert(failed);
-            } else {
-                tracing::error!(
-                    "the manager (pid {pid}) died ({how}): no worker can be replaced, the server stops"
-                );
-                self.failure.get_or_insert(Error::ManagerDied { pid, how });
-            }
-            // It would have been its affair to end them.
-            self.roster.watch_orphans(reactor);
-            self.stop(reactor);
-            if self.stage == Stage::Leaving {
-                let within = self.time_left();
-                self.set_alarm(reactor, within);
-            }
-        }
-        self.finish_if_alone(reactor);
-    }
-
-    /// When no worker lives any more: clients take what was sent, then the reactors end.
-    fn finish_if_alone(&mut self, reactor: &mut Reactor) {
-        let stopping = matches!(self.stage, Stage::Draining | Stage::Leaving);
-        if !stopping || self.manager.is_some() || self.roster.has_orphans() {
-            return;
-        }
-        self.stage = Stage::Finishing;
-        self.alarm.take().map(|alarm| reactor.cancel(alarm));
-        let within = self.time_left();
-        self.crew.tell(|| Command::Finish { within });
-        self.end_if_finished();
-    }
-
-    fn end_if_finished(&mut self) {
-        if self.stage == Stage::Finishing && self.ended == self.crew.len() {
-            self.stage = Stage::Ended;
-        }
-    }
-
-    /// Until the stop has to be over; never quite nothing, unless somebody has asked twice.
-    fn time_left(&self) -> Duration {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { left } else { left.max(GRACE.min(self.shared.config.max_wait_time / 4)) }
-    }
-
-    fn set_alarm(&mut self, reactor: &mut Reactor, after: Duration) {
-        self.alarm.take().map(|alarm| reactor.cancel(alarm));
-        self.alarm = Some(reactor.timer(after));
-    }
-
     /// Moves on all workers that wait for it.
     fn set_phase(&self, phase: Phase) {
         self.shared.board.set_phase(phase);
@@ -528,13 +411,5 @@ impl<H: Handler> Office<H> {
         if let Err(error) = callback(&mut self.handler, &mut self.context) {
             tracing::error!("{name}: {error}");
         }
-    }
-}
-
-fn describe(status: WaitStatus) -> String {
-    match (status.exit_status(), status.terminating_signal()) {
-        (Some(code), _) => format!("exit code {code}"),
-        (None, Some(signal)) => format!("killed by signal {signal}"),
-        (None, None) => "unknown status".into(),
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! No socket is touched here but through the reactor that is passed in.
 
+mod departure;
+mod replies;
+
 use std::collections::{HashMap, VecDeque};
-use std::io::IoSlice;
 use std::sync::Arc;
 
 use rustix::fd::OwnedFd;
@@ -11,15 +13,15 @@ use slab::Slab;
 use swoole_protocol::Framing;
 use swoole_reactor::{Close, Error as ReactorError, Reactor, TimerId, Token};
 
-use super::connection::{Connection, Fed, LINGER, feed};
+use super::connection::{Connection, Fed, feed};
 use crate::board::Counter;
 use crate::config::DispatchMode;
-use crate::control::LostPacket;
 use crate::dispatch::{Dispatcher, Load};
-use crate::link::{ReactorEnd, ReplySink, Sent};
+use crate::link::ReactorEnd;
 use crate::session::{Arrival, GENERATION_MAX, Session};
 use crate::shared::Shared;
 use crate::wire::RequestKind;
+pub(super) use replies::Replies;
 
 pub(super) struct Desk {
     id: u8,
@@ -144,7 +146,9 @@ impl Desk {
         self.shared.board.count(usize::from(self.id), Counter::Received, bytes.len() as u64);
         if !connection.input.is_empty() || connection.parked {
             connection.input.extend_from_slice(bytes);
-            if !connection.parked {
+            if connection.parked {
+                reactor.pause(token);
+            } else {
                 self.resume(reactor, links, slot);
             }
             return;
@@ -219,7 +223,13 @@ impl Desk {
             Fed::All => {}
             Fed::Blocked(worker) => {
                 connection.parked = true;
-                reactor.pause(connection.token);
+                if connection.announced {
+                    reactor.pause(connection.token);
+                } else if let Err(error) = reactor.receive(connection.token) {
+                    // Read from until it says something, so that one which leaves again takes nobody's place.
+                    let token = connection.token;
+                    return self.failed(reactor, token, &error);
+                }
                 let session = connection.session;
                 let queue = self.queue(usize::from(worker));
                 self.waiting[queue].push_back(session);
@@ -246,64 +256,6 @@ impl Desk {
         }
     }
 
-    /// The client has shut down its side. What it has sent is answered, then it is closed.
-    pub(super) fn ended(&mut self, reactor: &mut Reactor, token: Token) {
-        let Some(slot) = self.slot_of(token) else { return };
-        self.connections[slot].ended = true;
-        self.close_if_done(reactor, slot);
-        if !self.connections[slot].closing {
-            self.linger(reactor, slot);
-        }
-    }
-
-    pub(super) fn failed(&mut self, reactor: &mut Reactor, token: Token, error: &dyn std::fmt::Display) {
-        let Some(slot) = self.slot_of(token) else { return };
-        tracing::debug!(session = %self.connections[slot].session, "connection lost: {error}");
-        if self.connections[slot].closing {
-            reactor.close(token, Close::Now);
-        } else {
-            self.close(reactor, slot, Close::Now);
-        }
-    }
-
-    /// The descriptor is released: the slot is free. True if it was a connection's.
-    pub(super) fn closed(&mut self, reactor: &mut Reactor, token: Token) -> bool {
-        let Some(slot) = self.slot_of(token).or_else(|| self.displaced.remove(&token)) else { return false };
-        let connection = self.connections.remove(slot);
-        if let Some((timer, _)) = connection.linger {
-            reactor.cancel(timer);
-            self.lingering.remove(&timer);
-        }
-        self.count(Counter::Closed, 1);
-        true
-    }
-
-    pub(super) fn timer(&mut self, reactor: &mut Reactor, timer: TimerId) {
-        let Some(slot) = self.lingering.remove(&timer).and_then(|session| self.find_any(session)) else {
-            return;
-        };
-        let connection = &mut self.connections[slot];
-        let before = connection.linger.take().map_or(0, |(_, queued)| queued);
-        // A reset, so that the client can tell that it has not got everything.
-        if !connection.closing {
-            self.close(reactor, slot, Close::Reset);
-        } else if reactor.queued(connection.token) < before {
-            self.linger(reactor, slot);
-        } else {
-            reactor.close(connection.token, Close::Reset);
-        }
-    }
-
-    /// No new packets are read; those that wait for room still go their way.
-    pub(super) fn drain(&mut self, reactor: &mut Reactor) {
-        self.draining = true;
-        for (_, connection) in &self.connections {
-            if !connection.closing {
-                reactor.pause(connection.token);
-            }
-        }
-    }
-
     /// Whether everything that was received is with the workers.
     pub(super) fn is_drained(&self) -> bool {
         self.draining && self.waiting.iter().flatten().all(|session| self.find(*session).is_none())
@@ -312,95 +264,6 @@ impl Desk {
     /// The queue of who waits for this worker.
     fn queue(&self, worker: usize) -> usize {
         if self.shared.config.dispatch_mode == DispatchMode::Fixed { worker } else { 0 }
-    }
-
-    /// Closes every connection, after what was sent to it.
-    pub(super) fn close_all(&mut self, reactor: &mut Reactor, how: Close) {
-        let slots: Vec<usize> = self.connections.iter().map(|(slot, _)| slot).collect();
-        for slot in slots {
-            if !self.connections[slot].closing {
-                self.close(reactor, slot, how);
-            } else if how != Close::AfterSend {
-                reactor.close(self.connections[slot].token, how);
-            }
-        }
-    }
-
-    /// The sessions that are gone and whose home workers have not been told.
-    pub(super) fn take_departed(&mut self) -> Vec<(u16, Session)> {
-        std::mem::take(&mut self.departed)
-    }
-
-    /// A worker died with this in hand: its connection is closed. Yields what was lost.
-    pub(super) fn mourn(&mut self, reactor: &mut Reactor, sent: &Sent) -> Option<LostPacket> {
-        if sent.kind == RequestKind::Close {
-            return None;
-        }
-        if let Some(slot) = self.find(sent.session) {
-            self.close(reactor, slot, Close::AfterSend);
-        }
-        (sent.kind == RequestKind::Packet).then(|| {
-            self.count(Counter::Lost, 1);
-            LostPacket { session: sent.session, size: sent.size as u64 }
-        })
-    }
-
-    /// The server ends before these packets are answered.
-    pub(super) fn abandon(&self, packets: usize) {
-        tracing::warn!(
-            "{packets} packets were accepted and are not answered: no worker was left to do it in time"
-        );
-        self.count(Counter::Lost, packets as u64);
-    }
-
-    fn close_if_done(&mut self, reactor: &mut Reactor, slot: usize) {
-        let connection = &self.connections[slot];
-        if connection.ended && !connection.parked && connection.in_flight == 0 && !connection.closing {
-            self.close(reactor, slot, Close::AfterSend);
-        }
-    }
-
-    fn close(&mut self, reactor: &mut Reactor, slot: usize, how: Close) {
-        let connection = &mut self.connections[slot];
-        connection.closing = true;
-        connection.input = Vec::new();
-        let (session, token, home) = (connection.session, connection.token, connection.home);
-        self.shared.sessions.close(session);
-        if connection.announced {
-            self.departed.push((home, session));
-        }
-        if connection.parked {
-            self.forget_waiting();
-        }
-        if how == Close::AfterSend && reactor.queued(token) > 0 {
-            self.linger(reactor, slot);
-        }
-        reactor.close(token, how);
-    }
-
-    fn linger(&mut self, reactor: &mut Reactor, slot: usize) {
-        let connection = &mut self.connections[slot];
-        let timer = reactor.timer(LINGER);
-        let before = connection.linger.replace((timer, reactor.queued(connection.token)));
-        self.lingering.insert(timer, connection.session);
-        if let Some((before, _)) = before {
-            reactor.cancel(before);
-            self.lingering.remove(&before);
-        }
-    }
-
-    /// One more that waits in vain; they are put away by the many.
-    fn forget_waiting(&mut self) {
-        self.stale += 1;
-        if self.stale > 1024 {
-            self.stale = 0;
-            let mut waiting = std::mem::take(&mut self.waiting);
-            for queue in &mut waiting {
-                queue.retain(|session| self.find(*session).is_some());
-                queue.shrink_to(2 * queue.len());
-            }
-            self.waiting = waiting;
-        }
     }
 
     fn slot_of(&self, token: Token) -> Option<usize> {
@@ -423,98 +286,5 @@ impl Desk {
     }
 }
 
-/// Where replies arrive.
-pub(super) struct Replies<'a> {
-    pub(super) desk: &'a mut Desk,
-    pub(super) reactor: &'a mut Reactor,
-}
-
-impl ReplySink for Replies<'_> {
-    fn send(&mut self, session: Session, parts: &[IoSlice<'_>]) {
-        // The client has left meanwhile, or the worker lies: nobody gets it.
-        let Some(slot) = self.desk.find(session) else { return };
-        let token = self.desk.connections[slot].token;
-        let len: usize = parts.iter().map(|part| part.len()).sum();
-        let limit = self.desk.shared.config.socket_buffer_size;
-        let queued = self.reactor.queued(token);
-        // Whoever has taken everything before may be sent more than the limit at once: the worker has bounded that.
-        if queued > 0 && queued + len > limit {
-            tracing::warn!(%session, "closed, it does not read: {queued} bytes wait for it (socket_buffer_size = {limit})");
-            return self.desk.close(self.reactor, slot, Close::Reset);
-        }
-        if let Err(error) = self.reactor.send_slices(token, parts) {
-            tracing::debug!(%session, "connection lost: {error}");
-            return self.desk.close(self.reactor, slot, Close::Now);
-        }
-        self.desk.shared.sessions.count(session, 0, len);
-        self.desk.count(Counter::Sent, len as u64);
-    }
-
-    fn close(&mut self, session: Session) {
-        if let Some(slot) = self.desk.find(session) {
-            self.desk.close(self.reactor, slot, Close::AfterSend);
-        }
-    }
-
-    fn finished(&mut self, sent: &Sent) {
-        if sent.kind != RequestKind::Packet || !sent.last {
-            return;
-        }
-        let Some(slot) = self.desk.find(sent.session) else { return };
-        self.desk.connections[slot].in_flight -= 1;
-        self.desk.close_if_done(self.reactor, slot);
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-    use swoole_reactor::{Event, Options};
-
-    use super::*;
-    use crate::config::Config;
-
-    const ARRIVAL: Arrival = Arrival { listener: 0, port: 0, peer: None, connected_at: 0 };
-
-    fn client() -> (OwnedFd, OwnedFd) {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap()
-    }
-
-    #[test]
-    fn a_connection_whose_place_is_taken_before_it_is_reported_closed_still_leaves() {
-        let mut config = Config::default();
-        (config.worker_num, config.reactor_num, config.max_connection) = (1, 1, 8);
-        let framing = config.framing().unwrap();
-        let (shared, lanes, _hold) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
-        let shared = Arc::new(shared);
-        let (bell, room) = (shared.bells[0].clone(), shared.rooms[0].clone());
-        let mut links = [ReactorEnd::open(Arc::clone(&lanes[0][0]), bell, room, 1 << 20).unwrap()];
-        let mut desk = Desk::new(0, Arc::clone(&shared), framing);
-        let mut reactor = Reactor::new(Options::default()).unwrap();
-
-        let (first, _first_client) = client();
-        let (second, _second_client) = client();
-        desk.adopt(&mut reactor, &mut links, first, &ARRIVAL).unwrap();
-        let old = desk.connections[0].token;
-        // In one go, as when a worker's death and a new client come in the same batch of commands.
-        desk.close(&mut reactor, 0, Close::Now);
-        desk.adopt(&mut reactor, &mut links, second, &ARRIVAL).unwrap();
-        assert_eq!(desk.connections[1].token.slot(), old.slot(), "the case that this test is about");
-        desk.close(&mut reactor, 1, Close::Now);
-        let mut turns = 0;
-        while !desk.is_empty() && turns < 10 {
-            turns += 1;
-            let turn = reactor.turn(Some(Duration::from_millis(100)), |reactor, event| {
-                if let Event::Closed { token } = event {
-                    assert!(desk.closed(reactor, token));
-                }
-            });
-            turn.unwrap();
-        }
-        assert!(desk.is_empty());
-        assert_eq!(shared.board.stats().close_count, 2);
-    }
-}
+mod tests;

@@ -1,0 +1,166 @@
+//! How connections end: by their client, by a worker, by their time, by the stop.
+
+use swoole_reactor::{Close, Reactor, TimerId, Token};
+
+use super::Desk;
+use crate::board::Counter;
+use crate::control::LostPacket;
+use crate::link::Sent;
+use crate::master::connection::LINGER;
+use crate::session::Session;
+use crate::wire::RequestKind;
+
+impl Desk {
+    /// The client has shut down its side. What it has sent is answered, then it is closed.
+    pub(in crate::master) fn ended(&mut self, reactor: &mut Reactor, token: Token) {
+        let Some(slot) = self.slot_of(token) else { return };
+        self.connections[slot].ended = true;
+        self.close_if_done(reactor, slot);
+        if !self.connections[slot].closing {
+            self.linger(reactor, slot);
+        }
+    }
+
+    pub(in crate::master) fn failed(
+        &mut self,
+        reactor: &mut Reactor,
+        token: Token,
+        error: &dyn std::fmt::Display,
+    ) {
+        let Some(slot) = self.slot_of(token) else { return };
+        tracing::debug!(session = %self.connections[slot].session, "connection lost: {error}");
+        if self.connections[slot].closing {
+            reactor.close(token, Close::Now);
+        } else {
+            self.close(reactor, slot, Close::Now);
+        }
+    }
+
+    /// The descriptor is released: the slot is free. True if it was a connection's.
+    pub(in crate::master) fn closed(&mut self, reactor: &mut Reactor, token: Token) -> bool {
+        let Some(slot) = self.slot_of(token).or_else(|| self.displaced.remove(&token)) else { return false };
+        let connection = self.connections.remove(slot);
+        if let Some((timer, _)) = connection.linger {
+            reactor.cancel(timer);
+            self.lingering.remove(&timer);
+        }
+        self.count(Counter::Closed, 1);
+        true
+    }
+
+    pub(in crate::master) fn timer(&mut self, reactor: &mut Reactor, timer: TimerId) {
+        let Some(slot) = self.lingering.remove(&timer).and_then(|session| self.find_any(session)) else {
+            return;
+        };
+        let connection = &mut self.connections[slot];
+        let before = connection.linger.take().map_or(0, |(_, queued)| queued);
+        // A reset, so that the client can tell that it has not got everything.
+        if !connection.closing {
+            self.close(reactor, slot, Close::Reset);
+        } else if reactor.queued(connection.token) < before {
+            self.linger(reactor, slot);
+        } else {
+            reactor.close(connection.token, Close::Reset);
+        }
+    }
+
+    /// No new packets are read; those that wait for room still go their way.
+    pub(in crate::master) fn drain(&mut self, reactor: &mut Reactor) {
+        self.draining = true;
+        for (_, connection) in &self.connections {
+            if !connection.closing {
+                reactor.pause(connection.token);
+            }
+        }
+    }
+
+    /// Closes every connection, after what was sent to it.
+    pub(in crate::master) fn close_all(&mut self, reactor: &mut Reactor, how: Close) {
+        let slots: Vec<usize> = self.connections.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            if !self.connections[slot].closing {
+                self.close(reactor, slot, how);
+            } else if how != Close::AfterSend {
+                reactor.close(self.connections[slot].token, how);
+            }
+        }
+    }
+
+    /// The sessions that are gone and whose home workers have not been told.
+    pub(in crate::master) fn take_departed(&mut self) -> Vec<(u16, Session)> {
+        std::mem::take(&mut self.departed)
+    }
+
+    /// A worker died with this in hand: its connection is closed. Yields what was lost.
+    pub(in crate::master) fn mourn(&mut self, reactor: &mut Reactor, sent: &Sent) -> Option<LostPacket> {
+        if sent.kind == RequestKind::Close {
+            return None;
+        }
+        if let Some(slot) = self.find(sent.session) {
+            self.close(reactor, slot, Close::AfterSend);
+        }
+        (sent.kind == RequestKind::Packet).then(|| {
+            self.count(Counter::Lost, 1);
+            LostPacket { session: sent.session, size: sent.size as u64 }
+        })
+    }
+
+    /// The server ends before these packets are answered.
+    pub(in crate::master) fn abandon(&self, packets: usize) {
+        tracing::warn!(
+            "{packets} packets were accepted and are not answered: no worker was left to do it in time"
+        );
+        self.count(Counter::Lost, packets as u64);
+    }
+
+    pub(in crate::master) fn close_if_done(&mut self, reactor: &mut Reactor, slot: usize) {
+        let connection = &self.connections[slot];
+        let waits = connection.parked && (connection.announced || !connection.input.is_empty());
+        if connection.ended && !waits && connection.in_flight == 0 && !connection.closing {
+            self.close(reactor, slot, Close::AfterSend);
+        }
+    }
+
+    pub(in crate::master) fn close(&mut self, reactor: &mut Reactor, slot: usize, how: Close) {
+        let connection = &mut self.connections[slot];
+        connection.closing = true;
+        connection.input = Vec::new();
+        let (session, token, home) = (connection.session, connection.token, connection.home);
+        self.shared.sessions.close(session);
+        if connection.announced {
+            self.departed.push((home, session));
+        }
+        if connection.parked {
+            self.forget_waiting();
+        }
+        if how == Close::AfterSend && reactor.queued(token) > 0 {
+            self.linger(reactor, slot);
+        }
+        reactor.close(token, how);
+    }
+
+    pub(in crate::master) fn linger(&mut self, reactor: &mut Reactor, slot: usize) {
+        let connection = &mut self.connections[slot];
+        let timer = reactor.timer(LINGER);
+        let before = connection.linger.replace((timer, reactor.queued(connection.token)));
+        self.lingering.insert(timer, connection.session);
+        if let Some((before, _)) = before {
+            reactor.cancel(before);
+            self.lingering.remove(&before);
+        }
+    }
+
+    /// One more that waits in vain; they are put away by the many.
+    pub(in crate::master) fn forget_waiting(&mut self) {
+        self.stale += 1;
+        if self.stale > 1024 {
+            self.stale = 0;
+            let mut waiting = std::mem::take(&mut self.waiting);
+            for queue in &mut waiting {
+                queue.retain(|session| self.find(*session).is_some());
+                queue.shrink_to(2 * queue.len());
+            }
+            self.waiting = waiting;
+        }
+    }
+}

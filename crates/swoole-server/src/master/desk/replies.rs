@@ -1,0 +1,54 @@
+//! Replies in, bytes out.
+
+use std::io::IoSlice;
+
+use swoole_reactor::{Close, Reactor};
+
+use super::Desk;
+use crate::board::Counter;
+use crate::link::{ReplySink, Sent};
+use crate::session::Session;
+use crate::wire::RequestKind;
+
+/// Where replies arrive.
+pub(in crate::master) struct Replies<'a> {
+    pub(in crate::master) desk: &'a mut Desk,
+    pub(in crate::master) reactor: &'a mut Reactor,
+}
+
+impl ReplySink for Replies<'_> {
+    fn send(&mut self, session: Session, parts: &[IoSlice<'_>]) {
+        // The client has left meanwhile, or the worker lies: nobody gets it.
+        let Some(slot) = self.desk.find(session) else { return };
+        let token = self.desk.connections[slot].token;
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        let limit = self.desk.shared.config.socket_buffer_size;
+        let queued = self.reactor.queued(token);
+        // Whoever has taken everything before may be sent more than the limit at once: the worker has bounded that.
+        if queued > 0 && queued + len > limit {
+            tracing::warn!(%session, "closed, it does not read: {queued} bytes wait for it (socket_buffer_size = {limit})");
+            return self.desk.close(self.reactor, slot, Close::Reset);
+        }
+        if let Err(error) = self.reactor.send_slices(token, parts) {
+            tracing::debug!(%session, "connection lost: {error}");
+            return self.desk.close(self.reactor, slot, Close::Now);
+        }
+        self.desk.shared.sessions.count(session, 0, len);
+        self.desk.count(Counter::Sent, len as u64);
+    }
+
+    fn close(&mut self, session: Session) {
+        if let Some(slot) = self.desk.find(session) {
+            self.desk.close(self.reactor, slot, Close::AfterSend);
+        }
+    }
+
+    fn finished(&mut self, sent: &Sent) {
+        if sent.kind != RequestKind::Packet || !sent.last {
+            return;
+        }
+        let Some(slot) = self.desk.find(sent.session) else { return };
+        self.desk.connections[slot].in_flight -= 1;
+        self.desk.close_if_done(self.reactor, slot);
+    }
+}

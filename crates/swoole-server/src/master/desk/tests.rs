@@ -1,0 +1,49 @@
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use swoole_reactor::{Event, Options};
+
+use super::*;
+use crate::config::Config;
+
+const ARRIVAL: Arrival = Arrival { listener: 0, port: 0, peer: None, connected_at: 0 };
+
+fn client() -> (OwnedFd, OwnedFd) {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap()
+}
+
+#[test]
+fn a_connection_whose_place_is_taken_before_it_is_reported_closed_still_leaves() {
+    let mut config = Config::default();
+    (config.worker_num, config.reactor_num, config.max_connection) = (1, 1, 8);
+    let framing = config.framing().unwrap();
+    let (shared, lanes, _hold) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
+    let shared = Arc::new(shared);
+    let (bell, room) = (shared.bells[0].clone(), shared.rooms[0].clone());
+    let mut links = [ReactorEnd::open(Arc::clone(&lanes[0][0]), bell, room, 1 << 20).unwrap()];
+    let mut desk = Desk::new(0, Arc::clone(&shared), framing);
+    let mut reactor = Reactor::new(Options::default()).unwrap();
+
+    let (first, _first_client) = client();
+    let (second, _second_client) = client();
+    desk.adopt(&mut reactor, &mut links, first, &ARRIVAL).unwrap();
+    let old = desk.connections[0].token;
+    // In one go, as when a worker's death and a new client come in the same batch of commands.
+    desk.close(&mut reactor, 0, Close::Now);
+    desk.adopt(&mut reactor, &mut links, second, &ARRIVAL).unwrap();
+    assert_eq!(desk.connections[1].token.slot(), old.slot(), "the case that this test is about");
+    desk.close(&mut reactor, 1, Close::Now);
+    let mut turns = 0;
+    while !desk.is_empty() && turns < 10 {
+        turns += 1;
+        let turn = reactor.turn(Some(Duration::from_millis(100)), |reactor, event| {
+            if let Event::Closed { token } = event {
+                assert!(desk.closed(reactor, token));
+            }
+        });
+        turn.unwrap();
+    }
+    assert!(desk.is_empty());
+    assert_eq!(shared.board.stats().close_count, 2);
+}
