@@ -110,13 +110,16 @@ pub trait Handler {
         Ok(())
     }
 
-    /// A packet has arrived: whole, as the framing cuts it. What is sent before this returns becomes visible to
-    /// clients when it returns, all of it or nothing.
+    /// A packet has arrived: whole, as the framing cuts it. What is sent to clients of the packet's own reactor before
+    /// this returns becomes visible together with the packet's end when it returns: all of it or nothing. What is sent
+    /// to clients of other reactors becomes visible just before that. (More than 32 MiB of replies to one packet do not
+    /// wait for its end.)
     ///
     /// This is what a server is for, so it has no default.
     fn on_receive(&mut self, worker: &mut Worker, session: Session, packet: &[u8]) -> Result<()>;
 
     /// A connection is gone, whoever closed it. Always in the connection's home worker, after its last packet there.
+    /// Connections that last until the server stops are closed after the workers have left: nobody hears of those.
     fn on_close(&mut self, worker: &mut Worker, session: Session) -> Result<()> {
         let _ = (worker, session);
         Ok(())

@@ -50,7 +50,9 @@
 //!
 //! - Packets of one connection are handled in order (dispatch mode `fixed`), and their replies leave in order.
 //! - All replies that a handler makes for a packet become visible together, when it returns. A worker killed before
-//!   that has answered nothing, one killed after it has answered all.
+//!   that has answered nothing, one killed after it has answered all. ([`Handler::on_receive`] has the fine print.)
+//! - A stop answers every packet that has come, within `max_wait_time`; a worker that dies meanwhile is replaced.
+//! - A client that shuts down its sending side (`printf ... | nc -N`) is answered first, then closed.
 //! - A reply never reaches another connection than the one it was made for, and is never sent twice.
 //! - No client can make the server's memory grow beyond what the configuration says.
 

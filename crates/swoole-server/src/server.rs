@@ -117,7 +117,7 @@ impl Server {
     ///
     /// | signal to the master | what happens |
     /// |---|---|
-    /// | `SIGTERM`, `SIGINT`, `SIGQUIT` | stop in order: what was accepted is answered, within `max_wait_time` |
+    /// | `SIGTERM`, `SIGINT`, `SIGQUIT` | stop in order: every packet that came is answered, within `max_wait_time` |
     /// | `SIGUSR1` | reload: new workers, one after the other; no connection notices |
     /// | `SIGHUP` | the log file is opened anew, in all processes |
     ///

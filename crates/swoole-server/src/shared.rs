@@ -61,7 +61,7 @@ impl Shared {
         let lanes = (0..workers)
             .map(|worker| (0..reactors).map(|reactor| lane(worker, reactor)).collect())
             .collect::<Result<Lanes>>()?;
-        let connection_limit = config.connection_limit();
+        let connection_limit = config.connection_limit()?;
         let slots = connection_limit.div_ceil(reactors);
         let (lifeline, hold) = Lifeline::create()?;
         let shared = Shared {

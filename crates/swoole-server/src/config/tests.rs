@@ -348,11 +348,23 @@ fn the_grace_is_half_of_more_than_ten_requests() {
 fn connections_are_bounded_by_open_files() {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     let few = Config { max_connection: 1, ..valid() };
-    assert_eq!(few.connection_limit(), 1);
+    assert_eq!(few.connection_limit().unwrap(), 1);
     // 4 workers and 2 reactors have 8 each, each pair of them 4 if it is one of sockets, and 128 are for all else.
     for (ipc, links) in [(Ipc::Ring, 0), (Ipc::SocketPair, 4 * 8)] {
-        let many = Config { max_connection: 1_000_000, ipc, ..valid() }.connection_limit();
+        let many = Config { max_connection: 1_000_000, ipc, ..valid() }.connection_limit().unwrap();
         assert_eq!(many as u64, files.saturating_sub(128 + 6 * 8 + links).clamp(1, 1_000_000));
+    }
+    let huge = Config { worker_num: 1024, reactor_num: 64, ipc: Ipc::SocketPair, ..valid() };
+    let needed = 128 + 8 * (1024 + 64) + 4 * 1024 * 64;
+    match huge.connection_limit() {
+        Ok(limit) => assert!(files > needed && limit > 0),
+        Err(error) => {
+            assert!(files <= needed);
+            assert!(
+                error.to_string().contains(&format!("needs {needed} open files and may have {files}")),
+                "{error}"
+            );
+        }
     }
 }
 

@@ -144,15 +144,23 @@ impl Config {
 
     /// How many clients this process can have: `max_connection`, or less if its limit of open files
     /// (`RLIMIT_NOFILE`, getrlimit(2)) leaves no room for so many, which is logged.
-    pub fn connection_limit(&self) -> usize {
-        let (workers, reactors) = (u64::from(self.worker_num), u64::from(self.reactor_num));
-        let links = match self.ipc {
-            Ipc::Ring => 0,
-            Ipc::SocketPair => DESCRIPTORS_PER_SOCKETPAIR * workers * reactors,
-        };
-        let reserve = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_PEER * (workers + reactors) + links;
+    ///
+    /// # Errors
+    /// If that limit does not even suffice for the server itself.
+    pub fn connection_limit(&self) -> Result<usize, ConfigError> {
+        let peers = u64::from(self.worker_num) + u64::from(self.reactor_num);
+        let links = u64::from(self.worker_num) * u64::from(self.reactor_num);
+        let lanes = if self.ipc == Ipc::SocketPair { DESCRIPTORS_PER_SOCKETPAIR * links } else { 0 };
+        let reserve = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_PEER * peers + lanes;
         let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let room = usize::try_from(files.saturating_sub(reserve)).unwrap_or(usize::MAX).max(1);
+        if files <= reserve {
+            let expected = format!(
+                "the server itself needs {reserve} open files and may have {files}; raise the limit with `ulimit -n` \
+                 or LimitNOFILE=, or lower worker_num or reactor_num"
+            );
+            return Err(ConfigError::value("max_connection", self.max_connection, expected));
+        }
+        let room = usize::try_from(files - reserve).unwrap_or(usize::MAX);
         let limit = room.min(self.max_connection);
         if limit < self.max_connection {
             // Nobody has asked for the default.
@@ -164,7 +172,7 @@ impl Config {
                 self.max_connection
             ));
         }
-        limit
+        Ok(limit)
     }
 }
 

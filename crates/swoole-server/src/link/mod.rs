@@ -12,7 +12,8 @@
 //!   and all that was not begun waits for the successor in its order. The successor is forked only
 //!   after every reactor has settled, so no two processes ever share a side.
 //! - The reactor believes no byte that a worker wrote: a record, a position or an ack that cannot
-//!   be true is a [`Fault`], and costs the worker its life.
+//!   be true is a [`Fault`](reactor_end::Fault), and costs the worker its life. Settling writes the ring's header
+//!   anew, so that nothing of it outlives the worker.
 //!
 //! | file | what |
 //! |---|---|
