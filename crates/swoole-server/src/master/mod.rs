@@ -99,6 +99,7 @@ pub(crate) fn run<H: Handler>(
         stage: Stage::Starting,
         reload_wanted: false,
         deadline: Instant::now(),
+        at_once: false,
         alarm: None,
         drained: 0,
         ended: 0,
@@ -164,8 +165,9 @@ struct Office<H> {
     stage: Stage,
     /// Asked for before there was anything to reload.
     reload_wanted: bool,
-    /// When a stop has to be over.
+    /// When a stop has to be over, and whether somebody will not wait for that.
     deadline: Instant,
+    at_once: bool,
     /// Ends the present stage of a stop, if nothing else does.
     alarm: Option<TimerId>,
     /// Reactor threads that have nothing left to answer, and those that have ended.
@@ -214,7 +216,7 @@ impl<H: Handler> Office<H> {
         match signal {
             Signal::INT if self.stage >= Stage::Draining => {
                 tracing::warn!("asked again to stop: at once");
-                self.deadline = Instant::now();
+                self.at_once = true;
                 match self.stage {
                     Stage::Draining => self.leave(reactor),
                     Stage::Finishing => self.crew.tell(|| Command::Finish { within: Duration::ZERO }),

@@ -119,10 +119,13 @@ impl<H: Handler> Office<H> {
         }
     }
 
-    /// Until the stop has to be over; never quite nothing, unless somebody has asked twice.
+    /// For the present stage of the stop; never quite nothing, unless somebody has asked twice.
     pub(super) fn time_left(&self) -> Duration {
+        if self.at_once {
+            return Duration::ZERO;
+        }
         let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { left } else { left.max(GRACE.min(self.shared.config.max_wait_time / 4)) }
+        left.max(GRACE.min(self.shared.config.max_wait_time / 4))
     }
 
     pub(super) fn set_alarm(&mut self, reactor: &mut Reactor, after: Duration) {
