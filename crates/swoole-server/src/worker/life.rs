@@ -145,7 +145,8 @@ impl<'a, H: Handler> Life<'a, H> {
             },
             inboxes,
             reactor,
-            manager: getppid(),
+            // Not whoever is the parent now: the manager may be dead already.
+            manager: Pid::from_raw(shared.board.manager_pid()),
             orphan: false,
             looked: Instant::now(),
             request_limit: request_limit(shared)?,
