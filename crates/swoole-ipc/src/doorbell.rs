@@ -55,7 +55,7 @@ struct Parts {
 }
 
 impl Doorbell {
-    /// A doorbell whose owner is awake; `name` appears in errors and in `/proc/PID/maps`.
+    /// A doorbell whose owner is awake; `name` (up to 249 bytes) appears in errors and in `/proc/PID/maps`.
     ///
     /// # Errors
     /// [`Error::Os`] when the kernel has no descriptor or memory left.

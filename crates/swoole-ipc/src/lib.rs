@@ -7,8 +7,9 @@
 //! | [`ring`]       | records in place in shared memory, one way | speed: no system call while both sides are awake |
 //! | [`socketpair`] | messages, packets, open descriptors        | control; event loops; whatever has a descriptor  |
 //! | [`msgqueue`]   | typed messages that the kernel keeps       | strangers who know a key; surviving a restart    |
+//! | [`words`]      | 64-bit numbers that stay where they are    | counters and states that every process may read  |
 //!
-//! All three carry whole messages of up to [`MESSAGE_MAX`] bytes by the same two traits, [`Transmit`] and
+//! The first three carry whole messages of up to [`MESSAGE_MAX`] bytes by the same two traits, [`Transmit`] and
 //! [`Receive`], and keep the same contract ([`channel`]). Make a channel, fork, and let each process drop the
 //! half that it does not use:
 //!
@@ -36,8 +37,8 @@
 //! ```
 //!
 //! Below that lie the parts, for a program with an event loop and its own idea of messages: [`Ring`] with its
-//! [`Producer`] and [`Consumer`], [`Doorbell`] to wake a sleeper, [`words`] for facts that all may read, and
-//! the packets of [`socketpair::Endpoint`].
+//! [`Producer`] and [`Consumer`], [`Doorbell`] to wake a sleeper, and the packets of
+//! [`socketpair::Endpoint`].
 //!
 //! # A peer may die, and may lie
 //!
@@ -53,8 +54,8 @@
 //!
 //! # Unsafe code
 //!
-//! Confined to `memory` (mapping pages) and `ring`, and to one cast in `words`: the places that turn
-//! shared pages into references.
+//! Confined to `memory`, which maps pages, and to the two places that turn shared pages into references:
+//! [`ring`], and one cast in [`words`]. (The loom models, which only tests see, have cells in place of pages.)
 //!
 //! # Testing
 //!

@@ -13,6 +13,28 @@
 //! so a sender that is killed never leaves half a piece.
 //!
 //! The peer's death is the end of the stream (unix(7)), seen as soon as no process holds the other end.
+//!
+//! ```
+//! use std::io::IoSlice;
+//!
+//! use swoole_ipc::socketpair::{Kind, pair};
+//! use swoole_ipc::{Error, Receive, Transmit};
+//!
+//! let (mut here, mut there) = pair(Kind::Stream)?;
+//! here.send(b"a message", None)?;
+//! let mut message = Vec::new();
+//! there.recv(&mut message, None)?;
+//! assert_eq!(message, b"a message");
+//!
+//! let (here, there) = pair(Kind::SeqPacket)?;
+//! here.send_packet(&[IoSlice::new(b"a pac"), IoSlice::new(b"ket")])?;
+//! let mut buffer = [0; 64];
+//! assert_eq!(there.recv_packet(&mut buffer)?, Some(8));
+//! assert_eq!(there.recv_packet(&mut buffer)?, None, "nothing more is there now");
+//! drop(here);
+//! assert!(matches!(there.recv_packet(&mut buffer), Err(Error::PeerGone)));
+//! # Ok::<(), swoole_ipc::Error>(())
+//! ```
 
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
@@ -110,7 +132,7 @@ impl Endpoint {
     /// than [`PACKET_MAX`] limit packets, too.
     ///
     /// # Errors
-    /// [`Error::Os`]
+    /// [`Error::Os`] when setsockopt(2) or getsockopt(2) fails.
     pub fn set_buffer_sizes(&mut self, bytes: usize) -> Result<usize, Error> {
         sockopt::set_socket_send_buffer_size(&self.socket, bytes)
             .and_then(|()| sockopt::set_socket_recv_buffer_size(&self.socket, bytes))

@@ -33,7 +33,7 @@ pub struct Words {
 }
 
 impl Words {
-    /// `count` words; `name` appears in errors and in `/proc/PID/maps`.
+    /// `count` words; `name` (up to 249 bytes) appears in errors and in `/proc/PID/maps`.
     ///
     /// # Errors
     /// [`Error::Os`] when the kernel has no descriptor or memory left.

@@ -145,7 +145,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`Error::Timeout`]; [`Error::PeerGone`] when the queue was removed; [`Error::TooLarge`];
-    /// [`Error::Os`].
+    /// [`Error::MessageType`] when `mtype` is below 1; [`Error::Os`].
     pub fn send(&mut self, mtype: i64, message: &[u8], timeout: Option<Duration>) -> Result<(), Error> {
         check_size(message)?;
         check_type(mtype)?;
@@ -184,7 +184,8 @@ impl Queue {
     ///
     /// # Errors
     /// [`Error::Timeout`]; [`Error::PeerGone`] when the queue was removed; [`Error::Corrupt`] when a message
-    /// has no header of ours, or somebody else took a part of it; [`Error::Os`].
+    /// has no header of ours, or somebody else took a part of it; [`Error::MessageType`] when `select` names
+    /// a type below 1; [`Error::Os`].
     pub fn recv(
         &mut self,
         select: Select,
