@@ -31,8 +31,8 @@ pub enum Error {
         /// What would have been right.
         expected: &'static str,
     },
-    /// The stream has failed ([`Event::Failed`](crate::Event::Failed) says why, or will in this turn), or
-    /// its [`Event::Eof`](crate::Event::Eof) asks for no more input.
+    /// The stream has failed, so it sends nothing more: [`Event::Failed`](crate::Event::Failed) says why,
+    /// or will in this turn. (A stream whose peer has only ended its side can still send.)
     #[error("the stream {0:?} has ended")]
     Ended(Token),
     /// The kernel has no room for a datagram now. Datagrams are not queued here: drop it, or try again.

@@ -61,7 +61,7 @@
 //!
 //! # Backends
 //!
-//! [`Backend::Epoll`] turns readiness into completions; it is the default. [`Backend::IoUring`] uses
+//! [`Backend::Epoll`] turns readiness into completions; it is what [`Backend::Auto`], the default, chooses. [`Backend::IoUring`] uses
 //! multishot operations and provided buffers. Both pass the same tests, and [`Reactor::choice`] says which
 //! one runs and why.
 
