@@ -184,12 +184,20 @@ macro_rules! common {
                 self.shared.board.stats()
             }
 
-            /// Replaces all workers, as `SIGUSR1` does.
+            /// Replaces all workers, as `SIGUSR1` does. Returns at once.
+            ///
+            /// # Errors
+            ///
+            /// If the manager is gone.
             pub fn reload(&self) -> Result<()> {
                 crate::handler::signal(self.shared.board.manager_pid(), Signal::USR1)
             }
 
-            /// Stops the server in order, as `SIGTERM` to the master does.
+            /// Stops the server in order, as `SIGTERM` to the master does. Returns at once.
+            ///
+            /// # Errors
+            ///
+            /// If the master is gone.
             pub fn shutdown(&self) -> Result<()> {
                 crate::handler::signal(self.shared.board.master_pid(), Signal::TERM)
             }

@@ -50,7 +50,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// If `address` is none.
+    /// [`Error::Other`] if `address` is not an address.
     pub fn listen(address: &str) -> Result<Server> {
         let mut config = Config::default();
         config.listen.push(address.parse().map_err(Error::other)?);
@@ -118,7 +118,8 @@ impl Server {
     /// | signal to the master | what happens |
     /// |---|---|
     /// | `SIGTERM`, `SIGINT`, `SIGQUIT` | stop in order: every packet that came is answered, within `max_wait_time` |
-    /// | `SIGUSR1` | reload: new workers, one after the other; no connection notices |
+    /// | `SIGINT` while it stops | stop at once: what is not answered yet is lost |
+    /// | `SIGUSR1` | reload: new workers, as [`Config::reload_mode`] says; no connection notices |
     /// | `SIGHUP` | the log file is opened anew, in all processes |
     ///
     /// # Errors

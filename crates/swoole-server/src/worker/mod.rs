@@ -80,7 +80,11 @@ impl Worker {
     }
 
     /// Lets out what this callback has sent so far, before it returns. If the worker dies later in the same callback,
-    /// this much has been sent all the same.
+    /// this much has been sent all the same. Waits for a reactor that has no room at the moment, for no client.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Link`] if the link to a reactor is broken: the worker is of no use then, so return it.
     pub fn flush(&mut self) -> Result<()> {
         for outlet in &mut self.outlets {
             outlet.flush()?;
