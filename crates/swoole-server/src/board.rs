@@ -1,7 +1,7 @@
 //! The board: small facts that every process may read, one word each, in shared memory.
 //!
 //! Each word has one writer at a time: a worker's row is that worker's (the master clears it when the worker is gone), a
-//! reactor's row is that reactor's, the rest is the master's and the manager's. In a worker, all but its own row is
+//! reactor's row is that reactor's, the rest (process ids among it) is the master's and the manager's. In a worker, all but its own row is
 //! read-only. Readers take the words as they are: no fact here decides about memory safety or about whom to kill, and
 //! the reactors check what workers write ([`Board::started`]) against their own books.
 
@@ -25,10 +25,9 @@ pub(crate) enum Phase {
 }
 
 // A worker's row. One cache line for what it writes per packet, then one word per reactor.
-const PID: usize = 0;
-const GENERATION: usize = 1;
-const BUSY: usize = 2;
-const HANDLED: usize = 3;
+const GENERATION: usize = 0;
+const BUSY: usize = 1;
+const HANDLED: usize = 2;
 const STARTED: usize = 8;
 
 // A reactor's row.
@@ -62,7 +61,7 @@ impl Board {
             |error| Error::setup("map the board (a page of shared memory, and one for each worker)", error);
         let row = |_| Words::create("swoole-board-row", STARTED + reactors);
         Ok(Board {
-            facts: Words::create("swoole-board", HEAD + reactors * REACTOR_ROW).map_err(failed)?,
+            facts: Words::create("swoole-board", HEAD + reactors * REACTOR_ROW + workers).map_err(failed)?,
             rows: (0..workers).map(row).collect::<Result<_, _>>().map_err(failed)?,
             reactors,
         })
@@ -116,23 +115,29 @@ impl Board {
         self.facts[RESPAWNS].fetch_add(1, Ordering::Relaxed);
     }
 
+    fn pid(&self, worker: u16) -> &AtomicU64 {
+        &self.facts[HEAD + self.reactors * REACTOR_ROW + usize::from(worker)]
+    }
+
+    /// The manager's word on who is in this slot; 0 for nobody.
+    pub(crate) fn set_worker_pid(&self, worker: u16, pid: i32) {
+        self.pid(worker).store(pid as u64, Ordering::Relaxed);
+    }
+
     /// The worker introduces itself, before its first callback.
-    pub(crate) fn enter(&self, worker: u16, pid: i32, generation: u32) {
-        self.worker(worker, PID).store(pid as u64, Ordering::Relaxed);
+    pub(crate) fn enter(&self, worker: u16, generation: u32) {
         self.worker(worker, GENERATION).store(u64::from(generation), Ordering::Relaxed);
         self.worker(worker, HANDLED).store(0, Ordering::Relaxed);
     }
 
     /// The worker's process id; 0 while there is none.
     pub(crate) fn worker_pid(&self, worker: u16) -> i32 {
-        self.worker(worker, PID).load(Ordering::Relaxed) as i32
+        self.pid(worker).load(Ordering::Relaxed) as i32
     }
 
     /// The master has settled what a dead worker left behind.
     pub(crate) fn leave(&self, worker: u16) {
-        for word in [PID, BUSY] {
-            self.worker(worker, word).store(0, Ordering::Relaxed);
-        }
+        self.worker(worker, BUSY).store(0, Ordering::Relaxed);
         for reactor in 0..self.reactors {
             self.worker(worker, STARTED + reactor).store(0, Ordering::Relaxed);
         }
@@ -303,7 +308,8 @@ mod tests {
     fn rows_do_not_overlap() {
         let board = Board::create(3, 10).unwrap();
         for worker in 0..3 {
-            board.enter(worker, 100 + i32::from(worker), 7);
+            board.enter(worker, 7);
+            board.set_worker_pid(worker, 100 + i32::from(worker));
             for reactor in 0..10 {
                 board.start(worker, reactor, u64::from(worker) * 100 + reactor as u64);
             }
@@ -319,13 +325,14 @@ mod tests {
         }
         assert_eq!(board.stats().lost_count, 1023);
         board.leave(1);
-        assert_eq!((board.worker_pid(1), board.started(1, 9), board.started(2, 9)), (0, 0, 209));
+        assert_eq!((board.started(1, 9), board.started(2, 9), board.worker_pid(1)), (0, 209, 101));
     }
 
     #[test]
     fn statistics_are_one_line_of_json() {
         let board = Board::create(2, 1).unwrap();
-        board.enter(0, 41, 1);
+        board.enter(0, 1);
+        board.set_worker_pid(0, 41);
         let json = board.stats().to_json();
         assert!(json.starts_with("{\"start_time\":0,"), "{json}");
         assert!(

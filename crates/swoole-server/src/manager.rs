@@ -144,6 +144,7 @@ impl<H: Handler> Program for Office<H> {
 
     fn exited(&mut self, exit: &Exited, control: &mut Control) -> Settle {
         let worker = exit.slot.slot;
+        self.shared.board.set_worker_pid(worker, 0);
         self.graves.insert(worker, *exit);
         self.tell(&News::Died { worker, generation: exit.generation });
         if !control.is_stopping() {
@@ -167,6 +168,7 @@ impl<H: Handler> Program for Office<H> {
         match report {
             Report::Started { slot, generation, pid } => {
                 let pid = pid.as_raw_pid();
+                self.shared.board.set_worker_pid(slot.slot, pid);
                 self.tell(&News::Forked { worker: slot.slot, generation: *generation, pid });
                 if self.forked < self.shared.config.worker_num {
                     self.forked += 1;

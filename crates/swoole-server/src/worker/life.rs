@@ -4,7 +4,7 @@ use std::backtrace::Backtrace;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, getpid, getppid};
+use rustix::process::{Pid, Signal, getppid};
 use swoole_reactor::{Event, Interest, Options, Reactor, Trigger};
 use swoole_supervisor::Child;
 use swoole_sys::signal::SignalSet;
@@ -109,7 +109,7 @@ impl<'a, H: Handler> Life<'a, H> {
         child: &Child,
     ) -> Result<Life<'a, H>> {
         let id = usize::from(child.slot);
-        shared.board.enter(child.slot, getpid().as_raw_pid(), child.generation);
+        shared.board.enter(child.slot, child.generation);
         shared
             .protect_from(child.slot)
             .map_err(|error| Error::setup("make what other processes own read-only", error))?;
