@@ -20,6 +20,9 @@ pub struct LostPacket {
     pub size: u64,
 }
 
+/// So many are told of one by one: as many as a message has room for. A worker that keeps its own house loses one.
+const LOST_MAX: usize = 200;
+
 /// From the master to the manager.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Order {
@@ -60,7 +63,7 @@ impl Order {
             Order::Reload => (2, vec![]),
             Order::Stop { within_ms } => (3, vec![*within_ms]),
             Order::Buried { worker, lost } => {
-                let lost = lost.iter().flat_map(|lost| [lost.session.raw(), lost.size]);
+                let lost = lost.iter().take(LOST_MAX).flat_map(|lost| [lost.session.raw(), lost.size]);
                 (4, [u64::from(*worker)].into_iter().chain(lost).collect())
             }
         }
@@ -193,7 +196,7 @@ fn send(end: &Endpoint, (kind, words): &Packet) -> Result<(), swoole_ipc::Error>
 }
 
 fn receive<T>(end: &Endpoint, unpack: impl Fn(Packet) -> Option<T>) -> Result<Option<T>, swoole_ipc::Error> {
-    // Room for the losses of every reactor.
+    // Room for LOST_MAX losses.
     let mut buffer = [0; 4096];
     while let Some(len) = end.recv_packet(&mut buffer)? {
         let Some((&kind, words)) = buffer[..len].split_first() else { continue };
@@ -223,6 +226,7 @@ mod tests {
             Order::Buried { worker: 1023, lost: vec![lost; 64] },
             Order::Buried { worker: 0, lost: vec![] },
         ];
+        assert_eq!(Order::Buried { worker: 0, lost: vec![lost; 10_000] }.pack().1.len(), 1 + 2 * LOST_MAX);
         for order in &orders {
             master.send(order).unwrap();
         }

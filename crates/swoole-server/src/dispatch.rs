@@ -35,6 +35,11 @@ impl Dispatcher {
         }
     }
 
+    /// Whether a packet may be given to this worker: it serves, or none does.
+    pub(crate) fn is_eligible(&self, worker: u16) -> bool {
+        self.up[usize::from(worker)] || !self.up.contains(&true)
+    }
+
     /// The home of a new connection: its worker under `fixed`, and under every rule the one that hears
     /// of its connect and close. Each worker in turn; one that does not serve gets no new ones while
     /// another does.

@@ -165,6 +165,7 @@ impl<H: Handler> Program for Office<H> {
     }
 
     fn report(&mut self, report: &Report, control: &mut Control) {
+        control.watch(self.control.as_fd().as_raw_fd());
         match report {
             Report::Started { slot, generation, pid } => {
                 let pid = pid.as_raw_pid();
@@ -174,7 +175,6 @@ impl<H: Handler> Program for Office<H> {
                     self.forked += 1;
                     if self.forked == self.shared.config.worker_num {
                         self.tell(&News::AllForked);
-                        control.watch(self.control.as_fd().as_raw_fd());
                     }
                 } else {
                     self.shared.board.count_respawn();
@@ -236,7 +236,8 @@ impl<H: Handler> Office<H> {
             match control::next_order(&self.control) {
                 Ok(Some(order)) => self.obey(order, control),
                 Ok(None) => return,
-                Err(_) => return self.orphaned(control),
+                Err(swoole_ipc::Error::PeerGone) => return self.orphaned(control),
+                Err(error) => return tracing::error!("control channel: {error}"),
             }
         }
     }

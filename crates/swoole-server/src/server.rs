@@ -6,7 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::process::{Resource, Rlimit, Signal, WaitOptions, getpid, getrlimit, setrlimit, waitpid};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, getpid, getrlimit, pidfd_open, pidfd_send_signal,
+    setrlimit, waitpid,
+};
 use swoole_reactor::Reactor;
 use swoole_reactor::listener::{Address, ListenError, ListenOptions, listen, local_address};
 use swoole_supervisor::daemon::{PidFile, daemonize};
@@ -190,11 +194,22 @@ fn start<H: Handler>(
             drop(to_master);
             let result = master::run(handler, shared, &lanes, listeners, to_manager, manager);
             drop((pid_file, hold));
-            // After a stop in order it is reaped already; otherwise it ends now that the master's side is gone.
-            let _ = waitpid(Some(manager), WaitOptions::empty());
+            if result.is_err() {
+                end(manager);
+            }
             result
         }
     }
+}
+
+/// After a failure: if the manager still lives, it ends now that the master's side is gone, or is ended.
+fn end(manager: Pid) {
+    let Ok(process) = pidfd_open(manager, PidfdFlags::empty()) else { return };
+    let within = Timespec { tv_sec: 2, tv_nsec: 0 };
+    let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&within));
+    // In vain if it has ended; its workers notice by the lifeline.
+    let _ = pidfd_send_signal(&process, Signal::KILL);
+    let _ = waitpid(Some(manager), WaitOptions::empty());
 }
 
 /// The daemon's working directory is `/`: what was meant from here stays here.

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use swoole_ipc::Doorbell;
+use swoole_ipc::socketpair::Endpoint;
 use swoole_ipc::{Consumer, Producer, Ring};
 
 use super::window::{FalseAck, Parcel, Sent, Window};
@@ -196,9 +197,13 @@ impl ReactorEnd {
 
     /// Packets among them.
     pub(crate) fn packets(&self) -> usize {
-        let waiting =
-            self.backlog.iter().filter(|(parcel, offset)| parcel.kind == RequestKind::Packet && *offset == 0);
+        let waiting = self.backlog.iter().filter(|(parcel, _)| parcel.kind == RequestKind::Packet);
         self.window.packets() + waiting.count()
+    }
+
+    /// Whether the socket has refused a packet for another reason than want of room: the next drain says so.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.is_some()
     }
 
     /// Whether nothing waits for room.
@@ -230,11 +235,13 @@ impl ReactorEnd {
         if let Some(error) = self.broken.take() {
             return Err(error.into());
         }
-        let (came, ack) = match &self.side {
-            Side::Ring { .. } => self.drain_ring(sink)?,
-            Side::Socket { .. } => self.drain_socket(sink)?,
+        let mut taken = Taken::default();
+        let result = match &self.side {
+            Side::Ring { .. } => self.drain_ring(sink, &mut taken),
+            Side::Socket { .. } => self.drain_socket(sink, &mut taken),
         };
-        if let Some(ack) = ack {
+        // Also after a fault: what was delivered is answered, and must not be asked of a successor again.
+        if let Some(ack) = taken.ack {
             let mut freed = None;
             for sent in self.window.ack(ack)? {
                 freed = Some(sent.end);
@@ -247,12 +254,12 @@ impl ReactorEnd {
                 self.pump();
             }
         }
-        Ok(came)
+        result.map(|()| taken.came)
     }
 
     /// Straight out of the ring; replies that follow each other to one session go out together.
-    fn drain_ring(&mut self, sink: &mut dyn ReplySink) -> Result<(bool, Option<u64>), Fault> {
-        let Side::Ring { replies, .. } = &mut self.side else { return Ok((false, None)) };
+    fn drain_ring(&mut self, sink: &mut dyn ReplySink, taken: &mut Taken) -> Result<(), Fault> {
+        let Side::Ring { replies, .. } = &mut self.side else { return Ok(()) };
         let start = replies.position();
         let mut at = start;
         let mut committed = None;
@@ -260,14 +267,19 @@ impl ReactorEnd {
             let (reply, _) = Reply::decode(record.tag, record.bytes)?;
             at = record.end;
             if reply.commit {
-                committed = Some((at, reply.ack));
+                self.window.check(reply.ack)?;
+                // Never back: what was delivered once is finished.
+                let before = committed.map_or(0, |(_, before)| before);
+                committed = Some((at, reply.ack.max(before)));
             }
         }
         if at == start {
-            return Ok((false, None));
+            return Ok(());
         }
+        taken.came = true;
         let mut from = start;
-        if let Some((end, _)) = committed {
+        if let Some((end, ack)) = committed {
+            taken.ack = Some(ack);
             self.staging.deliver(sink);
             let mut parts = [IoSlice::new(&[]); GATHER];
             let mut count = 0;
@@ -304,27 +316,27 @@ impl ReactorEnd {
         replies.advance_to(from);
         replies.release();
         ring(&self.room);
-        Ok((true, committed.map(|(_, ack)| ack)))
+        Ok(())
     }
 
-    fn drain_socket(&mut self, sink: &mut dyn ReplySink) -> Result<(bool, Option<u64>), Fault> {
+    fn drain_socket(&mut self, sink: &mut dyn ReplySink, taken: &mut Taken) -> Result<(), Fault> {
         let (Side::Socket { buffer }, Lane::Socket { reactor, .. }) = (&mut self.side, &*self.lane) else {
-            return Ok((false, None));
+            return Ok(());
         };
-        let (mut came, mut acked) = (false, None);
         for _ in 0..SOCKET_BUDGET {
             let Some(len) = reactor.recv_packet(buffer)? else { break };
-            came = true;
+            taken.came = true;
             let (tag, record) =
                 buffer[..len].split_first_chunk().ok_or(Malformed { tag: 0, len }).map_err(Fault::from)?;
             let (reply, payload) = Reply::decode(u32::from_le_bytes(*tag), record)?;
             self.staging.push(reply, payload)?;
             if reply.commit {
+                self.window.check(reply.ack)?;
+                taken.ack = Some(reply.ack);
                 self.staging.deliver(sink);
-                acked = Some(reply.ack);
             }
         }
-        Ok((came, acked))
+        Ok(())
     }
 
     /// The worker is dead and reaped; `started` is the last record that it said it had begun.
@@ -332,6 +344,7 @@ impl ReactorEnd {
     /// Its committed replies go out, the books are closed, and all that it had not begun is on its
     /// way to the successor. Yields what is lost: the message that it had in hand.
     pub(crate) fn settle(&mut self, started: u64, sink: &mut dyn ReplySink) -> Vec<Sent> {
+        self.broken = None;
         loop {
             match self.drain(sink) {
                 Ok(true) => {}
@@ -390,12 +403,22 @@ impl ReactorEnd {
                 reader(ring)
             }
             (Side::Socket { buffer }, Lane::Socket { worker, reactor }) => {
-                while let Ok(Some(_)) = worker.recv_packet(buffer) {}
+                discard(worker, buffer);
                 // What a fault has left there.
-                while let Ok(Some(_)) = reactor.recv_packet(buffer) {}
+                discard(reactor, buffer);
                 None
             }
             _ => None,
+        }
+    }
+}
+
+/// Empties a socket that nobody writes to any more. What cannot be received whole is gone as well.
+fn discard(socket: &Endpoint, buffer: &mut [u8]) {
+    // More packets than any socket holds: the bound is for the case that an error lasts.
+    for _ in 0..1_000_000 {
+        if let Ok(None) = socket.recv_packet(buffer) {
+            return;
         }
     }
 }
@@ -414,6 +437,13 @@ fn copy_out(ring: &Consumer, sent: &Sent) -> Option<Parcel> {
         return None;
     };
     Some(Parcel { kind: sent.kind, session: sent.session, bytes })
+}
+
+/// What one drain has taken.
+#[derive(Default)]
+struct Taken {
+    came: bool,
+    ack: Option<u64>,
 }
 
 /// Replies whose commit has not come yet.

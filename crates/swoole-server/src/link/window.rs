@@ -73,12 +73,18 @@ impl Window {
         self.entries.iter().filter(|sent| sent.kind == RequestKind::Packet && sent.last).count()
     }
 
-    /// The worker has finished the first `ack` records. Yields those that are new to the books.
-    pub(crate) fn ack(&mut self, ack: u64) -> Result<impl Iterator<Item = Sent> + '_, FalseAck> {
+    /// Whether the worker can have finished the first `ack` records.
+    pub(crate) fn check(&self, ack: u64) -> Result<(), FalseAck> {
         let sent = self.acked + self.entries.len() as u64;
         if ack < self.acked || ack > sent {
             return Err(FalseAck { ack, acked: self.acked, sent });
         }
+        Ok(())
+    }
+
+    /// The worker has finished the first `ack` records. Yields those that are new to the books.
+    pub(crate) fn ack(&mut self, ack: u64) -> Result<impl Iterator<Item = Sent> + '_, FalseAck> {
+        self.check(ack)?;
         let finished = (ack - self.acked) as usize;
         self.acked = ack;
         Ok(self.entries.drain(..finished))

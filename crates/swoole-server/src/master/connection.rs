@@ -39,19 +39,19 @@ pub(super) struct Connection {
 pub(super) enum Fed {
     /// Everything that is a packet was taken.
     All,
-    /// This worker's link has no room for the next packet.
-    Blocked(u16),
+    /// There is no room for the next packet: the queue to wait in.
+    Blocked(usize),
     /// The input is no stream of packets.
     Broken(FrameError),
 }
 
 /// Cuts `input` into packets and offers each, until one is not taken. Yields how many bytes are done with.
 ///
-/// `offer` says which worker had no room.
+/// `offer` says where to wait for room.
 pub(super) fn feed(
     framer: &mut Framer,
     input: &[u8],
-    mut offer: impl FnMut(&[u8]) -> Result<(), u16>,
+    mut offer: impl FnMut(&[u8]) -> Result<(), usize>,
 ) -> (usize, Fed) {
     let mut used = 0;
     while used < input.len() {
@@ -60,8 +60,8 @@ pub(super) fn feed(
             Err(error) => return (used, Fed::Broken(error)),
             Ok(Cut::Packet { len, payload }) => {
                 let packet = &input[used + payload.start..used + payload.end];
-                if let Err(worker) = offer(packet) {
-                    return (used, Fed::Blocked(worker));
+                if let Err(queue) = offer(packet) {
+                    return (used, Fed::Blocked(queue));
                 }
                 used += len;
             }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use swoole_reactor::{Options, Reactor};
 
@@ -65,7 +66,18 @@ impl Crew {
                 .map_err(|error| failed(error.into()))?;
             Ok(Member { mail, occupancy, thread })
         };
-        let members = (0..shared.config.reactor_num).map(start).collect::<Result<_>>()?;
+        let mut members = Vec::new();
+        for id in 0..shared.config.reactor_num {
+            match start(id) {
+                Ok(member) => members.push(member),
+                Err(error) => {
+                    let mut crew = Crew { members, crowded };
+                    crew.tell(|| Command::Finish { within: Duration::ZERO });
+                    crew.join();
+                    return Err(error);
+                }
+            }
+        }
         Ok(Crew { members, crowded })
     }
 

@@ -220,7 +220,10 @@ impl<H: Handler> Office<H> {
                 match self.stage {
                     Stage::Draining => self.leave(reactor),
                     Stage::Finishing => self.crew.tell(|| Command::Finish { within: Duration::ZERO }),
-                    _ => self.order(&Order::Stop { within_ms: 0 }),
+                    _ => {
+                        self.order(&Order::Stop { within_ms: 0 });
+                        self.set_alarm(reactor, GRACE);
+                    }
                 }
                 self.roster.kill_orphans();
             }

@@ -119,7 +119,8 @@ impl ReactorThread {
                 return Ok(());
             }
             let waiting = self.links.iter().any(|link| link.in_flight() > 0);
-            if self.stop == Stop::Draining && !waiting && self.desk.is_drained() {
+            let answered = self.links.iter().all(|link| link.packets() == 0);
+            if self.stop == Stop::Draining && answered && self.desk.is_drained() {
                 self.stop = Stop::Drained;
                 self.seat.main.post(Note::Drained);
             }
@@ -171,7 +172,7 @@ impl ReactorThread {
                 Watch::On { readable, .. } => std::mem::take(readable),
                 Watch::Off => false,
             };
-            if !ready {
+            if !ready && !self.links[worker].is_broken() {
                 continue;
             }
             match self.links[worker].drain(&mut Replies { desk: &mut self.desk, reactor }) {

@@ -174,7 +174,6 @@ impl<'a, H: Handler> Life<'a, H> {
         shared.board.set_busy(self.worker.id, true);
         loop {
             let worked = self.pass()?;
-            self.worker.retiring |= self.orphan && shared.board.phase() == Phase::Stopping;
             if self.worker.retiring {
                 return Ok(());
             }
@@ -209,7 +208,9 @@ impl<'a, H: Handler> Life<'a, H> {
         // The kernel asks the same when the manager dies, but then there is no successor to leave anything to.
         self.orphan |= getppid() != self.manager;
         self.worker.retiring |= asked && !self.orphan;
-        self.worker.retiring |= self.orphan && self.worker.shared.lifeline.is_cut();
+        let shared = &self.worker.shared;
+        self.worker.retiring |=
+            self.orphan && (shared.lifeline.is_cut() || shared.board.phase() == Phase::Stopping);
         Ok(())
     }
 
@@ -252,7 +253,7 @@ impl<'a, H: Handler> Life<'a, H> {
                 if large {
                     self.inboxes[reactor].shed();
                 }
-                self.worker.retiring |= self.worker.handled >= self.request_limit;
+                self.worker.retiring |= self.worker.handled >= self.request_limit && !self.orphan;
                 if now - self.looked > LOOK_AFTER {
                     self.look(Some(Duration::ZERO))?;
                 }

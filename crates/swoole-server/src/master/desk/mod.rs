@@ -35,8 +35,8 @@ pub(super) struct Desk {
     /// Closed connections whose place in `by_token` a new one has taken before they were reported as closed.
     displaced: HashMap<Token, usize>,
     dispatcher: Dispatcher,
-    /// Connections that are not read from until this worker's link has room, longest wait first. Where every worker
-    /// will do, all wait in the first queue for any of them.
+    /// Connections that are not read from until there is room, longest wait first: a queue for each worker, and a last
+    /// one of those for whom any worker will do.
     waiting: Vec<VecDeque<Session>>,
     /// Closed connections that stand in there still, at most.
     stale: usize,
@@ -58,7 +58,7 @@ impl Desk {
             by_token: Vec::new(),
             displaced: HashMap::new(),
             dispatcher: Dispatcher::new(shared.config.dispatch_mode, workers, id),
-            waiting: (0..workers).map(|_| VecDeque::new()).collect(),
+            waiting: (0..=workers).map(|_| VecDeque::new()).collect(),
             stale: 0,
             lingering: HashMap::new(),
             departed: Vec::new(),
@@ -165,7 +165,7 @@ impl Desk {
             *announced = links[usize::from(*home)].offer(RequestKind::Connect, *session, &[]);
             if !*announced {
                 let home = *home;
-                return self.settle_feed(reactor, slot, Fed::Blocked(home));
+                return self.settle_feed(reactor, slot, Fed::Blocked(usize::from(home)));
             }
         }
         let mut input = std::mem::take(&mut self.connections[slot].input);
@@ -193,14 +193,16 @@ impl Desk {
                 in_flight: links[usize::from(worker)].in_flight(),
             });
             let first = usize::from(chosen);
-            // Where the rule leaves a choice, a full link is a reason to choose again.
-            let tries = if any_worker { workers } else { 1 };
-            let mut candidates = (0..tries).map(|step| (first + step) % workers);
-            if candidates.any(|worker| links[worker].offer(RequestKind::Packet, *session, packet)) {
-                packets += 1;
-                return Ok(());
-            }
-            Err(chosen)
+            let mut offer = |worker: usize| links[worker].offer(RequestKind::Packet, *session, packet);
+            let (taken, queue) = if any_worker {
+                // Where the rule leaves a choice, a full link is a reason to choose again.
+                let mut others = (0..workers).map(|step| (first + step) % workers);
+                (others.any(|worker| dispatcher.is_eligible(worker as u16) && offer(worker)), workers)
+            } else {
+                (offer(first), first)
+            };
+            packets += usize::from(taken);
+            if taken { Ok(()) } else { Err(queue) }
         });
         *in_flight += packets;
         self.count(Counter::Packets, packets as u64);
@@ -221,18 +223,16 @@ impl Desk {
                 }
             }
             Fed::All => {}
-            Fed::Blocked(worker) => {
+            Fed::Blocked(queue) => {
                 connection.parked = true;
-                if connection.announced {
+                if connection.announced || !connection.input.is_empty() || connection.ended || self.draining {
                     reactor.pause(connection.token);
                 } else if let Err(error) = reactor.receive(connection.token) {
                     // Read from until it says something, so that one which leaves again takes nobody's place.
                     let token = connection.token;
                     return self.failed(reactor, token, &error);
                 }
-                let session = connection.session;
-                let queue = self.queue(usize::from(worker));
-                self.waiting[queue].push_back(session);
+                self.waiting[queue].push_back(connection.session);
             }
             Fed::Broken(error) => {
                 tracing::warn!(session = %connection.session, "closed, what it sends is no packet: {error}");
@@ -244,26 +244,25 @@ impl Desk {
 
     /// This worker's link may have room: who waited for it goes on.
     pub(super) fn unpark(&mut self, reactor: &mut Reactor, links: &mut [ReactorEnd], worker: usize) {
-        let queue = self.queue(worker);
-        while links[worker].is_clear() {
-            let Some(session) = self.waiting[queue].pop_front() else { return };
-            let Some(slot) = self.find(session) else { continue };
-            self.resume(reactor, links, slot);
-            // It has gone to the end of a queue: its turn is over.
-            if self.find(session).is_some_and(|slot| self.connections[slot].parked) {
-                return;
+        for queue in [worker, links.len()] {
+            while links[worker].is_clear() {
+                let Some(session) = self.waiting[queue].pop_front() else { break };
+                let Some(slot) = self.find(session) else { continue };
+                self.resume(reactor, links, slot);
+                // It has gone to the end of a queue: its turn is over.
+                if self.find(session).is_some_and(|slot| self.connections[slot].parked) {
+                    break;
+                }
             }
         }
     }
 
-    /// Whether everything that was received is with the workers.
+    /// Whether every packet that was received is with a worker.
     pub(super) fn is_drained(&self) -> bool {
-        self.draining && self.waiting.iter().flatten().all(|session| self.find(*session).is_none())
-    }
-
-    /// The queue of who waits for this worker.
-    fn queue(&self, worker: usize) -> usize {
-        if self.shared.config.dispatch_mode == DispatchMode::Fixed { worker } else { 0 }
+        let waits = |session: &Session| {
+            self.find(*session).is_some_and(|slot| !self.connections[slot].input.is_empty())
+        };
+        self.draining && !self.waiting.iter().flatten().any(waits)
     }
 
     fn slot_of(&self, token: Token) -> Option<usize> {
