@@ -126,7 +126,7 @@ impl ReactorThread {
             }
             let mut timeout = waiting.then_some(patience);
             let last_look = self.stop == Stop::LastLook;
-            if worked || last_look {
+            if worked || last_look || self.desk.is_glancing() {
                 (timeout, patience) = (Some(Duration::ZERO), PATIENCE.0);
             } else if waiting && spin.until(|| self.has_replies()) {
                 continue;
@@ -139,6 +139,7 @@ impl ReactorThread {
             let events =
                 reactor.turn(timeout, |reactor, event| self.on_event(reactor, event)).map_err(failed)?;
             bell.disarm();
+            self.desk.end_glances(&mut reactor);
             if last_look && self.stop == Stop::LastLook {
                 self.stop = Stop::Draining;
                 self.desk.drain(&mut reactor);

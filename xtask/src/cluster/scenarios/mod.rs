@@ -2,6 +2,7 @@
 
 use super::matrix::Scenario;
 
+mod backlog;
 mod boot;
 mod commands;
 mod config;
@@ -24,6 +25,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         dispatch::ALL,
         crash::ALL,
         reload::ALL,
+        backlog::ALL,
         stop::ALL,
         boot::ALL,
         config::ALL,

@@ -43,8 +43,11 @@ pub(super) struct Desk {
     lingering: HashMap<TimerId, Session>,
     /// Closed, and their home workers not told yet.
     departed: Vec<(u16, Session)>,
-    /// No new packets are taken.
+    /// No new packets are taken, but from those whose bytes had to wait before: each is read from for one turn more when
+    /// it goes on, since a driver may have taken bytes off the kernel's hands already. This turn's, and the last one's.
     draining: bool,
+    glances: Vec<Token>,
+    glanced: Vec<Token>,
 }
 
 impl Desk {
@@ -63,6 +66,8 @@ impl Desk {
             lingering: HashMap::new(),
             departed: Vec::new(),
             draining: false,
+            glances: Vec::new(),
+            glanced: Vec::new(),
             shared,
         }
     }
@@ -214,12 +219,14 @@ impl Desk {
         match fed {
             Fed::All if connection.parked => {
                 connection.parked = false;
-                if !self.draining
-                    && !connection.ended
-                    && let Err(error) = reactor.receive(connection.token)
-                {
+                if !connection.ended {
                     let token = connection.token;
-                    self.failed(reactor, token, &error);
+                    if self.draining {
+                        self.glances.push(token);
+                    }
+                    if let Err(error) = reactor.receive(token) {
+                        self.failed(reactor, token, &error);
+                    }
                 }
             }
             Fed::All => {}
@@ -262,7 +269,22 @@ impl Desk {
         let waits = |session: &Session| {
             self.find(*session).is_some_and(|slot| !self.connections[slot].input.is_empty())
         };
-        self.draining && !self.waiting.iter().flatten().any(waits)
+        self.draining && !self.is_glancing() && !self.waiting.iter().flatten().any(waits)
+    }
+
+    /// Whether some are read from for this one turn.
+    pub(super) fn is_glancing(&self) -> bool {
+        !(self.glances.is_empty() && self.glanced.is_empty())
+    }
+
+    /// A turn is over: who had a whole one is not read from any more.
+    pub(super) fn end_glances(&mut self, reactor: &mut Reactor) {
+        for token in std::mem::take(&mut self.glanced) {
+            if self.slot_of(token).is_some_and(|slot| !self.connections[slot].closing) {
+                reactor.pause(token);
+            }
+        }
+        self.glanced = std::mem::take(&mut self.glances);
     }
 
     fn slot_of(&self, token: Token) -> Option<usize> {

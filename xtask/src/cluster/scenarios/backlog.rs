@@ -1,0 +1,149 @@
+//! Packets that wait for a worker, through reloads, retirements, stops and deaths: each of them is answered.
+
+use crate::cluster::bed::{Bed, PATIENCE};
+use crate::cluster::client::Client;
+use crate::cluster::log::Source;
+use crate::cluster::matrix::{Cx, Scenario, full, once};
+use crate::cluster::proc;
+use anyhow::{Result, ensure};
+use rustix::process::Signal;
+
+pub(super) static ALL: &[Scenario] = &[
+    full("backlog_reload", "a reload in the middle of a long queue kills nobody and loses nothing", reload),
+    full(
+        "backlog_retire_then_stop",
+        "a stop right after a worker has retired answers what that worker left",
+        retire_then_stop,
+    ),
+    full(
+        "backlog_crash_in_stop",
+        "a worker that dies during the stop is replaced, and its queue is answered",
+        crash,
+    ),
+    full(
+        "backlog_any_worker",
+        "a stop where any worker will do answers what waits for any of them",
+        any_worker,
+    ),
+    full("backlog_manager_death", "packets that come with the manager's death are answered", manager_death),
+    once(
+        "mass_death",
+        "two hundred workers that die at once are all replaced, and the server stops",
+        mass_death,
+    ),
+];
+
+/// `count` packets in one go, all of which the server has read when this returns.
+fn queue(bed: &Bed, client: &mut Client, count: usize) -> Result<()> {
+    let packets: String = (0..count).map(|number| format!("echo {number}\n")).collect();
+    client.send(packets.as_bytes())?;
+    client.wait_read(bed.port()?)
+}
+
+fn expect_queue(client: &mut Client, count: usize) -> Result<()> {
+    (0..count).try_for_each(|number| client.expect_line(&number.to_string()))
+}
+
+fn worker_errors(bed: &Bed) -> usize {
+    bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with("on_worker_error")).count()
+}
+
+fn reload(cx: &Cx) -> Result<()> {
+    let bed = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 1).start()?;
+    let mut client = bed.connect()?;
+    // Two seconds of work, twice what a worker may take to retire.
+    client.send("sleep 2\n".repeat(1000).as_bytes())?;
+    client.expect_line("slept 2")?;
+    bed.signal_master(Signal::USR1)?;
+    for _ in 1..1000 {
+        client.expect_line("slept 2")?;
+    }
+    bed.log.wait_count("on_after_reload", 1, PATIENCE)?;
+    ensure!(worker_errors(&bed) == 0, "a worker was killed");
+    bed.stop()?;
+    Ok(())
+}
+
+fn retire_then_stop(cx: &Cx) -> Result<()> {
+    let mut bed = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 10).start()?;
+    let (mut first, mut second) = (bed.connect()?, bed.connect()?);
+    first.tell_all(&["sleep 300", "stop"])?;
+    first.wait_read(bed.port()?)?;
+    queue(&bed, &mut second, 2000)?;
+    bed.log.wait_count("on_worker_stop", 1, PATIENCE)?;
+    bed.signal_master(Signal::TERM)?;
+    expect_queue(&mut second, 2000)?;
+    ensure!(bed.wait_gone(PATIENCE)?.success(), "the stop failed");
+    Ok(())
+}
+
+fn crash(cx: &Cx) -> Result<()> {
+    let mut bed = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 10).start()?;
+    let (mut first, mut second) = (bed.connect()?, bed.connect()?);
+    first.tell_all(&["sleep 300", "crash kill"])?;
+    first.wait_read(bed.port()?)?;
+    queue(&bed, &mut second, 2000)?;
+    bed.signal_master(Signal::TERM)?;
+    expect_queue(&mut second, 2000)?;
+    ensure!(worker_errors(&bed) == 1, "the crash was not reported");
+    ensure!(bed.wait_gone(PATIENCE)?.success(), "the stop failed");
+    Ok(())
+}
+
+fn any_worker(cx: &Cx) -> Result<()> {
+    let testbed = cx.testbed().flag("worker-num", 2).flag("reactor-num", 1).flag("max-wait-time", 10);
+    let mut bed = testbed.flag("dispatch-mode", "round_robin").flag("ring-size", 16384).start()?;
+    let mut clients = (0..3).map(|_| bed.connect()).collect::<Result<Vec<_>>>()?;
+    let packets = "sleep 1\n".repeat(700);
+    for client in &mut clients {
+        client.send(packets.as_bytes())?;
+    }
+    for client in &mut clients {
+        client.wait_read(bed.port()?)?;
+    }
+    bed.signal_master(Signal::TERM)?;
+    for client in &mut clients {
+        for _ in 0..700 {
+            client.expect_line("slept 1")?;
+        }
+    }
+    ensure!(bed.wait_gone(PATIENCE)?.success(), "the stop failed");
+    Ok(())
+}
+
+fn manager_death(cx: &Cx) -> Result<()> {
+    let mut bed = cx.testbed().flag("worker-num", 2).start()?;
+    let mut clients = [bed.connect()?, bed.connect()?];
+    for client in &mut clients {
+        client.expect("echo before", "before")?;
+        client.send(b"sleep 100\necho after\n")?;
+        client.wait_read(bed.port()?)?;
+    }
+    proc::signal(bed.ready.manager, Signal::KILL)?;
+    for client in &mut clients {
+        client.expect_line("slept 100")?;
+        client.expect_line("after")?;
+    }
+    ensure!(!bed.wait_gone(PATIENCE)?.success(), "the manager's death is no success");
+    Ok(())
+}
+
+fn mass_death(cx: &Cx) -> Result<()> {
+    let testbed = cx.testbed().flag("worker-num", 200).flag("reactor-num", 1).flag("ring-size", 16384);
+    let bed = testbed.start()?;
+    let before = proc::children(bed.ready.manager);
+    ensure!(before.len() == 200, "{} workers", before.len());
+    // So that it finds all of them dead at once.
+    proc::signal(bed.ready.manager, Signal::STOP)?;
+    for worker in &before {
+        proc::signal(*worker, Signal::KILL)?;
+    }
+    proc::signal(bed.ready.manager, Signal::CONT)?;
+    proc::until("200 new workers", PATIENCE, || {
+        let now = proc::children(bed.ready.manager);
+        (now.len() == 200 && !now.iter().any(|worker| before.contains(worker))).then_some(())
+    })?;
+    bed.connect()?.expect("echo alive", "alive")?;
+    bed.stop()?;
+    Ok(())
+}
