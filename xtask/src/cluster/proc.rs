@@ -4,6 +4,7 @@ use anyhow::{Context, Result, anyhow};
 use rustix::process::{Pid, Signal, WaitOptions};
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// The fields of `/proc/PID/stat` that matter here.
@@ -90,6 +91,13 @@ pub(super) fn signal(pid: i32, signal: Signal) -> Result<()> {
     rustix::process::kill_process(pid, signal).with_context(|| format!("send {signal:?} to process {pid:?}"))
 }
 
+/// Makes a process stand still, as it does when this returns, until it gets SIGCONT.
+pub(super) fn halt(pid: i32) -> Result<()> {
+    signal(pid, Signal::STOP)?;
+    let halted = || stat(pid).is_some_and(|stat| stat.state == 'T');
+    until("a process to stand still", Duration::from_secs(5), || halted().then_some(()))
+}
+
 /// The names of a process's threads; the kernel's own io_uring helpers, which it lists among them, are left out.
 pub(super) fn threads(pid: i32) -> Result<Vec<String>> {
     let dir = format!("/proc/{pid}/task");
@@ -109,12 +117,21 @@ pub(super) fn sleeps(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|name| name.contains("nanosleep"))
 }
 
+/// What a process's descriptors stand for: paths of files, and what the kernel calls all else.
+pub(super) fn files(pid: i32) -> Result<Vec<PathBuf>> {
+    let dir = format!("/proc/{pid}/fd");
+    let mut files = Vec::new();
+    for entry in fs::read_dir(&dir).with_context(|| format!("list {dir}"))? {
+        // It may have been closed in the meantime.
+        files.extend(fs::read_link(entry?.path()));
+    }
+    Ok(files)
+}
+
 /// The inode numbers of the sockets a process holds.
 pub(super) fn socket_inodes(pid: i32) -> Result<BTreeSet<u64>> {
-    let dir = format!("/proc/{pid}/fd");
     let mut inodes = BTreeSet::new();
-    for entry in fs::read_dir(&dir).with_context(|| format!("list {dir}"))? {
-        let Ok(target) = fs::read_link(entry?.path()) else { continue };
+    for target in files(pid)? {
         let target = target.to_string_lossy();
         if let Some(inode) = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')) {
             inodes.insert(inode.parse()?);

@@ -1,6 +1,6 @@
 //! Packets that wait for a worker, through reloads, retirements, stops and deaths: each of them is answered.
 
-use crate::cluster::bed::{Bed, PATIENCE};
+use crate::cluster::bed::{Bed, PATIENCE, Ready};
 use crate::cluster::client::Client;
 use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, full, once};
@@ -26,6 +26,11 @@ pub(super) static ALL: &[Scenario] = &[
         any_worker,
     ),
     full("backlog_manager_death", "packets that come with the manager's death are answered", manager_death),
+    full(
+        "backlog_orphans",
+        "idle workers whose manager has died still answer what comes before the master's stop",
+        orphans,
+    ),
     once(
         "mass_death",
         "two hundred workers that die at once are all replaced, and the server stops",
@@ -52,11 +57,14 @@ fn reload(cx: &Cx) -> Result<()> {
     let bed = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 1).start()?;
     let mut client = bed.connect()?;
     // Two seconds of work, twice what a worker may take to retire.
-    client.send("sleep 2\n".repeat(1000).as_bytes())?;
+    let packets: String = (0..1000).map(|number| format!("sleep 2\necho {number}\n")).collect();
+    client.send(packets.as_bytes())?;
     client.expect_line("slept 2")?;
     bed.signal_master(Signal::USR1)?;
-    for _ in 1..1000 {
+    client.expect_line("0")?;
+    for number in 1..1000 {
         client.expect_line("slept 2")?;
+        client.expect_line(&number.to_string())?;
     }
     bed.log.wait_count("on_after_reload", 1, PATIENCE)?;
     ensure!(worker_errors(&bed) == 0, "a worker was killed");
@@ -128,13 +136,36 @@ fn manager_death(cx: &Cx) -> Result<()> {
     Ok(())
 }
 
+fn orphans(cx: &Cx) -> Result<()> {
+    let mut bed = cx.testbed().flag("worker-num", 2).start()?;
+    let mut clients = [bed.connect_to_worker(0)?, bed.connect_to_worker(1)?];
+    let Ready { master, manager, .. } = bed.ready;
+    // The master sleeps over the death, so that the workers are the first to know.
+    proc::halt(master)?;
+    proc::signal(manager, Signal::KILL)?;
+    let orphan = |pid: &i32| proc::stat(*pid).is_none_or(|stat| stat.parent != manager);
+    proc::until("workers without a manager", PATIENCE, || {
+        bed.ready.workers.iter().all(orphan).then_some(())
+    })?;
+    for client in &mut clients {
+        client.tell("echo after")?;
+    }
+    bed.signal_master(Signal::CONT)?;
+    for client in &mut clients {
+        client.expect_line("after")?;
+        client.expect_close()?;
+    }
+    ensure!(!bed.wait_gone(PATIENCE)?.success(), "the manager's death is no success");
+    Ok(())
+}
+
 fn mass_death(cx: &Cx) -> Result<()> {
     let testbed = cx.testbed().flag("worker-num", 200).flag("reactor-num", 1).flag("ring-size", 16384);
     let bed = testbed.start()?;
     let before = proc::children(bed.ready.manager);
     ensure!(before.len() == 200, "{} workers", before.len());
     // So that it finds all of them dead at once.
-    proc::signal(bed.ready.manager, Signal::STOP)?;
+    proc::halt(bed.ready.manager)?;
     for worker in &before {
         proc::signal(*worker, Signal::KILL)?;
     }

@@ -3,8 +3,8 @@
 use crate::cluster::bed::Bed;
 use crate::cluster::client::Client;
 use crate::cluster::matrix::{Cx, Scenario, full};
-use anyhow::{Result, ensure};
-use std::collections::BTreeMap;
+use anyhow::{Context, Result, ensure};
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) static ALL: &[Scenario] = &[
     full(
@@ -14,6 +14,11 @@ pub(super) static ALL: &[Scenario] = &[
     ),
     full("dispatch_round_robin", "packets spread evenly over the workers", dispatch_round_robin),
     full("dispatch_idle", "a busy worker is passed over", dispatch_idle),
+    full(
+        "dispatch_full_link",
+        "who has filled a blocked worker's link goes on with another",
+        dispatch_full_link,
+    ),
 ];
 
 fn start(cx: &Cx, mode: &str) -> Result<Bed> {
@@ -67,5 +72,41 @@ fn dispatch_idle(cx: &Cx) -> Result<()> {
     );
     sleeper.expect_line("slept 2000")?;
     bed.stop()?;
+    Ok(())
+}
+
+fn dispatch_full_link(cx: &Cx) -> Result<()> {
+    // Several times what a link holds, of which at most one link's worth waits for the worker that is blocked.
+    const PACKETS: usize = 3000;
+    for mode in ["idle", "round_robin"] {
+        let launch = cx.testbed().flag("worker-num", 2).flag("reactor-num", 1).flag("dispatch-mode", mode);
+        let bed = launch.flag("ring-size", 16384).start()?;
+        let mut clients = (0..4).map(|_| bed.connect()).collect::<Result<Vec<Client>>>()?;
+        for client in &mut clients {
+            client.expect("echo known to a worker", "known to a worker")?;
+        }
+        let mut sleeper = bed.connect()?;
+        bed.occupy(&mut sleeper, 2000)?;
+        let text = |number: usize| format!("{number:016}");
+        let packets: String = (0..PACKETS).map(|number| format!("echo {}\n", text(number))).collect();
+        for client in &mut clients {
+            client.send(packets.as_bytes())?;
+        }
+        let mut open = vec![(0..PACKETS).map(text).collect::<BTreeSet<_>>(); clients.len()];
+        let mut read_half = |part: &str| -> Result<()> {
+            for (index, (client, open)) in clients.iter_mut().zip(&mut open).enumerate() {
+                for _ in 0..PACKETS / 2 {
+                    let reply = client.line().with_context(|| format!("{mode}, {part}, client {index}"))?;
+                    ensure!(open.remove(&reply), "{mode}: client {index} did not expect {reply:?}");
+                }
+            }
+            Ok(())
+        };
+        read_half("first half")?;
+        ensure!(!sleeper.has_reply()?, "{mode}: half of all replies have waited for the worker that sleeps");
+        read_half("second half")?;
+        sleeper.expect_line("slept 2000")?;
+        bed.stop()?;
+    }
     Ok(())
 }

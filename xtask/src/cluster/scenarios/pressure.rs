@@ -5,6 +5,8 @@ use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, full};
 use crate::cluster::{bed::Bed, bed::PATIENCE, proc};
 use anyhow::{Context, Result, anyhow, ensure};
+use rustix::net::sockopt::set_socket_recv_buffer_size;
+use rustix::process::Signal;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,6 +20,16 @@ pub(super) static ALL: &[Scenario] = &[
     ),
     full("slow_reader", "100 MB of replies nobody reads: closed at socket_buffer_size", slow_reader),
     full("slow_but_steady", "a client that reads slowly, but does, gets everything", slow_but_steady),
+    full(
+        "half_closed_reader",
+        "a client that has ended its side gets all of a reply that it reads slowly",
+        half_closed_reader,
+    ),
+    full(
+        "connect_flood",
+        "30,000 clients that leave at once leave nothing behind in the master",
+        connect_flood,
+    ),
 ];
 
 /// What the master may grow by, beside the shared memory that exists from the start.
@@ -129,6 +141,56 @@ fn slow_but_steady(cx: &Cx) -> Result<()> {
             "reply {index} is damaged"
         );
     }
+    bed.stop()?;
+    Ok(())
+}
+
+fn half_closed_reader(cx: &Cx) -> Result<()> {
+    const REPLY: usize = 8_000_000;
+    const PIECE: usize = 100_000;
+    let bed = cx.testbed().flag("worker-num", 1).start()?;
+    let (mut reader, mut pacemaker) = (bed.connect()?, bed.connect()?);
+    // So that most of it has to wait in the server.
+    set_socket_recv_buffer_size(reader.writer()?, 256 << 10)?;
+    reader.tell(&format!("big {REPLY}"))?;
+    reader.finish()?;
+    for index in 0..REPLY / PIECE {
+        pacemaker.expect("sleep 5", "slept 5")?;
+        let piece = reader.exactly(PIECE).with_context(|| format!("piece {index}"))?;
+        ensure!(piece.iter().all(|byte| *byte == b'x'), "piece {index} is damaged");
+    }
+    reader.expect_line("")?;
+    reader.expect_close()?;
+    bed.stop()?;
+    Ok(())
+}
+
+/// Clients that come and abort, one after another, until the server has seen off the last of them.
+fn flood(bed: &Bed, clients: usize) -> Result<()> {
+    let master = bed.ready.master;
+    let before = proc::socket_inodes(master)?.len();
+    for index in 0..clients {
+        Client::connect_small(bed.address()?).with_context(|| format!("client {index} of a flood"))?;
+    }
+    proc::until("the server to let go of all of them", PATIENCE, || {
+        proc::socket_inodes(master).is_ok_and(|inodes| inodes.len() <= before).then_some(())
+    })
+}
+
+fn connect_flood(cx: &Cx) -> Result<()> {
+    const GROWTH_MAX: u64 = 3 << 20;
+    let launch = cx.testbed().flag("worker-num", 1).flag("reactor-num", 1);
+    let bed = launch.flag("ring-size", 16384).start()?;
+    let mut blocker = bed.connect()?;
+    bed.occupy(&mut blocker, 100_000)?;
+    // What it needs once and for all is there after some.
+    flood(&bed, 2000)?;
+    let before = private_memory(&bed)?;
+    flood(&bed, 30_000)?;
+    let now = private_memory(&bed)?;
+    ensure!(now < before + GROWTH_MAX, "the master's private memory grew from {before} to {now} bytes");
+    proc::signal(bed.lives()[&0].pid, Signal::KILL)?;
+    bed.connect()?.expect("echo after the flood", "after the flood")?;
     bed.stop()?;
     Ok(())
 }

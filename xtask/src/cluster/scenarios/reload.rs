@@ -7,7 +7,8 @@ use crate::cluster::{bed::PATIENCE, load::Load, proc};
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::fs;
+use std::time::{Duration, Instant};
 
 pub(super) static ALL: &[Scenario] = &[
     full(
@@ -23,6 +24,11 @@ pub(super) static ALL: &[Scenario] = &[
         reload_stuck_worker,
     ),
     full(
+        "reload_amid_log_rotation",
+        "SIGHUP at any moment of a reload harms no worker, and everybody writes to the new log file",
+        reload_amid_log_rotation,
+    ),
+    full(
         "max_request",
         "workers that have had their share of requests are replaced, and none is lost",
         max_request,
@@ -31,6 +37,11 @@ pub(super) static ALL: &[Scenario] = &[
 
 fn pids(bed: &Bed) -> BTreeSet<i32> {
     bed.lives().values().map(|life| life.pid).collect()
+}
+
+/// How many lines of stdout start like this so far.
+fn count(bed: &Bed, prefix: &str) -> usize {
+    bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with(prefix)).count()
 }
 
 /// Waits for the end of reload number `count`, then checks that every worker is new and that there are as many.
@@ -56,8 +67,7 @@ fn reload_under(cx: &Cx, mode: &str) -> Result<()> {
         load.wait_more(500)?;
     }
     load.finish_unharmed()?;
-    let errors =
-        bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with("on_worker_error")).count();
+    let errors = count(&bed, "on_worker_error");
     ensure!(errors == 0, "{errors} workers did not retire but die");
     bed.stop()?;
     Ok(())
@@ -85,8 +95,7 @@ fn reload_command(cx: &Cx) -> Result<()> {
     client.expect("stop", "ok")?;
     bed.wait_successor(0, zero)?;
     client.expect("echo after both", "after both")?;
-    let errors =
-        bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with("on_worker_error")).count();
+    let errors = count(&bed, "on_worker_error");
     ensure!(errors == 0, "{errors} workers did not retire but die");
     bed.stop()?;
     Ok(())
@@ -117,9 +126,37 @@ fn max_request(cx: &Cx) -> Result<()> {
         bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with("on_worker_start")).count();
     // Swoole's grace adds up to half of max_request, so 6000 requests use up at least 6000 / 450 = 13 lives.
     ensure!(lives >= 10, "6000 requests at 300 a worker took only {lives} workers");
-    let errors =
-        bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with("on_worker_error")).count();
+    let errors = count(&bed, "on_worker_error");
     ensure!(errors == 0, "{errors} workers did not retire but die");
+    bed.stop()?;
+    Ok(())
+}
+
+fn reload_amid_log_rotation(cx: &Cx) -> Result<()> {
+    let (current, rotated) = (cx.dir.join("server.log"), cx.dir.join("server.log.1"));
+    let bed = cx.testbed().flag("worker-num", 8).flag("log-file", current.display()).start()?;
+    for round in 1..=20 {
+        let before = pids(&bed);
+        bed.signal_master(Signal::USR1)?;
+        // As dense as can be: the moment that matters is a new worker's first.
+        let start = Instant::now();
+        while count(&bed, "on_after_reload") < round {
+            bed.signal_master(Signal::HUP)?;
+            ensure!(start.elapsed() < PATIENCE, "reload {round} does not end amid SIGHUPs");
+        }
+        wait_reloaded(&bed, round, &before)?;
+    }
+    let errors = count(&bed, "on_worker_error");
+    ensure!(errors == 0, "{errors} workers did not retire but die");
+
+    fs::rename(&current, &rotated)?;
+    bed.signal_master(Signal::HUP)?;
+    let mut everybody = proc::descendants(bed.ready.master);
+    everybody.push(bed.ready.master);
+    let holds = |pid: &i32, file| proc::files(*pid).is_ok_and(|files| files.iter().any(|held| held == file));
+    proc::until("everybody to change to the new log file", PATIENCE, || {
+        everybody.iter().all(|pid| holds(pid, &current) && !holds(pid, &rotated)).then_some(())
+    })?;
     bed.stop()?;
     Ok(())
 }

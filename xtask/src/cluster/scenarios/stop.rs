@@ -3,7 +3,8 @@
 use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, full};
 use crate::cluster::{bed::PATIENCE, load::Load, proc};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::net::sockopt::set_socket_recv_buffer_size;
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,12 @@ pub(super) static ALL: &[Scenario] = &[
         stop_stuck_worker,
     ),
     full("stop_second_signal", "SIGINT stops in order, a second one at once", stop_second_signal),
+    full(
+        "stop_twice_unread",
+        "SIGINT ends at once a stop that waits for a client to read",
+        stop_twice_unread,
+    ),
+    full("stop_early", "SIGTERM while workers are being forked: no start callback runs after it", stop_early),
     full(
         "stop_silent_client",
         "a client that neither reads nor leaves does not hold up the end",
@@ -104,6 +111,57 @@ fn stop_second_signal(cx: &Cx) -> Result<()> {
     bed.wait_gone(Duration::from_secs(5))?;
     ensure!(start.elapsed() < Duration::from_secs(2), "the second SIGINT took {:?}", start.elapsed());
     Ok(())
+}
+
+fn stop_twice_unread(cx: &Cx) -> Result<()> {
+    // At once, and when only the client is waited for.
+    for (first, moment) in [(Signal::TERM, "on_before_shutdown"), (Signal::INT, "on_manager_stop")] {
+        let mut bed = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 20).start()?;
+        let mut silent = bed.connect()?;
+        set_socket_recv_buffer_size(silent.writer()?, 8192)?;
+        silent.tell("big 7000000")?;
+        silent.wait_read(bed.port()?)?;
+        // The only worker has done with the other packet before this one.
+        bed.connect()?.expect("echo behind it", "behind it")?;
+        bed.signal_master(first)?;
+        bed.log.wait_line(Source::Stdout, &[moment], PATIENCE)?;
+        let start = Instant::now();
+        bed.signal_master(Signal::INT)?;
+        bed.wait_gone(PATIENCE)?;
+        let took = start.elapsed();
+        ensure!(took < Duration::from_secs(2), "SIGINT after {first:?} and {moment} took {took:?}");
+    }
+    Ok(())
+}
+
+fn stop_early(cx: &Cx) -> Result<()> {
+    const WORKERS: usize = 200;
+    // A manager that has forked everybody before we could look is too late for this: another one, then.
+    for _ in 0..10 {
+        let launch = cx.testbed().flag("worker-num", WORKERS).flag("reactor-num", 1);
+        let mut process = launch.flag("ring-size", 16384).spawn()?;
+        let manager = proc::until("a manager with a worker", PATIENCE, || {
+            let manager = *proc::children(process.pid()).first()?;
+            (!proc::children(manager).is_empty()).then_some(manager)
+        })?;
+        proc::halt(manager)?;
+        let early = proc::children(manager).len() < WORKERS;
+        let start = Instant::now();
+        proc::signal(process.pid(), Signal::TERM)?;
+        process.log.wait_line(Source::Stdout, &["on_before_shutdown"], PATIENCE)?;
+        proc::signal(manager, Signal::CONT)?;
+        let status = process.wait_exit(PATIENCE)?;
+        process.log.wait_end(Duration::from_secs(1))?;
+        if early {
+            ensure!(status.code() == Some(0), "ended with {status}");
+            ensure!(start.elapsed() < Duration::from_secs(5), "took {:?}", start.elapsed());
+            let lines = process.log.texts(Source::Stdout);
+            let began = lines.iter().find(|line| line.contains("_start ") || line.starts_with("ready"));
+            ensure!(began.is_none(), "asked to stop before all workers were forked, yet {began:?}");
+            return Ok(());
+        }
+    }
+    bail!("ten managers have forked {WORKERS} workers each before they could be stopped")
 }
 
 fn stop_silent_client(cx: &Cx) -> Result<()> {
