@@ -62,6 +62,14 @@ pub enum Event<'a> {
         /// What was closed.
         token: Token,
     },
+    /// The descriptor of a source that [`detach`](crate::Reactor::detach) was called for is the caller's. The last
+    /// event of a token.
+    Detached {
+        /// What was detached.
+        token: Token,
+        /// Its descriptor, and what was under way.
+        detached: Detached,
+    },
     /// A datagram arrived; it may be empty.
     Datagram {
         /// The socket.
@@ -96,6 +104,17 @@ pub enum Event<'a> {
     },
     /// A [`Waker`](crate::Waker) was used, once or more often.
     Woken,
+}
+
+/// A listener or stream that is no reactor's any more: see [`Reactor::detach`](crate::Reactor::detach).
+#[derive(Debug)]
+pub struct Detached {
+    /// The descriptor.
+    pub socket: OwnedFd,
+    /// Of a stream: what was read and not delivered, because it was paused. It comes before what is read next.
+    pub unread: Vec<u8>,
+    /// Of a stream: what was queued and not taken by the kernel. It comes before what is sent next.
+    pub unsent: Vec<u8>,
 }
 
 bitflags! {

@@ -80,7 +80,7 @@ mod waker;
 
 pub use datagram::DatagramPeer;
 pub use error::Error;
-pub use event::{Event, Interest, Trigger};
+pub use event::{Detached, Event, Interest, Trigger};
 pub use options::{Backend, Choice, Options, UnknownBackend};
 pub use reactor::Reactor;
 pub use stream::Close;

@@ -251,6 +251,20 @@ impl Reactor {
         }
     }
 
+    /// Ends a listener or a stream and gives its descriptor back, with what was read but not delivered and what was
+    /// queued but not sent: [`Event::Detached`], in this turn or the next. Another reactor, also in another process,
+    /// can go on where this one ends. From now on the token names nothing; until `Detached` comes, a listener may
+    /// still have [`Event::Accepted`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchToken`], also after [`close`](Self::close); [`Error::WrongKind`] for other sources;
+    /// [`Error::Forked`].
+    pub fn detach(&mut self, token: Token) -> Result<(), Error> {
+        self.check()?;
+        self.driver.detach(token)
+    }
+
     /// Adopts a bound datagram socket, UDP or Unix, and starts to receive: [`Event::Datagram`].
     ///
     /// # Errors

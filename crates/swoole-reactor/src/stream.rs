@@ -117,6 +117,13 @@ impl SendQueue {
         parts
     }
 
+    /// All that is not sent, as one.
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        let mut bytes = self.parts.into_iter().flatten().collect::<Vec<u8>>();
+        bytes.drain(..self.sent);
+        bytes
+    }
+
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
     }
@@ -221,6 +228,7 @@ mod tests {
                 prop_assert_eq!(&contents[..], &model[..contents.len()]);
                 prop_assert!(!contents.is_empty() || model.is_empty());
             }
+            prop_assert_eq!(queue.into_bytes(), model);
         }
     }
 }

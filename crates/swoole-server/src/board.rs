@@ -1,33 +1,43 @@
 //! The board: small facts that every process may read, one word each, in shared memory.
 //!
-//! Each word has one writer at a time: a worker's row is that worker's (the master clears it when the worker is gone), a
-//! reactor's row is that reactor's, the rest (process ids among it) is the master's and the manager's. In a worker, all but its own row is
-//! read-only. Readers take the words as they are: no fact here decides about memory safety or about whom to kill, and
-//! the reactors check what workers write ([`Board::started`]) against their own books.
+//! Each word has one writer at a time: a worker's row is that worker's (it is cleared when the worker is gone), a
+//! reactor's row is that reactor's, which in Base mode is the worker's own, the rest (process ids among it) is the
+//! master's and the manager's. In a worker, all but its own rows is read-only. Readers take the words as they are: no
+//! fact here decides about memory safety or about whom to kill, and the reactors check what workers write
+//! ([`Board::started`]) against their own books.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use swoole_ipc::words::Words;
 
+use crate::control::LostPacket;
 use crate::error::{Error, Result};
+use crate::session::Session;
 
 /// Where the server is in its life.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u64)]
 pub(crate) enum Phase {
     /// Processes exist, no callback has run in a worker yet.
     Booting = 0,
-    /// Workers serve; one that retires leaves its unread packets to its successor.
+    /// Workers start; from now on one that retires leaves its unread packets to its successor.
     Running = 1,
-    /// Everything that was accepted is answered, or its time is over: whoever has no manager to say so leaves now.
-    Stopping = 2,
+    /// Base mode: all have started or have failed to, clients are accepted.
+    Serving = 2,
+    /// Everything that was accepted is answered, or its time is over: whoever has no manager to say so leaves now. In
+    /// Base mode: answer what has come, and leave.
+    Stopping = 3,
 }
 
 // A worker's row. One cache line for what it writes per packet, then one word per reactor.
 const GENERATION: usize = 0;
 const BUSY: usize = 1;
 const HANDLED: usize = 2;
+// Base mode: the packet in hand; session 0 for none.
+const SESSION: usize = 3;
+const SIZE: usize = 4;
+// Process mode: the record in hand, by reactor.
 const STARTED: usize = 8;
 
 // A reactor's row.
@@ -50,42 +60,56 @@ const RESPAWNS: usize = 4;
 #[derive(Clone)]
 pub(crate) struct Board {
     facts: Words,
-    /// One for each worker, on pages of its own.
-    rows: Vec<Words>,
-    reactors: usize,
+    /// One for each worker, and one for each reactor, on pages of their own.
+    workers: Vec<Words>,
+    reactors: Vec<Words>,
+    /// Reactors that every worker is linked to.
+    links: usize,
 }
 
 impl Board {
-    pub(crate) fn create(workers: usize, reactors: usize) -> Result<Board> {
-        let failed =
-            |error| Error::setup("map the board (a page of shared memory, and one for each worker)", error);
-        let row = |_| Words::create("swoole-board-row", STARTED + reactors);
-        Ok(Board {
-            facts: Words::create("swoole-board", HEAD + reactors * REACTOR_ROW + workers).map_err(failed)?,
-            rows: (0..workers).map(row).collect::<Result<_, _>>().map_err(failed)?,
-            reactors,
+    /// For so many workers, each of which is linked to the first `links` reactors.
+    pub(crate) fn create(workers: usize, reactors: usize, links: usize) -> Result<Board> {
+        let rows = |count: usize, words: usize| {
+            (0..count).map(|_| Words::create("swoole-board-row", words)).collect::<Result<Vec<_>, _>>()
+        };
+        let create = || {
+            Ok(Board {
+                facts: Words::create("swoole-board", HEAD + workers)?,
+                workers: rows(workers, STARTED + links)?,
+                reactors: rows(reactors, REACTOR_ROW)?,
+                links,
+            })
+        };
+        create().map_err(|error: swoole_ipc::Error| {
+            Error::setup("map the board (a page of shared memory, and one for each worker and reactor)", error)
         })
     }
 
-    /// Makes everything but this worker's own row read-only in this process.
-    pub(crate) fn protect_from(&self, worker: u16) -> Result<(), swoole_ipc::Error> {
+    /// Makes everything but the rows of this worker, and of the reactor that it is itself if it is one, read-only in
+    /// this process.
+    pub(crate) fn protect_from(&self, worker: u16, reactor: Option<usize>) -> Result<(), swoole_ipc::Error> {
         self.facts.protect()?;
-        let others = self.rows.iter().enumerate().filter(|(id, _)| *id != usize::from(worker));
-        others.map(|(_, row)| row).try_for_each(Words::protect)
+        for (rows, own) in [(&self.workers, Some(usize::from(worker))), (&self.reactors, reactor)] {
+            let others = rows.iter().enumerate().filter(|(id, _)| Some(*id) != own);
+            others.map(|(_, row)| row).try_for_each(Words::protect)?;
+        }
+        Ok(())
     }
 
     fn worker(&self, worker: u16, word: usize) -> &AtomicU64 {
-        &self.rows[usize::from(worker)][word]
+        &self.workers[usize::from(worker)][word]
     }
 
     fn reactor(&self, reactor: usize, word: usize) -> &AtomicU64 {
-        &self.facts[HEAD + reactor * REACTOR_ROW + word]
+        &self.reactors[reactor][word]
     }
 
     pub(crate) fn phase(&self) -> Phase {
         match self.facts[PHASE].load(Ordering::Acquire) {
             0 => Phase::Booting,
             1 => Phase::Running,
+            2 => Phase::Serving,
             _ => Phase::Stopping,
         }
     }
@@ -116,7 +140,7 @@ impl Board {
     }
 
     fn pid(&self, worker: u16) -> &AtomicU64 {
-        &self.facts[HEAD + self.reactors * REACTOR_ROW + usize::from(worker)]
+        &self.facts[HEAD + usize::from(worker)]
     }
 
     /// The manager's word on who is in this slot; 0 for nobody.
@@ -135,10 +159,12 @@ impl Board {
         self.pid(worker).load(Ordering::Relaxed) as i32
     }
 
-    /// The master has settled what a dead worker left behind.
+    /// What a dead worker left behind is settled.
     pub(crate) fn leave(&self, worker: u16) {
-        self.worker(worker, BUSY).store(0, Ordering::Relaxed);
-        for reactor in 0..self.reactors {
+        for word in [BUSY, SESSION] {
+            self.worker(worker, word).store(0, Ordering::Relaxed);
+        }
+        for reactor in 0..self.links {
             self.worker(worker, STARTED + reactor).store(0, Ordering::Relaxed);
         }
     }
@@ -151,6 +177,20 @@ impl Board {
     /// The last request record that the worker says it took in hand; 0 when none.
     pub(crate) fn started(&self, worker: u16, reactor: usize) -> u64 {
         self.worker(worker, STARTED + reactor).load(Ordering::Acquire)
+    }
+
+    /// The worker takes a packet of its own client in hand, or with `None` puts it down.
+    pub(crate) fn hold(&self, worker: u16, packet: Option<(Session, usize)>) {
+        let (session, size) = packet.map_or((0, 0), |(session, size)| (session.raw(), size as u64));
+        self.worker(worker, SIZE).store(size, Ordering::Relaxed);
+        self.worker(worker, SESSION).store(session, Ordering::Release);
+    }
+
+    /// The packet that the worker says it has in hand.
+    pub(crate) fn held(&self, worker: u16) -> Option<LostPacket> {
+        let session = self.worker(worker, SESSION).load(Ordering::Acquire);
+        let size = self.worker(worker, SIZE).load(Ordering::Relaxed);
+        (session != 0).then(|| LostPacket { session: Session::from_raw(session), size })
     }
 
     pub(crate) fn set_busy(&self, worker: u16, busy: bool) {
@@ -173,7 +213,7 @@ impl Board {
 
     pub(crate) fn stats(&self) -> Stats {
         let sum = |counter: Counter| {
-            (0..self.reactors)
+            (0..self.reactors.len())
                 .map(|reactor| self.reactor(reactor, counter as usize).load(Ordering::Relaxed))
                 .sum()
         };
@@ -183,7 +223,7 @@ impl Board {
             start_time: self.facts[STARTED_AT].load(Ordering::Relaxed),
             master_pid: self.master_pid(),
             manager_pid: self.manager_pid(),
-            reactor_num: self.reactors as u16,
+            reactor_num: self.reactors.len() as u16,
             connection_num: accepted.saturating_sub(closed),
             accept_count: accepted,
             close_count: closed,
@@ -192,7 +232,7 @@ impl Board {
             received_bytes: sum(Counter::Received),
             sent_bytes: sum(Counter::Sent),
             respawn_count: self.facts[RESPAWNS].load(Ordering::Relaxed),
-            workers: (0..self.rows.len() as u16)
+            workers: (0..self.workers.len() as u16)
                 .map(|id| WorkerStats {
                     id,
                     pid: self.worker_pid(id),
@@ -227,7 +267,7 @@ pub struct Stats {
     pub master_pid: i32,
     /// The manager's process id.
     pub manager_pid: i32,
-    /// Reactor threads.
+    /// Reactors: threads of the master, or in Base mode the workers themselves.
     pub reactor_num: u16,
     /// Connections now.
     pub connection_num: u64,
@@ -306,7 +346,7 @@ mod tests {
 
     #[test]
     fn rows_do_not_overlap() {
-        let board = Board::create(3, 10).unwrap();
+        let board = Board::create(3, 10, 10).unwrap();
         for worker in 0..3 {
             board.enter(worker, 7);
             board.set_worker_pid(worker, 100 + i32::from(worker));
@@ -324,13 +364,18 @@ mod tests {
             }
         }
         assert_eq!(board.stats().lost_count, 1023);
+        let session = Session::new(5, 3);
+        board.hold(1, Some((session, 77)));
+        assert_eq!(board.held(1), Some(LostPacket { session, size: 77 }));
+        assert_eq!((board.held(0), board.held(2)), (None, None));
         board.leave(1);
+        assert_eq!(board.held(1), None);
         assert_eq!((board.started(1, 9), board.started(2, 9), board.worker_pid(1)), (0, 209, 101));
     }
 
     #[test]
     fn statistics_are_one_line_of_json() {
-        let board = Board::create(2, 1).unwrap();
+        let board = Board::create(2, 1, 1).unwrap();
         board.enter(0, 1);
         board.set_worker_pid(0, 41);
         let json = board.stats().to_json();

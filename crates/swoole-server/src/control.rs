@@ -218,7 +218,7 @@ mod tests {
     fn messages_survive_the_trip() {
         let (master, manager) = pair().unwrap();
         let mut master = Orders::new(master);
-        let lost = LostPacket { session: Session::new(1, 2, 3), size: 1 << 40 };
+        let lost = LostPacket { session: Session::new(1, 3), size: 1 << 40 };
         let orders = [
             Order::Start,
             Order::Reload,

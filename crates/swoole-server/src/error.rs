@@ -46,6 +46,21 @@ pub enum Error {
         /// The limit, in bytes.
         max: usize,
     },
+    /// Base mode: the worker that owns the session does not take what is sent to its clients; most often it blocks.
+    #[error(
+        "send to session {session}: worker {worker} does not take what is sent to its clients, {waiting} bytes wait \
+         (socket_buffer_size = {max})"
+    )]
+    PeerFull {
+        /// To whom.
+        session: Session,
+        /// The worker that owns it.
+        worker: u16,
+        /// What waits already, in bytes.
+        waiting: usize,
+        /// The limit, in bytes.
+        max: usize,
+    },
     /// There is no worker with this id.
     #[error("no such worker: {worker} (worker_num = {worker_num})")]
     NoSuchWorker {

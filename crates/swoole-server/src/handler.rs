@@ -155,33 +155,33 @@ impl fmt::Display for WorkerError {
 
 /// What every process may know and do.
 macro_rules! common {
-    ($role:ident) => {
+    ($role:ty, $name:ident) => {
         impl $role {
             /// The master's process id.
             pub fn master_pid(&self) -> i32 {
-                self.shared.board.master_pid()
+                self.shared().board.master_pid()
             }
 
             /// The manager's process id.
             pub fn manager_pid(&self) -> i32 {
-                self.shared.board.manager_pid()
+                self.shared().board.manager_pid()
             }
 
             /// The workers' process ids, by slot; 0 where there is none at the moment.
             pub fn worker_pids(&self) -> Vec<i32> {
-                (0..self.shared.config.worker_num)
-                    .map(|worker| self.shared.board.worker_pid(worker))
+                (0..self.shared().config.worker_num)
+                    .map(|worker| self.shared().board.worker_pid(worker))
                     .collect()
             }
 
             /// Where the server listens, with real port numbers.
             pub fn addresses(&self) -> &[crate::config::Listen] {
-                &self.shared.addresses
+                &self.shared().addresses
             }
 
             /// The server's counters.
             pub fn stats(&self) -> crate::board::Stats {
-                self.shared.board.stats()
+                self.shared().board.stats()
             }
 
             /// Replaces all workers, as `SIGUSR1` does. Returns at once.
@@ -190,7 +190,7 @@ macro_rules! common {
             ///
             /// If the manager is gone.
             pub fn reload(&self) -> Result<()> {
-                crate::handler::signal(self.shared.board.manager_pid(), Signal::USR1)
+                crate::handler::signal(self.shared().board.manager_pid(), Signal::USR1)
             }
 
             /// Stops the server in order, as `SIGTERM` to the master does. Returns at once.
@@ -199,13 +199,13 @@ macro_rules! common {
             ///
             /// If the master is gone.
             pub fn shutdown(&self) -> Result<()> {
-                crate::handler::signal(self.shared.board.master_pid(), Signal::TERM)
+                crate::handler::signal(self.shared().board.master_pid(), Signal::TERM)
             }
         }
 
         impl std::fmt::Debug for $role {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.debug_struct(stringify!($role)).finish_non_exhaustive()
+                f.debug_struct(stringify!($name)).finish_non_exhaustive()
             }
         }
     };
@@ -217,7 +217,13 @@ pub struct Master {
     pub(crate) shared: Arc<Shared>,
 }
 
-common!(Master);
+common!(Master, Master);
+
+impl Master {
+    fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
 
 /// The manager process: forks, reaps and replaces workers. Its callbacks should be short: while one runs, nobody
 /// is replaced.
@@ -225,7 +231,13 @@ pub struct Manager {
     pub(crate) shared: Arc<Shared>,
 }
 
-common!(Manager);
+common!(Manager, Manager);
+
+impl Manager {
+    fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
 
 pub(crate) fn signal(pid: i32, signal: Signal) -> Result<()> {
     // Pid 0 would be the whole process group.

@@ -58,9 +58,11 @@
 
 #![forbid(unsafe_code)]
 
+mod base;
 mod board;
 pub mod config;
 mod control;
+mod desk;
 mod dispatch;
 mod error;
 mod handler;

@@ -17,13 +17,14 @@ use swoole_supervisor::daemon::{PidFile, daemonize};
 use swoole_sys::process::{Fork, ForkError, fork, run_child, thread_names};
 use swoole_sys::signal::{SignalSet, block, set_mask};
 
-use crate::config::{Backend, Config, Ipc, Listen};
+use crate::base::{self, Stalls};
+use crate::config::{Backend, Config, Ipc, Listen, Mode};
 use crate::control;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::log::{self, Identity, Role};
 use crate::master::{self, Listeners};
-use crate::shared::Shared;
+use crate::shared::{Lanes, Shared};
 
 /// A server, ready to start.
 ///
@@ -158,7 +159,7 @@ impl Server {
     }
 }
 
-/// Makes what every process shares, forks the manager, and runs the master.
+/// Makes what every process shares, and runs the server.
 fn start<H: Handler>(
     config: Config,
     keep: Vec<RawFd>,
@@ -166,25 +167,48 @@ fn start<H: Handler>(
     choice: &str,
     handler: H,
 ) -> Result<()> {
-    let addresses = listeners.iter().map(|(_, listen)| listen.clone()).collect();
+    let mode = config.mode;
     let pid_file = config.pid_file.as_deref().map(PidFile::create).transpose();
     let pid_file = pid_file.map_err(|error| Error::setup("start the server", error))?;
 
     log::set_identity(Identity { role: Role::Master, id: 0 });
     // A limit of file sizes is to be an error, not the end; it applies to shared memory, too.
     swoole_sys::signal::ignore(Signal::XFSZ).map_err(std::io::Error::from)?;
+    let addresses = listeners.iter().map(|(_, listen)| listen.clone()).collect();
     let (shared, lanes, hold) = Shared::create(config, addresses, keep)?;
-    let (to_manager, to_master) = control::pair()?;
     swoole_sys::signal::default(Signal::XFSZ).map_err(std::io::Error::from)?;
-    let master = getpid();
     let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    shared.board.set_server(master.as_raw_pid(), started_at.as_millis() as u64);
-    tracing::info!("{choice}; ipc {}, ring_size {}", shared.config.ipc, shared.config.ring_bytes());
+    shared.board.set_server(getpid().as_raw_pid(), started_at.as_millis() as u64);
     let shared = Arc::new(shared);
+    match mode {
+        Mode::Process => {
+            tracing::info!("{choice}; ipc {}, ring_size {}", shared.config.ipc, shared.config.ring_bytes());
+            start_master(handler, shared, lanes, listeners, (pid_file, hold))
+        }
+        Mode::Base => {
+            tracing::info!("{choice}; base mode");
+            let stalls = open_stalls(&shared.config, listeners)?;
+            let result = base::run(handler, shared, stalls);
+            drop((pid_file, hold));
+            result
+        }
+    }
+}
+
+/// Forks the manager, and runs the master; `own` is what only the master has.
+fn start_master<H: Handler>(
+    handler: H,
+    shared: Arc<Shared>,
+    lanes: Lanes,
+    listeners: Listeners,
+    own: (Option<PidFile>, OwnedFd),
+) -> Result<()> {
+    let (to_manager, to_master) = control::pair()?;
+    let master = getpid();
     match fork()? {
         Fork::Child => run_child(|| {
             // They are closed there as numbers; closing them twice could hit somebody else's.
-            std::mem::forget((listeners, pid_file, to_manager, hold));
+            std::mem::forget((listeners, own, to_manager));
             crate::manager::run(handler, shared, lanes, to_master, master)
         }),
         Fork::Parent(manager) => {
@@ -193,7 +217,7 @@ fn start<H: Handler>(
             // So that each side notices when the other one is gone.
             drop(to_master);
             let result = master::run(handler, shared, &lanes, listeners, to_manager, manager);
-            drop((pid_file, hold));
+            drop(own);
             if result.is_err() {
                 end(manager);
             }
@@ -247,13 +271,39 @@ fn try_backend(backend: Backend) -> Result<String> {
 }
 
 fn open_listeners(config: &Config) -> Result<Listeners> {
-    let options = ListenOptions { backlog: config.backlog as i32, ..ListenOptions::default() };
+    let options = listen_options(config);
     let open = |wanted: &Listen| {
         let socket = listen_patiently(&wanted.address, &options)?;
         let address = local_address(&socket, &wanted.address)?;
         Ok((socket, Listen { address, tls: wanted.tls }))
     };
     config.listen.iter().map(open).collect()
+}
+
+/// Base mode: a socket for each worker and address, except that of a unix socket there can be only one, for all.
+///
+/// `listeners` were opened as if for one: so a port that somebody else has is noticed, although several sockets of one
+/// user may share a port if all want to. They make way for those that do.
+fn open_stalls(config: &Config, listeners: Listeners) -> Result<Stalls> {
+    let options = ListenOptions { reuse_port: true, ..listen_options(config) };
+    let mut stalls: Stalls = (0..config.worker_num).map(|_| Vec::new()).collect();
+    for (socket, listen) in listeners {
+        let mut first = Some(socket);
+        for stall in &mut stalls {
+            stall.push(match &listen.address {
+                Address::Tcp(_) => {
+                    first = None;
+                    listen_patiently(&listen.address, &options)?
+                }
+                _ => first.as_ref().map(OwnedFd::try_clone).ok_or("a listener is gone")??,
+            });
+        }
+    }
+    Ok(stalls)
+}
+
+fn listen_options(config: &Config) -> ListenOptions {
+    ListenOptions { backlog: config.backlog as i32, ..ListenOptions::default() }
 }
 
 /// The kernel closes the sockets of a killed process's io_uring a few milliseconds after the process is gone, and tells

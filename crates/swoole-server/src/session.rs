@@ -1,42 +1,40 @@
 //! Sessions: how a client is known in every process.
 //!
-//! A [`Session`] says which reactor owns the connection, which slot of that reactor's table, and
-//! which tenant of the slot. It is never given twice within a server's life, so a stale one can
-//! only miss, never hit somebody else.
+//! A [`Session`] says where the server keeps the connection and which tenant of that place it is. It is never given
+//! twice within a server's life, so a stale one can only miss, never hit somebody else.
 //!
 //! What a worker may ask about a connection stands in shared memory, in fixed-size entries that
 //! only the owning reactor writes. The facts that belong together are read under a sequence lock;
-//! the byte counters are single words and need none.
+//! the byte counters are single words and need none. Each reactor has a table of its own, on pages of its own.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use swoole_ipc::words::Words;
 
+use crate::config::{Address, Listen};
 use crate::error::{Error, Result};
 
 /// A client's connection, from its accept to its close.
 ///
-/// 64 bits: 6 of the reactor, 20 of its slot, 38 of the slot's generation, which begins at 1. The
-/// text form is the number; 0 is never a session.
+/// 64 bits: 26 of its place, which is the slot times the number of reactors plus the reactor, and 38 of the place's
+/// generation, which begins at 1. The text form is the number; 0 is never a session.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Session(u64);
 
-const REACTOR_BITS: u32 = 6;
-const SLOT_BITS: u32 = 20;
+const PLACE_BITS: u32 = 26;
 
-/// The last tenant of a slot: after 2^38 of them (half a year of 20,000 a second in one slot) it is given to nobody
+/// The last tenant of a place: after 2^38 of them (half a year of 20,000 a second in one place) it is given to nobody
 /// any more.
-pub(crate) const GENERATION_MAX: u64 = u64::MAX >> (REACTOR_BITS + SLOT_BITS);
+pub(crate) const GENERATION_MAX: u64 = u64::MAX >> PLACE_BITS;
 
 impl Session {
-    pub(crate) fn new(reactor: u8, slot: u32, generation: u64) -> Session {
-        debug_assert!(reactor >> REACTOR_BITS == 0 && slot >> SLOT_BITS == 0 && generation <= GENERATION_MAX);
-        Session(
-            generation << (REACTOR_BITS + SLOT_BITS) | u64::from(slot) << REACTOR_BITS | u64::from(reactor),
-        )
+    pub(crate) fn new(place: u32, generation: u64) -> Session {
+        debug_assert!(place >> PLACE_BITS == 0 && generation <= GENERATION_MAX);
+        Session(generation << PLACE_BITS | u64::from(place))
     }
 
     pub(crate) fn from_raw(raw: u64) -> Session {
@@ -47,13 +45,12 @@ impl Session {
         self.0
     }
 
-    /// The reactor thread that owns the connection, from 0.
-    pub fn reactor(self) -> u8 {
-        self.0 as u8 & ((1 << REACTOR_BITS) - 1)
+    fn place(self) -> u32 {
+        self.0 as u32 & ((1 << PLACE_BITS) - 1)
     }
 
-    pub(crate) fn slot(self) -> usize {
-        (self.0 >> REACTOR_BITS) as usize & ((1 << SLOT_BITS) - 1)
+    fn generation(self) -> u64 {
+        self.0 >> PLACE_BITS
     }
 }
 
@@ -65,14 +62,7 @@ impl fmt::Display for Session {
 
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Session({} = reactor {}, slot {}, #{})",
-            self.0,
-            self.reactor(),
-            self.slot(),
-            self.0 >> (REACTOR_BITS + SLOT_BITS)
-        )
+        write!(f, "Session({} = place {}, #{})", self.0, self.place(), self.generation())
     }
 }
 
@@ -90,8 +80,8 @@ impl FromStr for Session {
 pub struct SessionInfo {
     /// The session itself.
     pub session: Session,
-    /// The reactor thread that owns it, from 0.
-    pub reactor: u8,
+    /// The reactor that owns it, from 0: a thread of the master, or in Base mode the worker of the same number.
+    pub reactor: u16,
     /// The listener it came in by: its index in the configuration's `listen`.
     pub listener: u16,
     /// The listener's port; 0 for a unix socket.
@@ -115,6 +105,18 @@ pub(crate) struct Arrival {
     pub(crate) connected_at: u64,
 }
 
+impl Arrival {
+    /// A connection that was accepted just now, on the listener of this number.
+    pub(crate) fn new(listen: &Listen, listener: usize, peer: Option<SocketAddr>) -> Arrival {
+        let port = match listen.address {
+            Address::Tcp(address) => address.port(),
+            _ => 0,
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Arrival { listener: listener as u16, port, peer, connected_at: now.as_millis() as u64 }
+    }
+}
+
 // The words of one entry. 16 of them: two cache lines, so that no two connections share one.
 const ENTRY: usize = 16;
 const SEQUENCE: usize = 0;
@@ -123,39 +125,61 @@ const CONNECTED_AT: usize = 2;
 const WHERE: usize = 3; // family (0 none, 4, 6) | peer port << 16 | local port << 32 | listener << 48
 const ADDRESS_HIGH: usize = 4;
 const ADDRESS_LOW: usize = 5;
+const LAST: usize = 6; // the place's last tenant, also when it is gone
 const RECEIVED: usize = 8;
 const SENT: usize = 9;
 
 /// All sessions of a server, in shared memory.
 #[derive(Clone)]
 pub(crate) struct SessionTable {
-    words: Words,
-    reactors: usize,
-    slots: usize,
+    /// One table for each reactor.
+    tables: Vec<Words>,
 }
 
 impl SessionTable {
     /// Room for `slots` sessions on each of `reactors` reactors. Pages cost memory once they are used.
     pub(crate) fn create(reactors: usize, slots: usize) -> Result<SessionTable> {
-        let words = Words::create("swoole-sessions", reactors * slots * ENTRY).map_err(|error| {
-            Error::setup(format!("map the session table ({} sessions)", reactors * slots), error)
+        let table = |_| Words::create("swoole-sessions", slots * ENTRY);
+        let tables = (0..reactors).map(table).collect::<Result<_, _>>().map_err(|error| {
+            Error::setup(format!("map the session tables ({reactors} of {slots} sessions)"), error)
         })?;
-        Ok(SessionTable { words, reactors, slots })
+        Ok(SessionTable { tables })
     }
 
-    /// Makes the table read-only in this process.
-    pub(crate) fn protect(&self) -> Result<(), swoole_ipc::Error> {
-        self.words.protect()
+    /// Makes all tables but that of the reactor `own` read-only in this process.
+    pub(crate) fn protect_from(&self, own: Option<usize>) -> Result<(), swoole_ipc::Error> {
+        let others = self.tables.iter().enumerate().filter(|(reactor, _)| Some(*reactor) != own);
+        others.map(|(_, table)| table).try_for_each(Words::protect)
+    }
+
+    /// The name of a tenant of `slot` on `reactor`.
+    pub(crate) fn name(&self, reactor: u16, slot: usize, generation: u64) -> Session {
+        Session::new(slot as u32 * self.tables.len() as u32 + u32::from(reactor), generation)
+    }
+
+    /// The reactor that owns the session.
+    pub(crate) fn reactor(&self, session: Session) -> u16 {
+        (session.place() % self.tables.len() as u32) as u16
+    }
+
+    /// Its slot on that reactor.
+    pub(crate) fn slot(&self, session: Session) -> usize {
+        (session.place() / self.tables.len() as u32) as usize
+    }
+
+    /// The generation of the last tenant of `slot` on `reactor`; 0 if there was none.
+    pub(crate) fn last_generation(&self, reactor: u16, slot: usize) -> u64 {
+        let entry = self.entry(self.name(reactor, slot, 1));
+        entry.map_or(0, |entry| Session(entry[LAST].load(Ordering::Relaxed)).generation())
     }
 
     fn entry(&self, session: Session) -> Option<&[AtomicU64]> {
-        let reactor = usize::from(session.reactor());
         // 0 marks a free entry and is nobody's session.
-        if session.raw() == 0 || reactor >= self.reactors || session.slot() >= self.slots {
+        if session.raw() == 0 {
             return None;
         }
-        let start = (reactor * self.slots + session.slot()) * ENTRY;
-        self.words.get(start..start + ENTRY)
+        let start = self.slot(session) * ENTRY;
+        self.tables[usize::from(self.reactor(session))].get(start..start + ENTRY)
     }
 
     /// The owning reactor publishes a new session.
@@ -181,6 +205,7 @@ impl SessionTable {
             entry[RECEIVED].store(0, Ordering::Relaxed);
             entry[SENT].store(0, Ordering::Relaxed);
             entry[SESSION].store(session.raw(), Ordering::Relaxed);
+            entry[LAST].store(session.raw(), Ordering::Relaxed);
         });
     }
 
@@ -226,7 +251,7 @@ impl SessionTable {
             }
             return Ok(SessionInfo {
                 session,
-                reactor: session.reactor(),
+                reactor: self.reactor(session),
                 listener: (place >> 48) as u16,
                 port: (place >> 32) as u16,
                 peer: address(place, high, low),
@@ -240,11 +265,20 @@ impl SessionTable {
 
     /// Every session that is connected at some moment of the walk.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Session> + '_ {
-        self.words.chunks_exact(ENTRY).filter_map(|entry| {
-            let raw = entry[SESSION].load(Ordering::Acquire);
-            (raw != 0).then(|| Session::from_raw(raw))
-        })
+        self.tables.iter().flat_map(tenants)
     }
+
+    /// Those of one reactor.
+    pub(crate) fn of_reactor(&self, reactor: u16) -> impl Iterator<Item = Session> + '_ {
+        tenants(&self.tables[usize::from(reactor)])
+    }
+}
+
+fn tenants(table: &Words) -> impl Iterator<Item = Session> + '_ {
+    table.chunks_exact(ENTRY).filter_map(|entry| {
+        let raw = entry[SESSION].load(Ordering::Acquire);
+        (raw != 0).then(|| Session::from_raw(raw))
+    })
 }
 
 /// The writer's half of the sequence lock: odd while the facts change (Boehm, "Can seqlocks get
@@ -277,17 +311,20 @@ mod tests {
 
     #[test]
     fn the_parts_of_a_session_come_back() {
-        let session = Session::new(63, 0xab_cde, GENERATION_MAX);
-        assert_eq!(session.reactor(), 63);
-        assert_eq!(session.slot(), 0xab_cde);
-        assert_eq!(session.to_string().parse(), Ok(session));
+        let table = SessionTable::create(1000, 1).unwrap();
+        for (reactor, slot, generation) in [(999, 65_000, GENERATION_MAX), (0, 0, 1), (7, 1, 2)] {
+            let session = table.name(reactor, slot, generation);
+            assert_eq!((table.reactor(session), table.slot(session)), (reactor, slot));
+            assert_eq!(session.generation(), generation);
+            assert_eq!(session.to_string().parse(), Ok(session));
+        }
     }
 
     #[test]
     fn info_is_what_the_reactor_wrote() {
         let table = SessionTable::create(2, 4).unwrap();
         for peer in ["127.0.0.1:5000", "[2001:db8::7]:6000", "none"] {
-            let session = Session::new(1, 3, 7);
+            let session = table.name(1, 3, 7);
             table.open(session, &arrival(peer));
             table.count(session, 10, 20);
             table.count(session, 1, 0);
@@ -300,19 +337,20 @@ mod tests {
             table.close(session);
             assert!(table.info(session).is_err());
             assert_eq!(table.iter().count(), 0);
+            assert_eq!((table.last_generation(1, 3), table.last_generation(1, 2)), (7, 0));
         }
     }
 
     #[test]
     fn a_stale_or_invented_session_only_misses() {
         let table = SessionTable::create(2, 4).unwrap();
-        let old = Session::new(0, 1, 1);
-        let new = Session::new(0, 1, 2);
+        let old = table.name(0, 1, 1);
+        let new = table.name(0, 1, 2);
         table.open(old, &arrival("127.0.0.1:1"));
         table.close(old);
         table.open(new, &arrival("127.0.0.1:2"));
         assert!(!table.exists(old) && table.exists(new));
-        for invented in [0, u64::MAX, Session::new(2, 0, 1).raw(), Session::new(0, 4, 1).raw()] {
+        for invented in [0, u64::MAX, table.name(0, 4, 1).raw(), table.name(1, 4, 1).raw()] {
             assert!(!table.exists(Session::from_raw(invented)));
             assert!(table.info(Session::from_raw(invented)).is_err());
         }
@@ -321,7 +359,7 @@ mod tests {
     #[test]
     fn a_reader_never_sees_half_of_two_tenants() {
         let table = SessionTable::create(1, 1).unwrap();
-        let session = Session::new(0, 0, 1);
+        let session = table.name(0, 0, 1);
         let peers = ["127.0.0.1:1111", "[2001:db8::1]:2222"];
         std::thread::scope(|scope| {
             let writer = table.clone();

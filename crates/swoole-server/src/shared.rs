@@ -12,9 +12,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use swoole_ipc::Doorbell;
 use swoole_ipc::socketpair::Endpoint;
+use swoole_reactor::Options;
 
 use crate::board::Board;
-use crate::config::{Config, Listen};
+use crate::config::{Config, Listen, Mode};
 use crate::error::{Error, Result};
 use crate::link::Lane;
 use crate::session::SessionTable;
@@ -49,7 +50,9 @@ impl Shared {
         addresses: Vec<Listen>,
         keep: Vec<RawFd>,
     ) -> Result<(Shared, Lanes, OwnedFd)> {
-        let (workers, reactors) = (usize::from(config.worker_num), usize::from(config.reactor_num));
+        // In Base mode each worker is a reactor, and none is linked to any.
+        let (workers, reactors) = (usize::from(config.worker_num), config.reactors());
+        let links = if config.mode == Mode::Process { reactors } else { 0 };
         let bell = |kind: &str, id: usize| {
             let name = format!("{kind}-{id}");
             Doorbell::create(&name).map_err(|error| Error::setup(format!("make doorbell {name}"), error))
@@ -59,18 +62,18 @@ impl Shared {
             Lane::create(config.ipc, &format!("{reactor}-{worker}"), ring_size).map(Arc::new)
         };
         let lanes = (0..workers)
-            .map(|worker| (0..reactors).map(|reactor| lane(worker, reactor)).collect())
+            .map(|worker| (0..links).map(|reactor| lane(worker, reactor)).collect())
             .collect::<Result<Lanes>>()?;
         let connection_limit = config.connection_limit()?;
         let slots = connection_limit.div_ceil(reactors);
         let (lifeline, hold) = Lifeline::create()?;
         let shared = Shared {
-            board: Board::create(workers, reactors)?,
+            board: Board::create(workers, reactors, links)?,
             sessions: SessionTable::create(reactors, slots)?,
             connection_limit,
             bells: (0..workers).map(|id| bell("worker-bell", id)).collect::<Result<_>>()?,
-            rooms: (0..workers).map(|id| bell("worker-room", id)).collect::<Result<_>>()?,
-            reactor_bells: (0..reactors).map(|id| bell("reactor-bell", id)).collect::<Result<_>>()?,
+            rooms: (0..workers.min(workers * links)).map(|id| bell("worker-room", id)).collect::<Result<_>>()?,
+            reactor_bells: (0..links).map(|id| bell("reactor-bell", id)).collect::<Result<_>>()?,
             lifeline,
             keep,
             addresses,
@@ -79,10 +82,15 @@ impl Shared {
         Ok((shared, lanes, hold))
     }
 
+    /// How the event loops that serve clients are made; the same for all.
+    pub(crate) fn reactor_options(&self) -> Options {
+        Options { backend: self.config.backend, ..Options::default() }
+    }
+
     /// What a worker keeps open besides its standard streams.
     pub(crate) fn worker_keep(&self, worker: u16, lanes: &[Arc<Lane>]) -> Vec<RawFd> {
-        let own = [&self.bells[usize::from(worker)], &self.rooms[usize::from(worker)]];
-        let bells = own.into_iter().chain(&self.reactor_bells).map(|bell| bell.as_fd().as_raw_fd());
+        let own = [&self.bells, &self.rooms].into_iter().filter_map(|bells| bells.get(usize::from(worker)));
+        let bells = own.chain(&self.reactor_bells).map(|bell| bell.as_fd().as_raw_fd());
         bells.chain(lanes.iter().filter_map(|lane| lane.worker_fd())).chain(self.common_keep()).collect()
     }
 
@@ -94,13 +102,23 @@ impl Shared {
 
     /// Makes what this worker only reads, and what concerns other workers only, read-only in its process.
     pub(crate) fn protect_from(&self, worker: u16) -> Result<(), swoole_ipc::Error> {
-        self.sessions.protect()?;
-        self.board.protect_from(worker)?;
+        let reactor = (self.config.mode == Mode::Base).then_some(usize::from(worker));
+        self.sessions.protect_from(reactor)?;
+        self.board.protect_from(worker, reactor)?;
         for bells in [&self.bells, &self.rooms] {
             let others = bells.iter().enumerate().filter(|(id, _)| *id != usize::from(worker));
             others.map(|(_, bell)| bell).try_for_each(Doorbell::protect)?;
         }
         Ok(())
+    }
+
+    /// Lets all workers look at the board: something in it concerns them.
+    pub(crate) fn wake_workers(&self) {
+        for bell in &self.bells {
+            if let Err(error) = bell.force() {
+                tracing::error!("wake a worker: {error}");
+            }
+        }
     }
 
     fn common_keep(&self) -> impl Iterator<Item = RawFd> + '_ {

@@ -166,14 +166,14 @@ mod tests {
             kind: RequestKind::Packet,
             first: true,
             last: false,
-            session: Session::new(3, 7, 9),
+            session: Session::new(7, 9),
             total: 1_500_000,
         };
         let mut record = request.header().to_vec();
         record.extend_from_slice(b"abc");
         assert_eq!(Request::decode(request.tag(), &record), Ok((request, &b"abc"[..])));
 
-        let reply = Reply { kind: ReplyKind::Send, commit: true, session: Session::new(0, 0, 1), ack: 42 };
+        let reply = Reply { kind: ReplyKind::Send, commit: true, session: Session::new(0, 1), ack: 42 };
         assert_eq!(Reply::decode(reply.tag(), &reply.header()), Ok((reply, &b""[..])));
     }
 }

@@ -17,6 +17,8 @@ pub struct Control {
     /// The live processes, kept up to date by the supervisor.
     pub(crate) live: Vec<(SlotId, u32, Pid)>,
     pub(crate) stopping: bool,
+    /// To be sent to all processes.
+    pub(crate) signals: Vec<Signal>,
     max_wait: Duration,
     groups: Vec<GroupConfig>,
 }
@@ -28,6 +30,7 @@ impl Control {
             watched: Vec::new(),
             live: Vec::new(),
             stopping: false,
+            signals: Vec::new(),
             max_wait,
             groups,
         }
@@ -54,6 +57,12 @@ impl Control {
     pub fn stop(&mut self, within: Duration) {
         self.stopping = true;
         self.requests.push(Event::Stop { within });
+    }
+
+    /// Sends a signal to every process, as for a log that is to be opened anew. The policy knows nothing of it: to
+    /// have processes retire, ask for that.
+    pub fn signal_all(&mut self, signal: Signal) {
+        self.signals.push(signal);
     }
 
     /// What [`Settle::Later`](crate::Settle::Later) waits for: the successor in `slot` may come.

@@ -317,6 +317,9 @@ impl<P: Program> Shell<P> {
     /// Gives the program its reports and carries out its requests, until there are neither.
     fn deliver(&mut self) {
         loop {
+            for signal in std::mem::take(&mut self.control.signals) {
+                self.processes.iter().for_each(|process| self.send(process.slot, signal));
+            }
             for request in std::mem::take(&mut self.control.requests) {
                 self.apply(request);
             }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use swoole_sys::signal::SignalFd;
 
-use crate::{Close, DatagramPeer, Error, Event, Interest, Token, Trigger};
+use crate::{Close, DatagramPeer, Detached, Error, Event, Interest, Token, Trigger};
 
 pub(crate) mod epoll;
 pub(crate) mod uring;
@@ -75,6 +75,9 @@ pub(crate) trait Driver {
     /// Ends any source. No event of it follows but one `Closed`, unless it is `silent`. A stream that is
     /// closing with `AfterSend` may be closed again with something faster; else a second call does nothing.
     fn close(&mut self, token: Token, how: Close, silent: bool);
+    /// Ends a listener or a stream without closing its descriptor, which `Detached` gives back when no operation of
+    /// it is under way. Until then, a listener may still have `Accepted`; else no event of it follows.
+    fn detach(&mut self, token: Token) -> Result<(), Error>;
     /// The descriptor of a source that is not closed.
     fn socket(&self, token: Token) -> Option<BorrowedFd<'_>>;
 
@@ -99,6 +102,7 @@ pub(crate) enum Pending {
     Failed(Token, io::Error),
     AcceptFailed(Token, io::Error),
     Closed(Token),
+    Detached(Token, Detached),
 }
 
 /// Pending events, in order.

@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use swoole_reactor::{Backend, DatagramPeer, Error, Event, Options, Reactor, TimerId, Token};
+use swoole_reactor::{Backend, DatagramPeer, Detached, Error, Event, Options, Reactor, TimerId, Token};
 
 /// `on_each_backend!(a, b)` runs `a(Backend)` and `b(Backend)` as tests on epoll and on io_uring.
 macro_rules! on_each_backend {
@@ -33,6 +33,7 @@ macro_rules! on_each_backend {
 mod closing;
 mod datagrams;
 mod descriptors;
+mod detaching;
 mod listeners;
 mod streams;
 mod timers;
@@ -61,6 +62,7 @@ enum Seen {
     Failed(Token, io::ErrorKind),
     Sent(Token),
     Closed(Token),
+    Detached(Token, Detached),
     Datagram { token: Token, peer: DatagramPeer, bytes: Vec<u8>, truncated: bool },
     Ready { token: Token, readable: bool, writable: bool },
     Timer(TimerId),
@@ -76,6 +78,7 @@ impl Seen {
             Event::Failed { token, error } => Self::Failed(token, error.kind()),
             Event::Sent { token } => Self::Sent(token),
             Event::Closed { token } => Self::Closed(token),
+            Event::Detached { token, detached } => Self::Detached(token, detached),
             Event::Datagram { token, peer, bytes, truncated } => {
                 Self::Datagram { token, peer, bytes: bytes.to_vec(), truncated }
             }
@@ -95,6 +98,7 @@ impl Seen {
             | Self::Failed(token, _)
             | Self::Sent(token)
             | Self::Closed(token)
+            | Self::Detached(token, _)
             | Self::Datagram { token, .. }
             | Self::Ready { token, .. } => Some(*token),
             Self::Timer(_) | Self::Woken => None,

@@ -39,7 +39,7 @@ const fn key(name: &'static str, kind: Kind, help: &'static str) -> Key {
 /// In the order of the fields of [`Config`](super::Config).
 pub(super) static KEYS: [Key; 29] = [
     key("listen", Listen, "where clients connect; may repeat"),
-    key("mode", Choice(&["process"]), "how the work is divided between processes"),
+    key("mode", Choice(&["process", "base"]), "how the work is divided between processes"),
     key("worker_num", Count(1, 1024), "worker processes"),
     key("reactor_num", Count(1, 64), "reactor threads of the master"),
     key("backend", Choice(&["auto", "epoll", "io_uring"]), "what the reactors wait with"),

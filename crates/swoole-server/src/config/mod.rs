@@ -252,7 +252,9 @@ choice! {
         /// The master's reactor threads do all input and output, worker processes run the handlers: a worker that
         /// dies costs no connection but the one whose packet it died on.
         Process = "process",
-        /// Each worker does its own input and output. Not supported yet.
+        /// Each worker does its own input and output, in one thread with the handlers: there is no master, and the
+        /// process that starts the server is the manager. A worker that dies takes its own connections along, and
+        /// only those.
         Base = "base",
     }
 }

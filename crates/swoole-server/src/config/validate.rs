@@ -55,10 +55,6 @@ impl Config {
     }
 
     fn check_supported(&self) -> Result<(), ConfigError> {
-        match self.mode {
-            Mode::Process => {}
-            Mode::Base => return Err(not_yet("mode", self.mode)),
-        }
         match self.dispatch_mode {
             DispatchMode::Fixed | DispatchMode::RoundRobin | DispatchMode::Idle => {}
             DispatchMode::IpHash | DispatchMode::Uid | DispatchMode::LeastInFlight => {
@@ -91,8 +87,16 @@ impl Config {
         Ok(())
     }
 
+    /// How many reactors there are: threads of the master, or in Base mode the workers themselves.
+    pub(crate) fn reactors(&self) -> usize {
+        usize::from(if self.mode == Mode::Base { self.worker_num } else { self.reactor_num.into() })
+    }
+
     /// How many rings there are: one for each reactor, worker and direction.
     fn rings(&self) -> usize {
+        if self.mode == Mode::Base {
+            return 0;
+        }
         2 * usize::from(self.reactor_num) * usize::from(self.worker_num)
     }
 
@@ -142,14 +146,16 @@ impl Config {
         self.max_request_grace.unwrap_or(default)
     }
 
-    /// How many clients this process can have: `max_connection`, or less if its limit of open files
-    /// (`RLIMIT_NOFILE`, getrlimit(2)) leaves no room for so many, which is logged.
+    /// How many clients the server can have: `max_connection`, or less if the limit of open files
+    /// (`RLIMIT_NOFILE`, getrlimit(2)) leaves no room for so many, which is logged. In Base mode each worker takes an
+    /// equal share of them.
     ///
     /// # Errors
     /// If that limit does not even suffice for the server itself.
     pub fn connection_limit(&self) -> Result<usize, ConfigError> {
-        let peers = u64::from(self.worker_num) + u64::from(self.reactor_num);
-        let links = u64::from(self.worker_num) * u64::from(self.reactor_num);
+        let (workers, reactors) = (u64::from(self.worker_num), self.reactors() as u64);
+        let peers = workers + reactors;
+        let links = if self.mode == Mode::Process { workers * reactors } else { 0 };
         let lanes = if self.ipc == Ipc::SocketPair { DESCRIPTORS_PER_SOCKETPAIR * links } else { 0 };
         let reserve = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_PEER * peers + lanes;
         let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
@@ -160,7 +166,9 @@ impl Config {
             );
             return Err(ConfigError::value("max_connection", self.max_connection, expected));
         }
-        let room = usize::try_from(files - reserve).unwrap_or(usize::MAX);
+        // Who has the clients: the master, or each worker its own.
+        let holders = if self.mode == Mode::Base { workers } else { 1 };
+        let room = usize::try_from((files - reserve).saturating_mul(holders)).unwrap_or(usize::MAX);
         let limit = room.min(self.max_connection);
         if limit < self.max_connection {
             // Nobody has asked for the default.

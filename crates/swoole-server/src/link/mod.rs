@@ -33,7 +33,7 @@ use crate::config::Ipc;
 use crate::error::{Error, Result};
 pub(crate) use reactor_end::{ReactorEnd, ReplySink};
 pub(crate) use window::{Parcel, Sent};
-pub(crate) use worker_end::{Inbox, Message, Next, Outlet};
+pub(crate) use worker_end::{Inbox, Message, Next, Outlets};
 
 /// The largest payload of one socketpair packet.
 const SOCKET_PIECE: usize = 32 * 1024;
@@ -44,7 +44,7 @@ const SOCKET_PACKET: usize = size_of::<u32>() + crate::wire::HEADER + SOCKET_PIE
 const SOCKET_BUFFER: usize = 512 * 1024;
 
 /// Replies that a handler may leave uncommitted, by [`reply_cost`]; beyond, they are committed as they are.
-const UNCOMMITTED_MAX: usize = 32 << 20;
+pub(crate) const UNCOMMITTED_MAX: usize = 32 << 20;
 
 /// What a reply counts against the limits of what is uncommitted, in bytes: its payload, and what it takes to keep it.
 fn reply_cost(payload: usize) -> usize {

@@ -13,7 +13,7 @@ use swoole_ipc::{Consumer, Producer};
 use super::{Lane, SOCKET_PACKET, SOCKET_PIECE, UNCOMMITTED_MAX, reply_cost};
 use crate::error::Error;
 use crate::session::Session;
-use crate::shared::Lifeline;
+use crate::shared::{Lifeline, Shared};
 use crate::wire::{COMMIT, HEADER, Reply, ReplyKind, Request, RequestKind};
 
 /// What a reactor has sent.
@@ -263,6 +263,54 @@ impl Outlet {
         }
         self.uncommitted += reply_cost(piece.len());
         Ok(())
+    }
+}
+
+/// The replies of one worker, to all reactors.
+pub(crate) struct Outlets(Vec<Outlet>);
+
+impl Outlets {
+    /// `lanes`: that of this worker to each reactor.
+    pub(crate) fn open(
+        lanes: &[Arc<Lane>],
+        shared: &Shared,
+        worker: u16,
+    ) -> Result<Outlets, swoole_ipc::Error> {
+        let room = &shared.rooms[usize::from(worker)];
+        let outlets = lanes.iter().zip(&shared.reactor_bells).zip(0..).map(|((lane, bell), reactor)| {
+            Outlet::open(lane, reactor, bell.clone(), room.clone(), shared.lifeline.clone())
+        });
+        outlets.collect::<Result<_, _>>().map(Outlets)
+    }
+
+    /// That to one reactor.
+    pub(crate) fn to(&mut self, reactor: u16) -> &mut Outlet {
+        &mut self.0[usize::from(reactor)]
+    }
+
+    /// What was sent so far stands, and leaves now.
+    pub(crate) fn flush(&mut self) -> Result<(), Error> {
+        self.0.iter_mut().try_for_each(|outlet| {
+            outlet.flush()?;
+            outlet.ring()
+        })
+    }
+
+    /// The callback has returned: its effects become visible, those at the reactor whose message it handled last,
+    /// because they carry its ack.
+    pub(crate) fn commit(&mut self, origin: Option<u16>) -> Result<(), Error> {
+        let origin = origin.map(usize::from);
+        for (reactor, outlet) in self.0.iter_mut().enumerate() {
+            if Some(reactor) != origin {
+                outlet.commit()?;
+            }
+        }
+        origin.map_or(Ok(()), |reactor| self.0[reactor].commit())
+    }
+
+    /// Wakes the reactors that have something to take.
+    pub(crate) fn ring(&mut self) -> Result<(), Error> {
+        self.0.iter_mut().try_for_each(Outlet::ring)
     }
 }
 

@@ -5,17 +5,12 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use swoole_reactor::{Options, Reactor};
+use swoole_reactor::Reactor;
 
 use super::mailbox::{Command, Mailbox, Note, Occupancy};
 use super::reactor_thread::{self, Seat};
 use crate::error::{Error, Result};
 use crate::shared::{Lanes, Shared};
-
-/// How the master's event loops are made; the same for all.
-pub(super) fn reactor_options(shared: &Shared) -> Options {
-    Options { backend: shared.config.backend, ..Options::default() }
-}
 
 struct Member {
     mail: Arc<Mailbox<Command>>,
@@ -51,7 +46,7 @@ impl Crew {
             let (sender, receiver) = mpsc::channel();
             let thread = thread::Builder::new()
                 .name(format!("reactor {id}"))
-                .spawn(move || match Reactor::new(reactor_options(&seat.shared)) {
+                .spawn(move || match Reactor::new(seat.shared.reactor_options()) {
                     Err(error) => drop(sender.send(Err(error))),
                     Ok(reactor) => {
                         let mail = Mailbox::new(reactor.waker());

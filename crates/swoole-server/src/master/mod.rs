@@ -8,15 +8,13 @@
 //! | `crew` | main | the reactor threads |
 //! | `mailbox` | both | how the main thread and the reactors speak to each other |
 //! | `reactor_thread` | reactor | the event loop |
-//! | `desk` | reactor | connections: packets to workers, replies to clients |
-//! | `connection` | reactor | one connection, and the cutting of its stream |
+//! | `dealer` | reactor | which worker gets a packet, and over which link |
 //!
-//! A stop is a drain first: nothing new is accepted or read, workers go on as ever (one that dies is replaced) until
+//! The connections themselves are the affair of [`desk`](crate::desk). A stop is a drain first: nothing new is accepted or read, workers go on as ever (one that dies is replaced) until
 //! every packet that came is answered, or most of `max_wait_time` is over. Only then are they asked to leave.
 
-mod connection;
 mod crew;
-mod desk;
+mod dealer;
 mod mailbox;
 mod reactor_thread;
 mod roster;
@@ -25,12 +23,11 @@ mod stop;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use swoole_ipc::socketpair::Endpoint;
-use swoole_reactor::listener::Address;
 use swoole_reactor::{Event, Interest, Reactor, TimerId, Token, Trigger};
 use swoole_sys::signal::SignalSet;
 
@@ -41,7 +38,7 @@ use crate::error::{Error, Result};
 use crate::handler::{Handler, Master};
 use crate::session::Arrival;
 use crate::shared::{Lanes, Shared};
-use crew::{Crew, reactor_options};
+use crew::Crew;
 use mailbox::{Command, Mailbox, Note};
 use roster::Roster;
 
@@ -69,7 +66,7 @@ pub(crate) fn run<H: Handler>(
     manager: Pid,
 ) -> Result<()> {
     let failed = |error| Error::setup("make the master's event loop", error);
-    let mut reactor = Reactor::new(reactor_options(&shared)).map_err(failed)?;
+    let mut reactor = Reactor::new(shared.reactor_options()).map_err(failed)?;
     // Before any thread exists: all of them inherit the mask.
     reactor.signals(&SignalSet::from(SIGNALS)).map_err(failed)?;
     let control = reactor.watch(&to_manager, Interest::READABLE, Trigger::Level).map_err(failed)?;
@@ -345,13 +342,7 @@ impl<H: Handler> Office<H> {
         peer: Option<SocketAddr>,
     ) {
         let Some(index) = self.accepting.iter().position(|token| *token == listener) else { return };
-        let port = match self.shared.addresses[index].address {
-            Address::Tcp(address) => address.port(),
-            _ => 0,
-        };
-        let connected_at =
-            SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-        let arrival = Arrival { listener: index as u16, port, peer, connected_at };
+        let arrival = Arrival::new(&self.shared.addresses[index], index, peer);
         self.held.push_back((socket, arrival));
         self.admit(reactor);
     }
@@ -380,11 +371,7 @@ impl<H: Handler> Office<H> {
     /// Moves on all workers that wait for it.
     fn set_phase(&self, phase: Phase) {
         self.shared.board.set_phase(phase);
-        for bell in &self.shared.bells {
-            if let Err(error) = bell.force() {
-                tracing::error!("wake a worker: {error}");
-            }
-        }
+        self.shared.wake_workers();
     }
 
     fn order(&mut self, order: &Order) {

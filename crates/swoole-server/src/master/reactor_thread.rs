@@ -8,8 +8,9 @@ use std::time::Duration;
 use swoole_protocol::Framing;
 use swoole_reactor::{Close, Event, Interest, Reactor, TimerId, Token, Trigger};
 
-use super::desk::{Desk, Replies};
+use super::dealer::Dealer;
 use super::mailbox::{Command, Mailbox, Note, Occupancy};
+use crate::desk::{Desk, Replies};
 use crate::error::{Error, Result};
 use crate::link::{Lane, Parcel, ReactorEnd};
 use crate::log::{Identity, Role};
@@ -51,7 +52,7 @@ struct ReactorThread {
     seat: Seat,
     mail: Arc<Mailbox<Command>>,
     desk: Desk,
-    links: Vec<ReactorEnd>,
+    dealer: Dealer,
     /// The watch of each link that has a descriptor, unless it carries nonsense, and whether it is readable.
     watches: Vec<Watch>,
     stop: Stop,
@@ -93,10 +94,11 @@ impl ReactorThread {
         });
         let links = links.collect::<Result<Vec<_>, _>>().map_err(claim)?;
         Ok(ReactorThread {
-            desk: Desk::new(seat.id, Arc::clone(shared), seat.framing),
+            // A queue for each worker, and one of those for whom any will do.
+            desk: Desk::new(seat.id.into(), Arc::clone(shared), seat.framing, links.len() + 1),
             mail,
             watches: vec![Watch::None; links.len()],
-            links,
+            dealer: Dealer::new(seat.id, Arc::clone(shared), links),
             stop: Stop::No,
             seat,
         })
@@ -107,7 +109,7 @@ impl ReactorThread {
         let bell = &shared.reactor_bells[usize::from(self.seat.id)];
         let failed = |error| Error::setup("run a reactor thread", error);
         reactor.watch(bell, Interest::READABLE, Trigger::Edge).map_err(failed)?;
-        for worker in 0..self.links.len() {
+        for worker in 0..self.dealer.links.len() {
             self.watch_link(&mut reactor, worker).map_err(failed)?;
         }
         let mut spin = Spin::default();
@@ -118,8 +120,8 @@ impl ReactorThread {
             if matches!(self.stop, Stop::Finishing(_)) && self.desk.is_empty() {
                 return Ok(());
             }
-            let waiting = self.links.iter().any(|link| link.in_flight() > 0);
-            let answered = self.links.iter().all(|link| link.packets() == 0);
+            let waiting = self.dealer.links.iter().any(|link| link.in_flight() > 0);
+            let answered = self.dealer.links.iter().all(|link| link.packets() == 0);
             if self.stop == Stop::Draining && answered && self.desk.is_drained() {
                 self.stop = Stop::Drained;
                 self.seat.main.post(Note::Drained);
@@ -161,26 +163,26 @@ impl ReactorThread {
     }
 
     fn has_replies(&self) -> bool {
-        self.links.iter().any(ReactorEnd::has_replies)
+        self.dealer.links.iter().any(ReactorEnd::has_replies)
     }
 
     /// Delivers what the workers have committed; true if there was anything.
     fn take_replies(&mut self, reactor: &mut Reactor) -> bool {
         let mut worked = false;
-        for worker in 0..self.links.len() {
+        for worker in 0..self.dealer.links.len() {
             let ready = match &mut self.watches[worker] {
                 Watch::None => true,
                 Watch::On { readable, .. } => std::mem::take(readable),
                 Watch::Off => false,
             };
-            if !ready && !self.links[worker].is_broken() {
+            if !ready && !self.dealer.links[worker].is_broken() {
                 continue;
             }
-            match self.links[worker].drain(&mut Replies { desk: &mut self.desk, reactor }) {
+            match self.dealer.links[worker].drain(&mut Replies { desk: &mut self.desk, reactor }) {
                 Ok(false) => {}
                 Ok(true) => {
                     worked = true;
-                    self.desk.unpark(reactor, &mut self.links, worker);
+                    self.desk.unpark(reactor, &mut self.dealer, worker);
                 }
                 Err(fault) => {
                     if let Watch::On { token, .. } = std::mem::replace(&mut self.watches[worker], Watch::Off)
@@ -198,14 +200,14 @@ impl ReactorThread {
     fn hand_over(&mut self) {
         for (home, session) in self.desk.take_departed() {
             let close = Parcel { kind: RequestKind::Close, session, bytes: Vec::new() };
-            self.links[usize::from(home)].enqueue(close);
+            self.dealer.links[usize::from(home)].enqueue(close);
         }
-        self.links.iter_mut().for_each(ReactorEnd::flush);
+        self.dealer.links.iter_mut().for_each(ReactorEnd::flush);
     }
 
     fn on_event(&mut self, reactor: &mut Reactor, event: Event<'_>) {
         match event {
-            Event::Data { token, bytes } => self.desk.received(reactor, &mut self.links, token, bytes),
+            Event::Data { token, bytes } => self.desk.received(reactor, &mut self.dealer, token, bytes),
             Event::Eof { token } => self.desk.ended(reactor, token),
             Event::Failed { token, error } => self.desk.failed(reactor, token, &error),
             Event::Closed { token } if self.desk.closed(reactor, token) => self.left(),
@@ -242,12 +244,12 @@ impl ReactorThread {
     fn obey(&mut self, reactor: &mut Reactor, command: Command) {
         match command {
             Command::Adopt { socket, arrival } => {
-                if let Err(error) = self.desk.adopt(reactor, &mut self.links, socket, &arrival) {
+                if let Err(error) = self.desk.adopt(reactor, &mut self.dealer, socket, &arrival) {
                     tracing::error!("take a connection on: {error}");
                     self.left();
                 }
             }
-            Command::Up { worker } => self.desk.set_up(worker, true),
+            Command::Up { worker } => self.dealer.set_up(worker, true),
             Command::Settle { worker } => self.settle(reactor, worker),
             Command::Drain => self.stop = Stop::LastLook,
             Command::Finish { within } => self.finish(reactor, within),
@@ -256,9 +258,9 @@ impl ReactorThread {
 
     fn settle(&mut self, reactor: &mut Reactor, worker: u16) {
         let index = usize::from(worker);
-        self.desk.set_up(worker, false);
+        self.dealer.set_up(worker, false);
         let started = self.seat.shared.board.started(worker, usize::from(self.seat.id));
-        let link = &mut self.links[index];
+        let link = &mut self.dealer.links[index];
         let lost = link.settle(started, &mut Replies { desk: &mut self.desk, reactor });
         let lost = lost.iter().filter_map(|sent| self.desk.mourn(reactor, sent)).collect();
         if matches!(self.watches[index], Watch::Off)
@@ -266,7 +268,7 @@ impl ReactorThread {
         {
             tracing::error!("watch the link to worker {worker} again: {error}");
         }
-        self.desk.unpark(reactor, &mut self.links, index);
+        self.desk.unpark(reactor, &mut self.dealer, index);
         self.seat.main.post(Note::Settled { worker, lost });
     }
 
@@ -275,7 +277,7 @@ impl ReactorThread {
         if let Stop::Finishing(before) = self.stop {
             reactor.cancel(before);
         } else {
-            let unanswered: usize = self.links.iter().map(ReactorEnd::packets).sum();
+            let unanswered: usize = self.dealer.links.iter().map(ReactorEnd::packets).sum();
             if unanswered > 0 {
                 self.desk.abandon(unanswered);
             }

@@ -1,6 +1,5 @@
-//! A worker's life, from the fork to the exit.
+//! A worker's life in Process mode, from the fork to the exit.
 
-use std::backtrace::Backtrace;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,16 +8,13 @@ use swoole_reactor::{Event, Interest, Options, Reactor, Trigger};
 use swoole_supervisor::Child;
 use swoole_sys::signal::SignalSet;
 
-use super::Worker;
+use super::{Duty, SIGNALS, Way, Worker, callbacks};
 use crate::board::Phase;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
-use crate::link::{Inbox, Lane, Message, Next, Outlet};
-use crate::log::{Identity, Role};
-use crate::session::Session;
+use crate::link::{Inbox, Lane, Message, Next, Outlets};
 use crate::shared::Shared;
 use crate::spin::Spin;
-use crate::wire::RequestKind;
 
 /// Packets taken from one reactor before the next one's turn.
 const BUDGET: usize = 64;
@@ -26,11 +22,6 @@ const BUDGET: usize = 64;
 const LOOK_AFTER: Duration = Duration::from_millis(5);
 /// Handlers that take longer are not made to hold back the replies of those before them.
 const SLOW: Duration = Duration::from_micros(20);
-
-/// The signals that a worker takes as they come, instead of being hit by them. Ctrl-C reaches the whole process group,
-/// but it is the master that is asked to stop.
-pub(crate) const SIGNALS: [Signal; 6] =
-    [Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP, Signal::USR1, Signal::USR2];
 
 /// Runs a worker to its end; the exit code.
 pub(crate) fn run<H: Handler>(
@@ -40,63 +31,30 @@ pub(crate) fn run<H: Handler>(
     mut child: Child,
 ) -> i32 {
     let id = child.slot;
-    crate::log::set_identity(Identity { role: Role::Worker, id: u32::from(id) });
-    // A title is a comfort, not a need.
-    let _ = swoole_sys::title::set(&format!("swoole: worker {id}"));
-    log_panics();
+    super::introduce(id);
     let mut life = || -> Result<()> {
         let mut life = Life::start(handler, shared, lanes, &child)?;
         if !life.wait_for_start()? {
             return Ok(());
         }
-        life.callback("on_worker_start", |handler, worker| handler.on_worker_start(worker))?;
+        life.callback(callbacks::start)?;
         child.ready();
         life.serve()?;
-        life.callback("on_worker_stop", |handler, worker| handler.on_worker_stop(worker))
+        life.callback(callbacks::stop)
     };
-    match life() {
-        Ok(()) => 0,
-        Err(error) => {
-            tracing::error!("worker {id}: {error}");
-            1
-        }
-    }
-}
-
-/// The panic's message and backtrace belong in the log, not on a stream that may lead nowhere.
-fn log_panics() {
-    std::panic::set_hook(Box::new(|panic| {
-        let backtrace = Backtrace::force_capture().to_string();
-        tracing::error!("{panic}\n{}", of_the_user(&backtrace));
-    }));
-}
-
-/// The frames between the panic's machinery and this file, which calls the user's code; all of them if they cannot be
-/// told apart.
-fn of_the_user(backtrace: &str) -> &str {
-    let frames = || {
-        let (_, below) = backtrace.split_once("rust_begin_unwind")?;
-        let (_, below) = below.split_once("panic_fmt")?;
-        let (frames, _) = below.split_once(file!())?;
-        let (_, frames) = frames.split_once("\n")?;
-        // The last of these frames is this file's own.
-        let (frames, _) = frames.rsplit_once("\n")?;
-        Some(frames.rsplit_once("\n")?.0)
-    };
-    frames().unwrap_or(backtrace)
+    super::exit_code(id, life())
 }
 
 struct Life<'a, H> {
     handler: &'a mut H,
-    worker: Worker,
+    duty: Duty,
+    outlets: Outlets,
     inboxes: Vec<Inbox>,
     reactor: Reactor,
     manager: Option<Pid>,
     /// The manager is gone. The master is stopping then, and says by the phase when everything is answered.
     orphan: bool,
     looked: Instant,
-    /// Packets after which this worker retires.
-    request_limit: u64,
     /// Moving average of what a handler takes.
     usual: Duration,
 }
@@ -127,67 +85,56 @@ impl<'a, H: Handler> Life<'a, H> {
         }
         let claim = |error| Error::setup("take over the links to the reactors", error);
         let inboxes = lanes.iter().zip(0..).map(|(lane, reactor)| Inbox::open(lane, reactor));
-        let outlets = lanes.iter().zip(0..).map(|(lane, reactor)| {
-            let bell = shared.reactor_bells[usize::from(reactor)].clone();
-            Outlet::open(lane, reactor, bell, shared.rooms[id].clone(), shared.lifeline.clone())
-        });
         let inboxes = inboxes.collect::<Result<_, _>>().map_err(claim)?;
-        let outlets = outlets.collect::<Result<_, _>>().map_err(claim)?;
+        let outlets = Outlets::open(lanes, shared, child.slot).map_err(claim)?;
         Ok(Life {
             handler,
-            worker: Worker {
-                id: child.slot,
-                generation: child.generation,
-                handled: 0,
-                outlets,
-                retiring: false,
-                shared: Arc::clone(shared),
-            },
+            duty: Duty::new(child.slot, child.generation, shared)?,
+            outlets,
             inboxes,
             reactor,
             // Not whoever is the parent now: the manager may be dead already.
             manager: Pid::from_raw(shared.board.manager_pid()),
             orphan: false,
             looked: Instant::now(),
-            request_limit: request_limit(shared)?,
             usual: Duration::ZERO,
         })
     }
 
     /// The callbacks of master and manager come first. False if the server stops before it has begun.
     fn wait_for_start(&mut self) -> Result<bool> {
-        let shared = Arc::clone(&self.worker.shared);
+        let shared = Arc::clone(&self.duty.shared);
         loop {
             match shared.board.phase() {
-                Phase::Running => return Ok(true),
+                Phase::Running | Phase::Serving => return Ok(true),
                 Phase::Stopping => return Ok(false),
-                Phase::Booting if self.worker.retiring => return Ok(false),
+                Phase::Booting if self.duty.retiring => return Ok(false),
                 Phase::Booting => self.look(None)?,
             }
         }
     }
 
     fn serve(&mut self) -> Result<()> {
-        let shared = Arc::clone(&self.worker.shared);
-        let bell = &shared.bells[usize::from(self.worker.id)];
+        let shared = Arc::clone(&self.duty.shared);
+        let bell = &shared.bells[usize::from(self.duty.id)];
         let mut spin = Spin::default();
-        shared.board.set_busy(self.worker.id, true);
+        shared.board.set_busy(self.duty.id, true);
         loop {
             let worked = self.pass()?;
-            if self.worker.retiring {
+            if self.duty.retiring {
                 return Ok(());
             }
             if worked {
                 continue;
             }
-            shared.board.set_busy(self.worker.id, false);
+            shared.board.set_busy(self.duty.id, false);
             if !spin.until(|| self.inboxes.iter().any(Inbox::has_news)) {
                 bell.arm();
                 let wait = self.inboxes.iter().any(Inbox::has_news).then_some(Duration::ZERO);
                 self.look(wait)?;
                 bell.disarm();
             }
-            shared.board.set_busy(self.worker.id, true);
+            shared.board.set_busy(self.duty.id, true);
         }
     }
 
@@ -207,9 +154,9 @@ impl<'a, H: Handler> Life<'a, H> {
         self.looked = Instant::now();
         // The kernel asks the same when the manager dies, but then there is no successor to leave anything to.
         self.orphan |= getppid() != self.manager;
-        self.worker.retiring |= asked && !self.orphan;
-        let shared = &self.worker.shared;
-        self.worker.retiring |=
+        self.duty.retiring |= asked && !self.orphan;
+        let shared = &self.duty.shared;
+        self.duty.retiring |=
             self.orphan && (shared.lifeline.is_cut() || shared.board.phase() == Phase::Stopping);
         Ok(())
     }
@@ -220,14 +167,14 @@ impl<'a, H: Handler> Life<'a, H> {
         for reactor in 0..self.inboxes.len() {
             for _ in 0..BUDGET {
                 // To retire is to leave the rest to the successor.
-                if self.worker.retiring || !self.step(reactor)? {
+                if self.duty.retiring || !self.step(reactor)? {
                     break;
                 }
                 worked = true;
             }
-            self.worker.outlets[reactor].commit()?;
+            self.outlets.to(reactor as u16).commit()?;
         }
-        self.worker.ring()?;
+        self.outlets.ring()?;
         if worked && self.looked.elapsed() > LOOK_AFTER {
             self.look(Some(Duration::ZERO))?;
         }
@@ -240,20 +187,20 @@ impl<'a, H: Handler> Life<'a, H> {
         let record = inbox.current();
         match inbox.next()? {
             Next::Empty => return Ok(false),
-            Next::Fragment => self.worker.outlets[reactor].begin(record),
+            Next::Fragment => self.outlets.to(reactor as u16).begin(record),
             Next::Message(message) => {
                 if self.usual > SLOW {
-                    self.worker.ring()?;
+                    self.outlets.ring()?;
                 }
                 let begun = Instant::now();
-                deliver(self.handler, &mut self.worker, reactor, record, &message)?;
+                deliver(self.handler, &mut self.duty, &mut self.outlets, reactor as u16, record, &message)?;
                 let now = Instant::now();
                 self.usual = (self.usual * 7 + (now - begun)) / 8;
                 let large = message.payload.len() > BUDGET * 1024;
                 if large {
                     self.inboxes[reactor].shed();
                 }
-                self.worker.retiring |= self.worker.handled >= self.request_limit && !self.orphan;
+                self.duty.retiring |= self.duty.is_done() && !self.orphan;
                 if now - self.looked > LOOK_AFTER {
                     self.look(Some(Duration::ZERO))?;
                 }
@@ -264,62 +211,26 @@ impl<'a, H: Handler> Life<'a, H> {
     }
 
     /// A callback that belongs to no packet.
-    fn callback(&mut self, name: &str, run: impl FnOnce(&mut H, &mut Worker) -> Result<()>) -> Result<()> {
-        run(self.handler, &mut self.worker).map_err(|error| Error::Start(format!("{name}: {error}")))?;
-        self.worker.commit(None)?;
-        self.worker.ring()
+    fn callback(&mut self, run: impl FnOnce(&mut H, &mut Worker<'_>) -> Result<()>) -> Result<()> {
+        let way = Way::Links(&mut self.outlets);
+        run(self.handler, &mut Worker { duty: &mut self.duty, way })?;
+        self.outlets.commit(None)?;
+        self.outlets.ring()
     }
 }
 
 /// Runs the callback for one message and commits what it did.
 fn deliver<H: Handler>(
     handler: &mut H,
-    worker: &mut Worker,
-    reactor: usize,
+    duty: &mut Duty,
+    outlets: &mut Outlets,
+    reactor: u16,
     record: u64,
     message: &Message<'_>,
 ) -> Result<()> {
-    let origin = Some((reactor, record));
-    let session = message.session;
-    worker.begin(origin);
-    let result = match message.kind {
-        RequestKind::Packet => {
-            worker.handled += 1;
-            worker.shared.board.set_handled(worker.id, worker.handled);
-            handler.on_receive(worker, session, message.payload)
-        }
-        RequestKind::Connect => handler.on_connect(worker, session),
-        RequestKind::Close => handler.on_close(worker, session),
-    };
-    if let Err(error) = result {
-        fail(worker, session, &error);
-    }
-    worker.commit(origin)
-}
-
-/// A callback's error costs its session the connection. That the peer has just left is no news.
-fn fail(worker: &mut Worker, session: Session, error: &Error) {
-    if error.is_departure() {
-        tracing::debug!(%session, "{error}");
-        return;
-    }
-    tracing::warn!(%session, "callback failed, its connection is closed: {error}");
-    if let Err(error) = worker.close(session) {
-        tracing::debug!(%session, "{error}");
-    }
-}
-
-/// `max_request`, and some more so that workers which started together do not retire together. The seed is drawn
-/// here, after the fork: one drawn before it would be the same in every worker.
-fn request_limit(shared: &Shared) -> Result<u64> {
-    let grace = shared.config.request_grace();
-    match shared.config.max_request {
-        0 => Ok(u64::MAX),
-        limit if grace == 0 => Ok(limit),
-        limit => {
-            let random =
-                getrandom::u64().map_err(|error| Error::setup("draw the jitter of max_request", error))?;
-            Ok(limit.saturating_add(random % grace + 1))
-        }
-    }
+    outlets.to(reactor).begin(record);
+    duty.shared.board.start(duty.id, reactor.into(), record);
+    let mut worker = Worker { duty, way: Way::Links(outlets) };
+    callbacks::message(handler, &mut worker, message.kind, message.session, message.payload);
+    outlets.commit(Some(reactor))
 }

@@ -1,40 +1,116 @@
-//! The worker process: user code, one thread, no client socket.
+//! The worker process: user code, one thread.
 //!
 //! | file | what |
 //! |---|---|
-//! | `mod` | [`Worker`]: what a callback may do |
-//! | `life` | from the fork to the exit: start, serve, retire |
+//! | `mod` | [`Worker`]: what a callback may do, in either mode |
+//! | `callbacks` | where the user's code is called |
+//! | `life` | Process mode, from the fork to the exit: start, serve, retire |
 
+pub(crate) mod callbacks;
 mod life;
 
 use std::sync::Arc;
 
 use rustix::process::{Signal, getpid};
 
+use crate::base::Till;
 use crate::error::{Error, Result};
 use crate::handler::common;
-use crate::link::Outlet;
+use crate::link::Outlets;
+use crate::log::{Identity, Role};
 use crate::session::{Session, SessionInfo};
 use crate::shared::Shared;
 
-pub(crate) use life::{SIGNALS, run};
+pub(crate) use life::run;
+
+/// The signals that a worker takes as they come, instead of being hit by them. Ctrl-C reaches the whole process group,
+/// but it is the master that is asked to stop.
+pub(crate) const SIGNALS: [Signal; 6] =
+    [Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP, Signal::USR1, Signal::USR2];
 
 /// A worker process, as its callbacks see it.
-pub struct Worker {
-    id: u16,
-    generation: u32,
-    handled: u64,
-    outlets: Vec<Outlet>,
-    retiring: bool,
-    shared: Arc<Shared>,
+pub struct Worker<'a> {
+    pub(crate) duty: &'a mut Duty,
+    pub(crate) way: Way<'a>,
 }
 
-common!(Worker);
+/// Who a worker is, and how far it has come.
+pub(crate) struct Duty {
+    pub(crate) id: u16,
+    pub(crate) generation: u32,
+    pub(crate) handled: u64,
+    /// Packets after which it retires.
+    request_limit: u64,
+    /// It takes no more packets.
+    pub(crate) retiring: bool,
+    pub(crate) shared: Arc<Shared>,
+}
 
-impl Worker {
+/// How what it sends gets to clients.
+pub(crate) enum Way<'a> {
+    /// Process mode: to the reactors that own them.
+    Links(&'a mut Outlets),
+    /// Base mode: it is their reactor itself.
+    Own(Till<'a>),
+}
+
+impl Duty {
+    pub(crate) fn new(id: u16, generation: u32, shared: &Arc<Shared>) -> Result<Duty> {
+        let request_limit = request_limit(shared)?;
+        Ok(Duty { id, generation, handled: 0, request_limit, retiring: false, shared: Arc::clone(shared) })
+    }
+
+    fn count(&mut self) {
+        self.handled += 1;
+        self.shared.board.set_handled(self.id, self.handled);
+    }
+
+    /// Whether it has handled as many packets as it should.
+    pub(crate) fn is_done(&self) -> bool {
+        self.handled >= self.request_limit
+    }
+}
+
+/// `max_request`, and some more so that workers which started together do not retire together. The seed is drawn
+/// here, after the fork: one drawn before it would be the same in every worker.
+fn request_limit(shared: &Shared) -> Result<u64> {
+    let grace = shared.config.request_grace();
+    match shared.config.max_request {
+        0 => Ok(u64::MAX),
+        limit if grace == 0 => Ok(limit),
+        limit => {
+            let random =
+                getrandom::u64().map_err(|error| Error::setup("draw the jitter of max_request", error))?;
+            Ok(limit.saturating_add(random % grace + 1))
+        }
+    }
+}
+
+/// The first things that a worker process does, in either mode.
+pub(crate) fn introduce(id: u16) {
+    crate::log::set_identity(Identity { role: Role::Worker, id: u32::from(id) });
+    // A title is a comfort, not a need.
+    let _ = swoole_sys::title::set(&format!("swoole: worker {id}"));
+    callbacks::log_panics();
+}
+
+/// The exit code of a worker whose life went like this.
+pub(crate) fn exit_code(id: u16, life: Result<()>) -> i32 {
+    match life {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::error!("worker {id}: {error}");
+            1
+        }
+    }
+}
+
+common!(Worker<'_>, Worker);
+
+impl Worker<'_> {
     /// This worker's slot, from 0. A successor has the same.
     pub fn id(&self) -> u16 {
-        self.id
+        self.duty.id
     }
 
     /// This process's id.
@@ -44,12 +120,12 @@ impl Worker {
 
     /// Which process of its slot this is, from 1.
     pub fn generation(&self) -> u32 {
-        self.generation
+        self.duty.generation
     }
 
     /// Packets that this process has begun to handle, the present one included.
     pub fn handled(&self) -> u64 {
-        self.handled
+        self.duty.handled
     }
 
     /// Sends `bytes` to a client, whichever reactor or worker it belongs to, after all that this worker has sent to
@@ -61,22 +137,31 @@ impl Worker {
     /// # Errors
     ///
     /// [`Error::NoSuchSession`] if the client has left. [`Error::ReplyTooLong`] if `bytes` alone exceed
-    /// `socket_buffer_size`. Nothing was sent then.
+    /// `socket_buffer_size`. [`Error::PeerFull`] in Base mode, if it is another worker's client, and that worker has not
+    /// taken what was sent to its clients before. Nothing was sent then.
     pub fn send(&mut self, session: Session, bytes: &[u8]) -> Result<()> {
-        let max = self.shared.config.socket_buffer_size;
+        let max = self.shared().config.socket_buffer_size;
         if bytes.len() > max {
             return Err(Error::ReplyTooLong { session, len: bytes.len(), max });
         }
-        self.outlet(session)?.send(session, bytes)
+        let reactor = self.reactor(session)?;
+        match &mut self.way {
+            Way::Links(outlets) => outlets.to(reactor).send(session, bytes),
+            Way::Own(till) => till.send(reactor, session, bytes),
+        }
     }
 
     /// Closes a client's connection, after what was sent to it before has gone out.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchSession`] if it is gone already.
+    /// [`Error::NoSuchSession`] if it is gone already; [`Error::PeerFull`] as for [`send`](Worker::send).
     pub fn close(&mut self, session: Session) -> Result<()> {
-        self.outlet(session)?.close(session)
+        let reactor = self.reactor(session)?;
+        match &mut self.way {
+            Way::Links(outlets) => outlets.to(reactor).close(session),
+            Way::Own(till) => till.close(reactor, session),
+        }
     }
 
     /// Lets out what this callback has sent so far, before it returns. If the worker dies later in the same callback,
@@ -86,16 +171,18 @@ impl Worker {
     ///
     /// [`Error::Link`] if the link to a reactor is broken: the worker is of no use then, so return it.
     pub fn flush(&mut self) -> Result<()> {
-        for outlet in &mut self.outlets {
-            outlet.flush()?;
-            outlet.ring()?;
+        match &mut self.way {
+            Way::Links(outlets) => outlets.flush(),
+            Way::Own(till) => {
+                till.deliver();
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Whether the session is connected.
     pub fn exists(&self, session: Session) -> bool {
-        self.shared.sessions.exists(session)
+        self.shared().sessions.exists(session)
     }
 
     /// What is known of a session.
@@ -104,12 +191,12 @@ impl Worker {
     ///
     /// [`Error::NoSuchSession`] if it is not connected.
     pub fn session(&self, session: Session) -> Result<SessionInfo> {
-        self.shared.sessions.info(session)
+        self.shared().sessions.info(session)
     }
 
     /// Every session of the server. Those that come or go meanwhile may or may not be among them.
     pub fn sessions(&self) -> impl Iterator<Item = Session> + '_ {
-        self.shared.sessions.iter()
+        self.shared().sessions.iter()
     }
 
     /// Lets a worker retire and be replaced: this one (`None`), after the present callback, or another one.
@@ -118,50 +205,29 @@ impl Worker {
     ///
     /// [`Error::NoSuchWorker`] if there is no such slot; another error if there is no process in it at the moment.
     pub fn retire(&mut self, worker: Option<u16>) -> Result<()> {
-        let worker_num = self.shared.config.worker_num;
+        let worker_num = self.shared().config.worker_num;
         match worker {
             Some(worker) if worker >= worker_num => Err(Error::NoSuchWorker { worker, worker_num }),
-            Some(worker) if worker != self.id => {
-                crate::handler::signal(self.shared.board.worker_pid(worker), Signal::TERM)
+            Some(worker) if worker != self.duty.id => {
+                crate::handler::signal(self.shared().board.worker_pid(worker), Signal::TERM)
             }
             _ => {
-                self.retiring = true;
+                self.duty.retiring = true;
                 Ok(())
             }
         }
     }
 
-    fn outlet(&mut self, session: Session) -> Result<&mut Outlet> {
-        if !self.shared.sessions.exists(session) {
+    /// The reactor of a session that is connected.
+    fn reactor(&self, session: Session) -> Result<u16> {
+        let sessions = &self.shared().sessions;
+        if !sessions.exists(session) {
             return Err(Error::NoSuchSession(session));
         }
-        self.outlets.get_mut(usize::from(session.reactor())).ok_or(Error::NoSuchSession(session))
+        Ok(sessions.reactor(session))
     }
 
-    /// A callback begins; `origin` is the reactor whose record it handles, and that record's number.
-    fn begin(&mut self, origin: Option<(usize, u64)>) {
-        if let Some((reactor, record)) = origin {
-            self.outlets[reactor].begin(record);
-            self.shared.board.start(self.id, reactor, record);
-        }
-    }
-
-    /// The callback has returned: its effects become visible, the ack of its record last.
-    fn commit(&mut self, origin: Option<(usize, u64)>) -> Result<()> {
-        let origin = origin.map(|(reactor, _)| reactor);
-        for (reactor, outlet) in self.outlets.iter_mut().enumerate() {
-            if Some(reactor) != origin {
-                outlet.commit()?;
-            }
-        }
-        match origin {
-            Some(reactor) => self.outlets[reactor].commit(),
-            None => Ok(()),
-        }
-    }
-
-    /// Wakes the reactors that have something to take.
-    fn ring(&mut self) -> Result<()> {
-        self.outlets.iter_mut().try_for_each(Outlet::ring)
+    fn shared(&self) -> &Arc<Shared> {
+        &self.duty.shared
     }
 }

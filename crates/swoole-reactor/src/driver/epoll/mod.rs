@@ -21,7 +21,7 @@ use super::{Driver, Pending, PendingQueue, Scratch, WAKER};
 use crate::datagram;
 use crate::stream::{self, PARTS_MAX, SendQueue};
 use crate::token::Slots;
-use crate::{Close, DatagramPeer, Error, Event, Interest, Token, Trigger, Waker};
+use crate::{Close, DatagramPeer, Detached, Error, Event, Interest, Token, Trigger, Waker};
 
 mod input;
 mod source;
@@ -298,6 +298,26 @@ impl Driver for Epoll {
         self.release(token, silent);
     }
 
+    fn detach(&mut self, token: Token) -> Result<(), Error> {
+        match &self.source(token)?.kind {
+            Kind::Stream(stream) if stream.closing => return Err(Error::NoSuchToken(token)),
+            Kind::Stream(_) | Kind::Listener { .. } => {}
+            _ => return Err(Error::WrongKind { token, expected: "stream or listener" }),
+        }
+        let Some(source) = self.sources.remove(token) else { return Err(Error::NoSuchToken(token)) };
+        if !source.registered.is_empty() {
+            let _infallible = epoll::delete(&self.epoll, source.fd());
+        }
+        let (socket, unsent) = match source.kind {
+            Kind::Stream(stream) => (stream.socket, stream.queue.into_bytes()),
+            Kind::Listener { socket, .. } => (socket, Vec::new()),
+            _ => return Err(Error::NoSuchToken(token)),
+        };
+        let detached = Detached { socket, unread: Vec::new(), unsent };
+        self.pending.push_back(Pending::Detached(token, detached));
+        Ok(())
+    }
+
     fn socket(&self, token: Token) -> Option<BorrowedFd<'_>> {
         let source = self.sources.get(token)?;
         match &source.kind {
@@ -357,6 +377,7 @@ impl Driver for Epoll {
         loop {
             let (token, event) = match self.pending.pop_front()? {
                 Pending::Closed(token) => return Some(Event::Closed { token }),
+                Pending::Detached(token, detached) => return Some(Event::Detached { token, detached }),
                 Pending::Sent(token) => (token, Event::Sent { token }),
                 Pending::Failed(token, error) => (token, Event::Failed { token, error }),
                 Pending::AcceptFailed(listener, error) => (listener, Event::AcceptFailed { listener, error }),

@@ -49,6 +49,13 @@ impl Flight {
         self.parts[self.first..].iter().map(Vec::len).sum::<usize>() - self.sent
     }
 
+    /// Those bytes.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        let mut bytes = self.parts.into_iter().skip(self.first).flatten().collect::<Vec<u8>>();
+        bytes.drain(..self.sent);
+        bytes
+    }
+
     /// Accounts for bytes that the kernel has taken; `true` when none remain.
     pub(super) fn advance(&mut self, count: usize) -> bool {
         self.sent += count;
@@ -104,6 +111,9 @@ mod tests {
         assert_eq!(flight.remaining(), 7);
         assert!(!flight.advance(6));
         assert_eq!((flight.remaining(), flight.first, flight.sent), (1, 2, 0));
+        let mut other = Flight::new(vec![vec![1; 3], vec![2; 5]]);
+        other.advance(4);
+        assert_eq!(other.into_bytes(), [2; 4]);
         assert!(flight.advance(1));
         assert_eq!(flight.remaining(), 0);
     }

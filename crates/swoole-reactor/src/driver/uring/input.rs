@@ -9,7 +9,7 @@ use rustix::net::getpeername;
 
 use super::super::{Scratch, is_accept_transient};
 use super::ring::Completion;
-use super::source::{Held, Kind};
+use super::source::{Closing, Held, Kind, Source};
 use super::{Operation, Uring, user_data};
 use crate::datagram::{self, Received};
 use crate::{Event, Interest, Token};
@@ -83,16 +83,21 @@ impl Uring {
         // SAFETY: an accept's result is a new descriptor, which nobody else owns.
         let result = result.map(|fd| unsafe { OwnedFd::from_raw_fd(fd.cast_signed()) });
         // Of a listener that is closed, the connection is closed too.
-        let Kind::Listener { accepting, held, .. } = &mut self.source(token).ok()?.kind else { return None };
+        let source = self.sources.get_mut(token)?;
+        let is_detaching = source.closing == Some(Closing::Detach);
+        let Kind::Listener { accepting, held, .. } = &mut source.kind else { return None };
+        if source.closing.is_some() && !is_detaching {
+            return None;
+        }
         match result {
-            Ok(socket) if *accepting && held.is_empty() => Some(Found::Event(accepted(token, socket))),
+            Ok(socket) if (*accepting || is_detaching) && held.is_empty() => Some(Found::Event(accepted(token, socket))),
             Ok(socket) => {
                 held.push_back(socket);
                 None
             }
             Err(Errno::CANCELED | Errno::AGAIN) => None,
             Err(error) if is_accept_transient(error) => None,
-            Err(error) if *accepting => {
+            Err(error) if *accepting && !is_detaching => {
                 *accepting = false;
                 Some(Found::Event(Event::AcceptFailed { listener: token, error: error.into() }))
             }
@@ -102,11 +107,14 @@ impl Uring {
 
     fn received(&mut self, token: Token, completion: Completion) -> Option<Found> {
         let buffers = Rc::clone(&self.buffers);
-        let Ok(stream) = self.source(token).and_then(|source| source.stream(token)) else {
+        let source = self.sources.get_mut(token).filter(|source| {
+            matches!(source.closing, None | Some(Closing::Detach)) && matches!(source.kind, Kind::Stream(_))
+        });
+        let Some(Source { kind: Kind::Stream(stream), closing, .. }) = source else {
             self.give_back(completion.buffer());
             return None;
         };
-        let is_due = stream.receiving && stream.held.is_empty() && !stream.failed;
+        let is_due = stream.receiving && stream.held.is_empty() && !stream.failed && closing.is_none();
         match (completion.result(), completion.buffer()) {
             (Ok(length), Some(number)) if length > 0 => {
                 let length = length as usize;
@@ -182,12 +190,17 @@ impl Uring {
 
     /// The next thing that a source which was resumed has held back.
     pub(super) fn replay(&mut self, token: Token) -> Option<Found> {
-        let (found, is_empty) = match &mut self.source(token).ok()?.kind {
-            Kind::Listener { accepting: true, held, .. } => {
+        let source = self.sources.get_mut(token)?;
+        let is_detaching = source.closing == Some(Closing::Detach);
+        if source.closing.is_some() && !is_detaching {
+            return None;
+        }
+        let (found, is_empty) = match &mut source.kind {
+            Kind::Listener { accepting, held, .. } if *accepting || is_detaching => {
                 let socket = held.pop_front()?;
                 (Some(Found::Event(accepted(token, socket))), held.is_empty())
             }
-            Kind::Stream(stream) if stream.receiving && !stream.failed => match stream.held.pop_front()? {
+            Kind::Stream(stream) if stream.receiving && !stream.failed && !is_detaching => match stream.held.pop_front()? {
                 Held::Data(bytes) => (Some(Found::Held { token, bytes }), stream.held.is_empty()),
                 Held::Eof => (Some(Found::Event(Event::Eof { token })), true),
                 Held::Failed(error) => {

@@ -159,9 +159,14 @@ impl Uring {
             }
             return;
         }
+        let is_told = !matches!(&source.kind, Kind::Listener { held, .. } if !held.is_empty());
+        if source.closing == Some(Closing::Detach) && source.operations == 0 && is_told {
+            let detached = self.sources.remove(token).and_then(|source| source.kind.detached());
+            return self.pending.extend(detached.map(|detached| Pending::Detached(token, detached)));
+        }
         let fd = Fd(source.fd().as_raw_fd());
         let wanted = source.wanted();
-        let is_closing = matches!(source.closing, Some(Closing::Now { .. }));
+        let is_closing = matches!(source.closing, Some(Closing::Now { .. } | Closing::Detach));
         let entry = if is_closing {
             if source.cancelling {
                 return;
@@ -207,7 +212,7 @@ impl Uring {
             Some(Closing::AfterSend) => {
                 source.closing = Some(Closing::Now { gracefully: false, silent: false });
             }
-            Some(Closing::Now { .. }) => {}
+            Some(Closing::Now { .. } | Closing::Detach) => {}
         }
         self.settle(token);
     }
@@ -305,7 +310,7 @@ impl Driver for Uring {
 
     fn close(&mut self, token: Token, how: Close, silent: bool) {
         let Some(source) = self.sources.get_mut(token) else { return };
-        if matches!(source.closing, Some(Closing::Now { .. })) {
+        if matches!(source.closing, Some(Closing::Now { .. } | Closing::Detach)) {
             return;
         }
         let mut closing = Closing::Now { gracefully: false, silent };
@@ -322,6 +327,20 @@ impl Driver for Uring {
         }
         source.closing = Some(closing);
         self.settle(token);
+    }
+
+    fn detach(&mut self, token: Token) -> Result<(), Error> {
+        let source = self.source(token)?;
+        match &mut source.kind {
+            Kind::Stream(_) => {}
+            Kind::Listener { held, .. } if held.is_empty() => {}
+            // Those that were accepted while it was paused are told of first.
+            Kind::Listener { .. } => self.replay.push_back(token),
+            _ => return Err(Error::WrongKind { token, expected: "stream or listener" }),
+        }
+        self.source(token)?.closing = Some(Closing::Detach);
+        self.settle(token);
+        Ok(())
     }
 
     fn socket(&self, token: Token) -> Option<BorrowedFd<'_>> {
@@ -375,6 +394,7 @@ impl Driver for Uring {
         loop {
             let (token, event) = match self.pending.pop_front()? {
                 Pending::Closed(token) => return Some(Event::Closed { token }),
+                Pending::Detached(token, detached) => return Some(Event::Detached { token, detached }),
                 Pending::Sent(token) => (token, Event::Sent { token }),
                 Pending::Failed(token, error) => (token, Event::Failed { token, error }),
                 Pending::AcceptFailed(listener, error) => (listener, Event::AcceptFailed { listener, error }),

@@ -57,13 +57,16 @@ impl Uring {
         let count = match result {
             Ok(count) => count as usize,
             Err(Errno::INTR | Errno::AGAIN) => 0,
+            Err(Errno::CANCELED) if source.closing == Some(Closing::Detach) => 0,
             Err(error) => {
                 stream.flight = None;
                 return self.fail(token, error);
             }
         };
         let is_done = flight.advance(count);
-        if stream.failed || matches!(source.closing, Some(Closing::Now { .. })) {
+        if source.closing == Some(Closing::Detach) {
+            // What is left of it goes along.
+        } else if stream.failed || matches!(source.closing, Some(Closing::Now { .. })) {
             stream.flight = None;
         } else if !is_done {
             return self.submit_flight(token);

@@ -13,7 +13,7 @@ use swoole_sys::signal::SignalFd;
 use super::buffers::GROUP;
 use super::flight::Flight;
 use crate::stream::SendQueue;
-use crate::{Error, Interest, Token, Trigger};
+use crate::{Detached, Error, Interest, Token, Trigger};
 
 pub(super) struct Source {
     pub(super) kind: Kind,
@@ -34,6 +34,8 @@ pub(super) enum Closing {
     AfterSend,
     /// As soon as no operation is left; if `gracefully`, with an end-of-file for the peer.
     Now { gracefully: bool, silent: bool },
+    /// As soon as no operation is left, but the descriptor stays open.
+    Detach,
 }
 
 pub(super) enum Kind {
@@ -74,6 +76,28 @@ pub(super) enum Held {
     Data(Vec<u8>),
     Eof,
     Failed(Errno),
+}
+
+impl Kind {
+    /// What is left of a source that is detached; `None` for those that cannot be.
+    pub(super) fn detached(self) -> Option<Detached> {
+        match self {
+            Kind::Listener { socket, .. } => {
+                Some(Detached { socket, unread: Vec::new(), unsent: Vec::new() })
+            }
+            Kind::Stream(Stream { socket, queue, flight, held, .. }) => {
+                let mut unsent = flight.map_or_else(Vec::new, Flight::into_bytes);
+                unsent.extend(queue.into_bytes());
+                // An end or an error is met again by whoever reads next.
+                let unread = held.into_iter().filter_map(|held| match held {
+                    Held::Data(bytes) => Some(bytes),
+                    Held::Eof | Held::Failed(_) => None,
+                });
+                Some(Detached { socket, unread: unread.flatten().collect(), unsent })
+            }
+            _ => None,
+        }
+    }
 }
 
 impl Source {

@@ -34,10 +34,39 @@ pub(super) struct Connection {
     pub(super) linger: Option<(TimerId, usize)>,
 }
 
+impl Connection {
+    /// A new one, which nobody has been told of and which is not read from yet.
+    pub(super) fn new(session: Session, token: Token, home: u16, framer: Framer) -> Connection {
+        Connection {
+            session,
+            token,
+            home,
+            framer,
+            input: Vec::new(),
+            in_flight: 0,
+            announced: false,
+            parked: true,
+            ended: false,
+            closing: false,
+            linger: None,
+        }
+    }
+}
+
+/// What became of a packet that was offered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Offer {
+    Taken,
+    /// Taken, and no other one is wanted from this connection.
+    Last,
+    /// There is no room: the queue to wait in.
+    Blocked(usize),
+}
+
 /// How far the input was cut.
 #[derive(Debug)]
 pub(super) enum Fed {
-    /// Everything that is a packet was taken.
+    /// Everything that is a packet was taken, or all that is wanted.
     All,
     /// There is no room for the next packet: the queue to wait in.
     Blocked(usize),
@@ -45,13 +74,12 @@ pub(super) enum Fed {
     Broken(FrameError),
 }
 
-/// Cuts `input` into packets and offers each, until one is not taken. Yields how many bytes are done with.
-///
-/// `offer` says where to wait for room.
+/// Cuts `input` into packets and offers each, until one is not taken or is the last. Yields how many bytes are done
+/// with.
 pub(super) fn feed(
     framer: &mut Framer,
     input: &[u8],
-    mut offer: impl FnMut(&[u8]) -> Result<(), usize>,
+    mut offer: impl FnMut(&[u8]) -> Offer,
 ) -> (usize, Fed) {
     let mut used = 0;
     while used < input.len() {
@@ -60,10 +88,11 @@ pub(super) fn feed(
             Err(error) => return (used, Fed::Broken(error)),
             Ok(Cut::Packet { len, payload }) => {
                 let packet = &input[used + payload.start..used + payload.end];
-                if let Err(queue) = offer(packet) {
-                    return (used, Fed::Blocked(queue));
+                match offer(packet) {
+                    Offer::Taken => used += len,
+                    Offer::Last => return (used + len, Fed::All),
+                    Offer::Blocked(queue) => return (used, Fed::Blocked(queue)),
                 }
-                used += len;
             }
         }
     }
@@ -99,10 +128,10 @@ mod tests {
                 input.extend_from_slice(now);
                 let (used, fed) = feed(&mut framer, &input, |packet| {
                     if stuck < 5_000 && *refusals.next().unwrap() {
-                        return Err(3);
+                        return Offer::Blocked(3);
                     }
                     taken.push(String::from_utf8(packet.to_vec()).unwrap());
-                    Ok(())
+                    Offer::Taken
                 });
                 prop_assert!(matches!(fed, Fed::All | Fed::Blocked(3)));
                 input.drain(..used);

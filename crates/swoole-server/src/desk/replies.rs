@@ -11,9 +11,9 @@ use crate::session::Session;
 use crate::wire::RequestKind;
 
 /// Where replies arrive.
-pub(in crate::master) struct Replies<'a> {
-    pub(in crate::master) desk: &'a mut Desk,
-    pub(in crate::master) reactor: &'a mut Reactor,
+pub(crate) struct Replies<'a> {
+    pub(crate) desk: &'a mut Desk,
+    pub(crate) reactor: &'a mut Reactor,
 }
 
 impl ReplySink for Replies<'_> {

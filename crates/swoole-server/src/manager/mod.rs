@@ -4,6 +4,8 @@
 //! When a worker dies the master hears of it, every reactor settles what the worker left, and only then may its
 //! successor be forked: two processes never hold the same links.
 
+mod staff;
+
 use std::collections::HashMap;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
@@ -12,29 +14,22 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, getpid, getppid};
-use swoole_supervisor::{
-    Child, Control, ExitStatus, Exited, GroupConfig, Options, Program, ReloadMode, Report, Scope, Settle,
-    SlotId, Supervisor,
-};
+use swoole_supervisor::{Child, Control, Exited, Program, Report, Scope, Settle, SlotId, Supervisor};
 use swoole_sys::signal::{SignalInfo, SignalSet};
 
 use swoole_ipc::socketpair::Endpoint;
 
-use crate::config;
 use crate::control::{self, LostPacket, News, Order};
-use crate::error::Result;
-use crate::handler::{Handler, Manager, WorkerError};
+use crate::handler::Handler;
 use crate::link::Lane;
 use crate::log::{Identity, Role};
 use crate::shared::{Lanes, Shared};
+pub(crate) use staff::{Staff, WORKERS, is_orderly};
 
 /// How long orphans may take to finish: the whole family has to be gone within a second.
 const ORPHAN_WAIT: Duration = Duration::from_millis(300);
 /// How long the master may take to say what a worker left, when nobody waits for the successor.
 const BURIAL_WAIT: Duration = Duration::from_secs(1);
-
-/// The group of the workers; task workers will be the next.
-const WORKERS: u16 = 0;
 
 /// Runs the manager to its end; the exit code.
 pub(crate) fn run<H: Handler>(
@@ -49,25 +44,14 @@ pub(crate) fn run<H: Handler>(
         tracing::error!("start the manager: {error}");
         return 1;
     }
-    let config = &shared.config;
-    let options = Options {
-        max_wait: config.max_wait_time,
-        reload_mode: match config.reload_mode {
-            config::ReloadMode::Rolling => ReloadMode::Rolling,
-            config::ReloadMode::All => ReloadMode::AllAtOnce,
-        },
-        ..Options::default()
-    };
-    let groups = vec![GroupConfig { name: "worker".into(), slots: config.worker_num }];
+    let staff = Staff::new(handler, shared);
+    let (options, groups) = staff.options();
     let office = Office {
-        handler,
-        context: Manager { shared: Arc::clone(&shared) },
-        shared,
+        staff,
         // Their descriptors that were closed above must not be closed again, whatever has their numbers by then.
         lanes: ManuallyDrop::new(lanes),
         control,
         master,
-        forked: 0,
         graves: HashMap::new(),
         failed: false,
     };
@@ -81,7 +65,7 @@ pub(crate) fn run<H: Handler>(
             for worker in office.graves.keys().copied().collect::<Vec<_>>() {
                 office.bury(worker, Vec::new());
             }
-            office.say_error("on_manager_stop", |handler, manager| handler.on_manager_stop(manager));
+            office.staff.call("on_manager_stop", |handler, manager| handler.on_manager_stop(manager));
             i32::from(office.failed)
         }
         Err(error) => {
@@ -104,15 +88,11 @@ fn enter(shared: &Shared, lanes: &Lanes, control: &Endpoint, master: Pid) -> rus
 }
 
 struct Office<H> {
-    handler: H,
-    context: Manager,
-    shared: Arc<Shared>,
+    staff: Staff<H>,
     lanes: ManuallyDrop<Lanes>,
     /// To the master and from it.
     control: Endpoint,
     master: Pid,
-    /// Workers of the first generation that exist.
-    forked: u16,
     /// The dead whose estate the reactors have not settled yet, by worker.
     graves: HashMap<u16, Exited>,
     /// A start callback failed.
@@ -131,7 +111,7 @@ impl<H: Handler> Program for Office<H> {
                 other => std::mem::forget(other),
             }
         }
-        crate::worker::run(&mut self.handler, &self.shared, &own, child)
+        crate::worker::run(&mut self.staff.handler, &self.staff.shared, &own, child)
     }
 
     fn blocked(&self) -> SignalSet {
@@ -139,12 +119,12 @@ impl<H: Handler> Program for Office<H> {
     }
 
     fn keep(&self, slot: SlotId) -> Vec<RawFd> {
-        self.shared.worker_keep(slot.slot, &self.lanes[usize::from(slot.slot)])
+        self.staff.shared.worker_keep(slot.slot, &self.lanes[usize::from(slot.slot)])
     }
 
     fn exited(&mut self, exit: &Exited, control: &mut Control) -> Settle {
         let worker = exit.slot.slot;
-        self.shared.board.set_worker_pid(worker, 0);
+        self.staff.shared.board.set_worker_pid(worker, 0);
         self.graves.insert(worker, *exit);
         self.tell(&News::Died { worker, generation: exit.generation });
         if !control.is_stopping() {
@@ -169,48 +149,16 @@ impl<H: Handler> Program for Office<H> {
         match report {
             Report::Started { slot, generation, pid } => {
                 let pid = pid.as_raw_pid();
-                self.shared.board.set_worker_pid(slot.slot, pid);
+                let complete = self.staff.started(*slot, *generation, pid);
                 self.tell(&News::Forked { worker: slot.slot, generation: *generation, pid });
-                if self.forked < self.shared.config.worker_num {
-                    self.forked += 1;
-                    if self.forked == self.shared.config.worker_num {
-                        self.tell(&News::AllForked);
-                    }
-                } else {
-                    self.shared.board.count_respawn();
-                    tracing::info!(
-                        "worker {} has a new process, pid {pid} (generation {generation})",
-                        slot.slot
-                    );
+                if complete {
+                    self.tell(&News::AllForked);
                 }
             }
             Report::Ready { slot, generation, .. } => {
                 self.tell(&News::Ready { worker: slot.slot, generation: *generation });
             }
-            Report::Killed { slot, pid, waited, .. } => tracing::warn!(
-                "worker {} (pid {}) had not finished after {waited:.1?} (max_wait_time) and was killed",
-                slot.slot,
-                pid.as_raw_pid()
-            ),
-            Report::SpawnFailed { slot, error } => tracing::error!("fork worker {}: {error}", slot.slot),
-            Report::BackingOff { slot, deaths, delay } => tracing::warn!(
-                "worker {} has died {deaths} times in a row: back-off, next try in {delay:.0?}",
-                slot.slot
-            ),
-            Report::Failing { slot, deaths, delay } => tracing::error!(
-                "worker {} keeps failing ({deaths} times of late): back-off, next try in {delay:.0?}",
-                slot.slot
-            ),
-            Report::ReloadBegun { .. } => {
-                tracing::info!("Server is reloading all workers now");
-                self.say_error("on_before_reload", |handler, manager| handler.on_before_reload(manager));
-            }
-            Report::ReloadEnded { took, .. } => {
-                tracing::info!("Server has reloaded all workers in {took:.1?}");
-                self.say_error("on_after_reload", |handler, manager| handler.on_after_reload(manager));
-            }
-            Report::ReloadAborted { .. } => tracing::error!("{report}"),
-            other => tracing::debug!("{other}"),
+            other => self.staff.tell(other),
         }
     }
 
@@ -244,12 +192,12 @@ impl<H: Handler> Office<H> {
 
     fn obey(&mut self, order: Order, control: &mut Control) {
         match order {
-            Order::Start => match self.handler.on_manager_start(&mut self.context) {
+            Order::Start => match self.staff.handler.on_manager_start(&mut self.staff.context) {
                 Ok(()) => self.tell(&News::Started),
                 Err(error) => {
                     tracing::error!("on_manager_start: {error}");
                     self.failed = true;
-                    control.stop(self.shared.config.max_wait_time);
+                    control.stop(self.staff.shared.config.max_wait_time);
                     self.tell(&News::StopWanted);
                 }
             },
@@ -264,27 +212,8 @@ impl<H: Handler> Office<H> {
 
     /// What a dead worker left is settled, or will never be.
     fn bury(&mut self, worker: u16, lost: Vec<LostPacket>) {
-        let Some(exit) = self.graves.remove(&worker) else { return };
-        // One that is asked to retire before it can listen simply ends by that signal.
-        let asked =
-            matches!(exit.status, ExitStatus::Signaled { signal, .. } if signal == Signal::TERM.as_raw());
-        if (exit.status.success() || asked) && lost.is_empty() {
-            return;
-        }
-        let error = WorkerError {
-            worker,
-            generation: exit.generation,
-            pid: exit.pid.as_raw_pid(),
-            status: exit.status,
-            lost,
-        };
-        tracing::error!("{error}");
-        self.say_error("on_worker_error", |handler, manager| handler.on_worker_error(manager, &error));
-    }
-
-    fn say_error(&mut self, name: &str, callback: impl FnOnce(&mut H, &mut Manager) -> Result<()>) {
-        if let Err(error) = callback(&mut self.handler, &mut self.context) {
-            tracing::error!("{name}: {error}");
+        if let Some(exit) = self.graves.remove(&worker) {
+            self.staff.bury(&exit, lost);
         }
     }
 

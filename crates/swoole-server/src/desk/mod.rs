@@ -1,8 +1,19 @@
-//! A reactor's connections: bytes in, packets to workers; replies in, bytes out.
+//! A reactor's connections: bytes in, packets to whoever handles them; replies in, bytes out.
 //!
-//! No socket is touched here but through the reactor that is passed in.
+//! The same in both modes. Who takes the packets is a [`Taker`]: in Process mode the links to the workers, in Base
+//! mode the handler itself. No socket is touched here but through the reactor that is passed in.
+//!
+//! | file | what |
+//! |---|---|
+//! | `mod` | connections and their input |
+//! | `connection` | one connection, and the cutting of its stream |
+//! | `replies` | what is sent to them |
+//! | `departure` | how they end |
+//! | `heritage` | how they change hands |
 
+mod connection;
 mod departure;
+mod heritage;
 mod replies;
 
 use std::collections::{HashMap, VecDeque};
@@ -13,18 +24,52 @@ use slab::Slab;
 use swoole_protocol::Framing;
 use swoole_reactor::{Close, Error as ReactorError, Reactor, TimerId, Token};
 
-use super::connection::{Connection, Fed, feed};
+use connection::{Connection, Fed, feed};
+pub(crate) use connection::Offer;
+use connection::LINGER;
+pub(crate) use heritage::Heirloom;
+pub(crate) use replies::Replies;
+
 use crate::board::Counter;
-use crate::config::DispatchMode;
-use crate::dispatch::{Dispatcher, Load};
-use crate::link::ReactorEnd;
 use crate::session::{Arrival, GENERATION_MAX, Session};
 use crate::shared::Shared;
-use crate::wire::RequestKind;
-pub(super) use replies::Replies;
 
-pub(super) struct Desk {
-    id: u8,
+/// Who takes what clients send.
+pub(crate) trait Taker {
+    /// Whether a packet is finished when [`packet`](Taker::packet) returns. If not, [`Replies`] hears of it later.
+    const AT_ONCE: bool;
+
+    /// The home of a new connection: the worker that hears of its connect and close.
+    fn home(&mut self) -> u16;
+
+    /// Tells the home that the connection is there; `Err` is the queue to wait in until there is room for that.
+    fn connect(
+        &mut self,
+        desk: &mut Desk,
+        reactor: &mut Reactor,
+        session: Session,
+        home: u16,
+    ) -> Result<(), usize>;
+
+    /// Takes one packet.
+    fn packet(
+        &mut self,
+        desk: &mut Desk,
+        reactor: &mut Reactor,
+        session: Session,
+        home: u16,
+        packet: &[u8],
+    ) -> Offer;
+
+    /// The packets of one input are taken: what was answered on the spot goes out.
+    fn deliver(&mut self, desk: &mut Desk, reactor: &mut Reactor);
+
+    /// Whether nothing waits for room on the way to this worker.
+    fn is_clear(&self, worker: usize) -> bool;
+}
+
+pub(crate) struct Desk {
+    id: u16,
     shared: Arc<Shared>,
     framing: Framing,
     connections: Slab<Connection>,
@@ -34,7 +79,6 @@ pub(super) struct Desk {
     by_token: Vec<usize>,
     /// Closed connections whose place in `by_token` a new one has taken before they were reported as closed.
     displaced: HashMap<Token, usize>,
-    dispatcher: Dispatcher,
     /// Connections that are not read from until there is room, longest wait first: a queue for each worker, and a last
     /// one of those for whom any worker will do.
     waiting: Vec<VecDeque<Session>>,
@@ -51,8 +95,8 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    pub(super) fn new(id: u8, shared: Arc<Shared>, framing: Framing) -> Desk {
-        let workers = shared.config.worker_num;
+    /// `queues`: how many there are to wait in for room; any worker will do for those in the last one.
+    pub(crate) fn new(id: u16, shared: Arc<Shared>, framing: Framing, queues: usize) -> Desk {
         Desk {
             id,
             framing,
@@ -60,8 +104,7 @@ impl Desk {
             generations: Vec::new(),
             by_token: Vec::new(),
             displaced: HashMap::new(),
-            dispatcher: Dispatcher::new(shared.config.dispatch_mode, workers, id),
-            waiting: (0..=workers).map(|_| VecDeque::new()).collect(),
+            waiting: (0..queues).map(|_| VecDeque::new()).collect(),
             stale: 0,
             lingering: HashMap::new(),
             departed: Vec::new(),
@@ -72,19 +115,30 @@ impl Desk {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    /// The reactor that it belongs to.
+    pub(crate) fn id(&self) -> u16 {
+        self.id
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
         self.connections.is_empty()
     }
 
-    pub(super) fn set_up(&mut self, worker: u16, up: bool) {
-        self.dispatcher.set_up(worker, up);
+    /// Connections, those on their way out included.
+    pub(crate) fn len(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Whether the session is connected here, and not on its way out.
+    pub(crate) fn is_open(&self, session: Session) -> bool {
+        self.find(session).is_some()
     }
 
     /// Takes a new connection on; an error leaves none.
-    pub(super) fn adopt(
+    pub(crate) fn adopt(
         &mut self,
         reactor: &mut Reactor,
-        links: &mut [ReactorEnd],
+        taker: &mut impl Taker,
         socket: OwnedFd,
         arrival: &Arrival,
     ) -> Result<(), ReactorError> {
@@ -96,24 +150,28 @@ impl Desk {
         let vacancy = self.connections.vacant_entry();
         let slot = vacancy.key();
         if self.generations.len() <= slot {
-            self.generations.resize(slot + 1, 0);
+            let before = |slot| self.shared.sessions.last_generation(self.id, slot);
+            self.generations.extend((self.generations.len()..=slot).map(before));
         }
         self.generations[slot] = (self.generations[slot] + 1).min(GENERATION_MAX);
-        let session = Session::new(self.id, slot as u32, self.generations[slot]);
-        let home = self.dispatcher.home();
-        vacancy.insert(Connection {
-            session,
-            token,
-            home,
-            framer: self.framing.framer(self.shared.config.package_max_length),
-            input: Vec::new(),
-            in_flight: 0,
-            announced: false,
-            parked: true,
-            ended: false,
-            closing: false,
-            linger: None,
-        });
+        let session = self.shared.sessions.name(self.id, slot, self.generations[slot]);
+        let home = taker.home();
+        let framer = self.framing.framer(self.shared.config.package_max_length);
+        vacancy.insert(Connection::new(session, token, home, framer));
+        self.remember(slot);
+        self.shared.sessions.open(session, arrival);
+        self.count(Counter::Accepted, 1);
+        if self.draining || self.generations[slot] == GENERATION_MAX {
+            self.close(reactor, slot, Close::Now);
+        } else {
+            self.resume(reactor, taker, slot);
+        }
+        Ok(())
+    }
+
+    /// Lets the events of a connection find it.
+    fn remember(&mut self, slot: usize) {
+        let token = self.connections[slot].token;
         let index = token.slot() as usize;
         if self.by_token.len() <= index {
             self.by_token.resize(index + 1, usize::MAX);
@@ -124,21 +182,13 @@ impl Desk {
         {
             self.displaced.insert(closing.token, before);
         }
-        self.shared.sessions.open(session, arrival);
-        self.count(Counter::Accepted, 1);
-        if self.draining || self.generations[slot] == GENERATION_MAX {
-            self.close(reactor, slot, Close::Now);
-        } else {
-            self.resume(reactor, links, slot);
-        }
-        Ok(())
     }
 
     /// Bytes from a client.
-    pub(super) fn received(
+    pub(crate) fn received(
         &mut self,
         reactor: &mut Reactor,
-        links: &mut [ReactorEnd],
+        taker: &mut impl Taker,
         token: Token,
         bytes: &[u8],
     ) {
@@ -154,27 +204,33 @@ impl Desk {
             if connection.parked {
                 reactor.pause(token);
             } else {
-                self.resume(reactor, links, slot);
+                self.resume(reactor, taker, slot);
             }
             return;
         }
-        let (used, fed) = self.cut(links, slot, bytes);
-        self.connections[slot].input.extend_from_slice(&bytes[used..]);
-        self.settle_feed(reactor, slot, fed);
+        let (used, fed) = self.cut(reactor, taker, slot, bytes);
+        let connection = &mut self.connections[slot];
+        if !connection.closing {
+            connection.input.extend_from_slice(&bytes[used..]);
+            self.settle_feed(reactor, slot, fed);
+        }
     }
 
     /// Goes on where there was no room, or begins: its home hears of the connection before anybody hears from it.
-    fn resume(&mut self, reactor: &mut Reactor, links: &mut [ReactorEnd], slot: usize) {
-        let Connection { announced, home, session, .. } = &mut self.connections[slot];
-        if !*announced {
-            *announced = links[usize::from(*home)].offer(RequestKind::Connect, *session, &[]);
-            if !*announced {
-                let home = *home;
-                return self.settle_feed(reactor, slot, Fed::Blocked(usize::from(home)));
+    fn resume(&mut self, reactor: &mut Reactor, taker: &mut impl Taker, slot: usize) {
+        let Connection { announced, home, session, .. } = self.connections[slot];
+        if !announced {
+            self.connections[slot].announced = true;
+            if let Err(queue) = taker.connect(self, reactor, session, home) {
+                self.connections[slot].announced = false;
+                return self.settle_feed(reactor, slot, Fed::Blocked(queue));
             }
         }
         let mut input = std::mem::take(&mut self.connections[slot].input);
-        let (used, fed) = self.cut(links, slot, &input);
+        let (used, fed) = self.cut(reactor, taker, slot, &input);
+        if self.connections[slot].closing {
+            return;
+        }
         // An idle connection keeps no memory.
         if used == input.len() {
             input = Vec::new();
@@ -185,32 +241,27 @@ impl Desk {
         self.settle_feed(reactor, slot, fed);
     }
 
-    /// Cuts packets off the front of `input` and hands them to workers, as long as there is room.
-    fn cut(&mut self, links: &mut [ReactorEnd], slot: usize, input: &[u8]) -> (usize, Fed) {
-        let Desk { connections, dispatcher, shared, .. } = self;
-        let Connection { session, home, framer, in_flight, .. } = &mut connections[slot];
-        let any_worker = shared.config.dispatch_mode != DispatchMode::Fixed;
-        let workers = links.len();
+    /// Cuts packets off the front of `input` and hands them over, as long as there is room.
+    fn cut<T: Taker>(
+        &mut self,
+        reactor: &mut Reactor,
+        taker: &mut T,
+        slot: usize,
+        input: &[u8],
+    ) -> (usize, Fed) {
+        let connection = &self.connections[slot];
+        let (mut framer, session, home) = (connection.framer.clone(), connection.session, connection.home);
         let mut packets = 0;
-        let result = feed(framer, input, |packet| {
-            let chosen = dispatcher.choose(*home, |worker| Load {
-                busy: !shared.board.is_idle(worker),
-                in_flight: links[usize::from(worker)].in_flight(),
-            });
-            let first = usize::from(chosen);
-            let mut offer = |worker: usize| links[worker].offer(RequestKind::Packet, *session, packet);
-            let (taken, queue) = if any_worker {
-                // Where the rule leaves a choice, a full link is a reason to choose again.
-                let mut others = (0..workers).map(|step| (first + step) % workers);
-                (others.any(|worker| dispatcher.is_eligible(worker as u16) && offer(worker)), workers)
-            } else {
-                (offer(first), first)
-            };
-            packets += usize::from(taken);
-            if taken { Ok(()) } else { Err(queue) }
+        let result = feed(&mut framer, input, |packet| {
+            let offer = taker.packet(self, reactor, session, home, packet);
+            packets += usize::from(!matches!(offer, Offer::Blocked(_)));
+            offer
         });
-        *in_flight += packets;
+        let connection = &mut self.connections[slot];
+        connection.framer = framer;
+        connection.in_flight += if T::AT_ONCE { 0 } else { packets };
         self.count(Counter::Packets, packets as u64);
+        taker.deliver(self, reactor);
         result
     }
 
@@ -249,13 +300,13 @@ impl Desk {
         self.close_if_done(reactor, slot);
     }
 
-    /// This worker's link may have room: who waited for it goes on.
-    pub(super) fn unpark(&mut self, reactor: &mut Reactor, links: &mut [ReactorEnd], worker: usize) {
-        for queue in [worker, links.len()] {
-            while links[worker].is_clear() {
+    /// The way to this worker may have room: who waited for it goes on.
+    pub(crate) fn unpark(&mut self, reactor: &mut Reactor, taker: &mut impl Taker, worker: usize) {
+        for queue in [worker, self.waiting.len() - 1] {
+            while taker.is_clear(worker) {
                 let Some(session) = self.waiting[queue].pop_front() else { break };
                 let Some(slot) = self.find(session) else { continue };
-                self.resume(reactor, links, slot);
+                self.resume(reactor, taker, slot);
                 // It has gone to the end of a queue: its turn is over.
                 if self.find(session).is_some_and(|slot| self.connections[slot].parked) {
                     break;
@@ -265,7 +316,7 @@ impl Desk {
     }
 
     /// Whether every packet that was received is with a worker.
-    pub(super) fn is_drained(&self) -> bool {
+    pub(crate) fn is_drained(&self) -> bool {
         let waits = |session: &Session| {
             self.find(*session).is_some_and(|slot| !self.connections[slot].input.is_empty())
         };
@@ -273,12 +324,12 @@ impl Desk {
     }
 
     /// Whether some are read from for this one turn.
-    pub(super) fn is_glancing(&self) -> bool {
+    pub(crate) fn is_glancing(&self) -> bool {
         !(self.glances.is_empty() && self.glanced.is_empty())
     }
 
     /// A turn is over: who had a whole one is not read from any more.
-    pub(super) fn end_glances(&mut self, reactor: &mut Reactor) {
+    pub(crate) fn end_glances(&mut self, reactor: &mut Reactor) {
         for token in std::mem::take(&mut self.glanced) {
             if self.slot_of(token).is_some_and(|slot| !self.connections[slot].closing) {
                 reactor.pause(token);
@@ -293,7 +344,7 @@ impl Desk {
     }
 
     fn find_any(&self, session: Session) -> Option<usize> {
-        let slot = session.slot();
+        let slot = self.shared.sessions.slot(session);
         self.connections.get(slot).filter(|connection| connection.session == session).map(|_| slot)
     }
 

@@ -6,13 +6,13 @@ use super::Desk;
 use crate::board::Counter;
 use crate::control::LostPacket;
 use crate::link::Sent;
-use crate::master::connection::LINGER;
+use super::LINGER;
 use crate::session::Session;
 use crate::wire::RequestKind;
 
 impl Desk {
     /// The client has shut down its side. What it has sent is answered, then it is closed.
-    pub(in crate::master) fn ended(&mut self, reactor: &mut Reactor, token: Token) {
+    pub(crate) fn ended(&mut self, reactor: &mut Reactor, token: Token) {
         let Some(slot) = self.slot_of(token) else { return };
         self.connections[slot].ended = true;
         self.close_if_done(reactor, slot);
@@ -21,7 +21,7 @@ impl Desk {
         }
     }
 
-    pub(in crate::master) fn failed(
+    pub(crate) fn failed(
         &mut self,
         reactor: &mut Reactor,
         token: Token,
@@ -37,7 +37,7 @@ impl Desk {
     }
 
     /// The descriptor is released: the slot is free. True if it was a connection's.
-    pub(in crate::master) fn closed(&mut self, reactor: &mut Reactor, token: Token) -> bool {
+    pub(crate) fn closed(&mut self, reactor: &mut Reactor, token: Token) -> bool {
         let Some(slot) = self.slot_of(token).or_else(|| self.displaced.remove(&token)) else { return false };
         let connection = self.connections.remove(slot);
         if let Some((timer, _)) = connection.linger {
@@ -48,7 +48,7 @@ impl Desk {
         true
     }
 
-    pub(in crate::master) fn timer(&mut self, reactor: &mut Reactor, timer: TimerId) {
+    pub(crate) fn timer(&mut self, reactor: &mut Reactor, timer: TimerId) {
         let Some(slot) = self.lingering.remove(&timer).and_then(|session| self.find_any(session)) else {
             return;
         };
@@ -65,7 +65,7 @@ impl Desk {
     }
 
     /// No new packets are read; those that wait for room still go their way.
-    pub(in crate::master) fn drain(&mut self, reactor: &mut Reactor) {
+    pub(crate) fn drain(&mut self, reactor: &mut Reactor) {
         self.draining = true;
         for (_, connection) in &self.connections {
             if !connection.closing {
@@ -75,7 +75,7 @@ impl Desk {
     }
 
     /// Closes every connection, after what was sent to it.
-    pub(in crate::master) fn close_all(&mut self, reactor: &mut Reactor, how: Close) {
+    pub(crate) fn close_all(&mut self, reactor: &mut Reactor, how: Close) {
         let slots: Vec<usize> = self.connections.iter().map(|(slot, _)| slot).collect();
         for slot in slots {
             if !self.connections[slot].closing {
@@ -87,12 +87,12 @@ impl Desk {
     }
 
     /// The sessions that are gone and whose home workers have not been told.
-    pub(in crate::master) fn take_departed(&mut self) -> Vec<(u16, Session)> {
+    pub(crate) fn take_departed(&mut self) -> Vec<(u16, Session)> {
         std::mem::take(&mut self.departed)
     }
 
     /// A worker died with this in hand: its connection is closed. Yields what was lost.
-    pub(in crate::master) fn mourn(&mut self, reactor: &mut Reactor, sent: &Sent) -> Option<LostPacket> {
+    pub(crate) fn mourn(&mut self, reactor: &mut Reactor, sent: &Sent) -> Option<LostPacket> {
         if sent.kind == RequestKind::Close {
             return None;
         }
@@ -106,14 +106,14 @@ impl Desk {
     }
 
     /// The server ends before these packets are answered.
-    pub(in crate::master) fn abandon(&self, packets: usize) {
+    pub(crate) fn abandon(&self, packets: usize) {
         tracing::warn!(
             "{packets} packets were accepted and are not answered: no worker was left to do it in time"
         );
         self.count(Counter::Lost, packets as u64);
     }
 
-    pub(in crate::master) fn close_if_done(&mut self, reactor: &mut Reactor, slot: usize) {
+    pub(crate) fn close_if_done(&mut self, reactor: &mut Reactor, slot: usize) {
         let connection = &self.connections[slot];
         let waits = connection.parked && (connection.announced || !connection.input.is_empty());
         if connection.ended && !waits && connection.in_flight == 0 && !connection.closing {
@@ -121,7 +121,7 @@ impl Desk {
         }
     }
 
-    pub(in crate::master) fn close(&mut self, reactor: &mut Reactor, slot: usize, how: Close) {
+    pub(crate) fn close(&mut self, reactor: &mut Reactor, slot: usize, how: Close) {
         let connection = &mut self.connections[slot];
         connection.closing = true;
         connection.input = Vec::new();
@@ -139,7 +139,7 @@ impl Desk {
         reactor.close(token, how);
     }
 
-    pub(in crate::master) fn linger(&mut self, reactor: &mut Reactor, slot: usize) {
+    pub(crate) fn linger(&mut self, reactor: &mut Reactor, slot: usize) {
         let connection = &mut self.connections[slot];
         let timer = reactor.timer(LINGER);
         let before = connection.linger.replace((timer, reactor.queued(connection.token)));
@@ -151,7 +151,7 @@ impl Desk {
     }
 
     /// One more that waits in vain; they are put away by the many.
-    pub(in crate::master) fn forget_waiting(&mut self) {
+    pub(crate) fn forget_waiting(&mut self) {
         self.stale += 1;
         if self.stale > 1024 {
             self.stale = 0;

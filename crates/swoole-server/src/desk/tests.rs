@@ -8,6 +8,31 @@ use crate::config::Config;
 
 const ARRIVAL: Arrival = Arrival { listener: 0, port: 0, peer: None, connected_at: 0 };
 
+/// Takes everything, and does nothing with it.
+struct Nobody;
+
+impl Taker for Nobody {
+    const AT_ONCE: bool = true;
+
+    fn home(&mut self) -> u16 {
+        0
+    }
+
+    fn connect(&mut self, _: &mut Desk, _: &mut Reactor, _: Session, _: u16) -> Result<(), usize> {
+        Ok(())
+    }
+
+    fn packet(&mut self, _: &mut Desk, _: &mut Reactor, _: Session, _: u16, _: &[u8]) -> Offer {
+        Offer::Taken
+    }
+
+    fn deliver(&mut self, _: &mut Desk, _: &mut Reactor) {}
+
+    fn is_clear(&self, _: usize) -> bool {
+        true
+    }
+}
+
 fn client() -> (OwnedFd, OwnedFd) {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap()
@@ -18,20 +43,19 @@ fn a_connection_whose_place_is_taken_before_it_is_reported_closed_still_leaves()
     let mut config = Config::default();
     (config.worker_num, config.reactor_num, config.max_connection) = (1, 1, 8);
     let framing = config.framing().unwrap();
-    let (shared, lanes, _hold) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
+    let (shared, _lanes, _hold) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
     let shared = Arc::new(shared);
-    let (bell, room) = (shared.bells[0].clone(), shared.rooms[0].clone());
-    let mut links = [ReactorEnd::open(Arc::clone(&lanes[0][0]), bell, room, 1 << 20).unwrap()];
-    let mut desk = Desk::new(0, Arc::clone(&shared), framing);
+    let mut taker = Nobody;
+    let mut desk = Desk::new(0, Arc::clone(&shared), framing, 1);
     let mut reactor = Reactor::new(Options::default()).unwrap();
 
     let (first, _first_client) = client();
     let (second, _second_client) = client();
-    desk.adopt(&mut reactor, &mut links, first, &ARRIVAL).unwrap();
+    desk.adopt(&mut reactor, &mut taker, first, &ARRIVAL).unwrap();
     let old = desk.connections[0].token;
     // In one go, as when a worker's death and a new client come in the same batch of commands.
     desk.close(&mut reactor, 0, Close::Now);
-    desk.adopt(&mut reactor, &mut links, second, &ARRIVAL).unwrap();
+    desk.adopt(&mut reactor, &mut taker, second, &ARRIVAL).unwrap();
     assert_eq!(desk.connections[1].token.slot(), old.slot(), "the case that this test is about");
     desk.close(&mut reactor, 1, Close::Now);
     let mut turns = 0;

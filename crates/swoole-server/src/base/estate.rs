@@ -1,0 +1,198 @@
+//! What a retiring worker leaves to its successor: its clients, with every byte under way.
+//!
+//! A SEQPACKET socketpair for each slot, of which every generation has both ends, holds the clients' descriptors until
+//! somebody takes them; an unsealed memfd lists what belongs to each. The list goes last, and alone makes the estate
+//! valid: what a worker left that died before it had finished is thrown away by its successor.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::time::Duration;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use swoole_ipc::socketpair::{self, Endpoint, FDS_MAX, Kind};
+
+use crate::desk::Heirloom;
+use crate::error::{Error, Result};
+use crate::session::Session;
+
+/// What the kernel is asked to hold; with small messages of [`FDS_MAX`] descriptors each, enough for 100,000 clients.
+const BUFFER: usize = 512 * 1024;
+
+/// What each message is about.
+const CLIENTS: u8 = 1;
+const LIST: u8 = 2;
+
+const ENDED: u8 = 1;
+
+pub(super) struct Estate {
+    giver: RefCell<Endpoint>,
+    taker: RefCell<Endpoint>,
+}
+
+impl Estate {
+    pub(super) fn create() -> Result<Estate> {
+        let create = || {
+            let (mut giver, mut taker) = socketpair::pair(Kind::SeqPacket)?;
+            giver.set_buffer_sizes(BUFFER)?;
+            taker.set_buffer_sizes(BUFFER)?;
+            Ok(Estate { giver: RefCell::new(giver), taker: RefCell::new(taker) })
+        };
+        create().map_err(|error: swoole_ipc::Error| {
+            Error::setup("make a worker's estate (a socketpair)", error)
+        })
+    }
+
+    pub(super) fn keep(&self) -> Vec<RawFd> {
+        [&self.giver, &self.taker].map(|end| end.borrow().as_fd().as_raw_fd()).into()
+    }
+
+    /// Leaves these clients to the successor. Yields those for whom there was no room.
+    pub(super) fn leave(&self, heirlooms: Vec<Heirloom>) -> Result<Vec<Heirloom>> {
+        let failed = |error: swoole_ipc::Error| Error::setup("leave the clients to the next worker", error);
+        let mut giver = self.giver.borrow_mut();
+        let mut left = heirlooms;
+        let mut rest = Vec::new();
+        for begin in (0..left.len()).step_by(FDS_MAX) {
+            let batch = &left[begin..left.len().min(begin + FDS_MAX)];
+            let sockets: Vec<_> = batch.iter().map(|heirloom| heirloom.socket.as_fd()).collect();
+            match giver.send_with_fds(&[CLIENTS], &sockets, Some(Duration::ZERO)) {
+                Ok(()) => {}
+                // The list comes behind it, so the last batch that went is given up for it.
+                Err(error) => {
+                    tracing::warn!("of {} clients {begin} are left to the next worker: {error}", left.len());
+                    rest = left.split_off(begin);
+                    break;
+                }
+            }
+        }
+        let list = write(&left).map_err(|error| Error::setup("list the clients for the next worker", error))?;
+        giver.send_with_fds(&[LIST], &[list.as_fd()], Some(Duration::ZERO)).map_err(failed)?;
+        Ok(rest)
+    }
+
+    /// Takes what was left, if it is whole.
+    pub(super) fn take(&self) -> Result<Vec<Heirloom>> {
+        let mut taker = self.taker.borrow_mut();
+        let (mut sockets, mut message) = (Vec::new(), Vec::new());
+        let mut heirlooms = Vec::new();
+        loop {
+            let mut came = match taker.recv_with_fds(&mut message, Some(Duration::ZERO)) {
+                Ok(came) => came,
+                Err(swoole_ipc::Error::Empty | swoole_ipc::Error::Timeout) => return Ok(heirlooms),
+                Err(error) => return Err(Error::setup("take over the last worker's clients", error)),
+            };
+            match (&message[..], came.pop()) {
+                ([CLIENTS], Some(last)) => sockets.extend(came.into_iter().chain([last])),
+                ([LIST], Some(list)) => {
+                    let sockets = std::mem::take(&mut sockets);
+                    match read(list.into(), sockets) {
+                        Ok(left) => heirlooms.extend(left),
+                        Err(error) => tracing::error!("the last worker's list of clients: {error}"),
+                    }
+                }
+                _ => tracing::error!("what the last worker left is malformed"),
+            }
+        }
+    }
+}
+
+/// The list: for each client its session, flags, and the bytes read and not handled, and made and not sent, each after
+/// its length.
+fn write(heirlooms: &[Heirloom]) -> io::Result<OwnedFd> {
+    let file = memfd_create("swoole-estate", MemfdFlags::CLOEXEC)?;
+    let mut list = io::BufWriter::new(File::from(file));
+    for Heirloom { session, ended, input, output, .. } in heirlooms {
+        list.write_all(&session.raw().to_le_bytes())?;
+        list.write_all(&[if *ended { ENDED } else { 0 }])?;
+        for bytes in [input, output] {
+            list.write_all(&(bytes.len() as u64).to_le_bytes())?;
+            list.write_all(bytes)?;
+        }
+    }
+    Ok(list.into_inner().map_err(io::IntoInnerError::into_error)?.into())
+}
+
+fn read(mut list: File, sockets: Vec<OwnedFd>) -> io::Result<Vec<Heirloom>> {
+    list.rewind()?;
+    let size = list.metadata()?.len();
+    let mut list = io::BufReader::new(list);
+    let mut heirlooms = Vec::new();
+    for socket in sockets {
+        let session = Session::from_raw(read_word(&mut list)?);
+        let mut flags = [0];
+        list.read_exact(&mut flags)?;
+        let [input, output] = [read_bytes(&mut list, size), read_bytes(&mut list, size)];
+        heirlooms.push(Heirloom { session, socket, ended: flags[0] & ENDED != 0, input: input?, output: output? });
+    }
+    Ok(heirlooms)
+}
+
+fn read_word(list: &mut impl io::Read) -> io::Result<u64> {
+    let mut word = [0; 8];
+    list.read_exact(&mut word)?;
+    Ok(u64::from_le_bytes(word))
+}
+
+/// `max`: what the whole list holds.
+fn read_bytes(list: &mut impl io::Read, max: u64) -> io::Result<Vec<u8>> {
+    let len = read_word(list)?;
+    if len > max {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{len} bytes in a list of {max}")));
+    }
+    let mut bytes = vec![0; len as usize];
+    list.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn client(number: u64) -> (Heirloom, UnixStream) {
+        let (socket, peer) = UnixStream::pair().unwrap();
+        let heirloom = Heirloom {
+            session: Session::from_raw(number),
+            socket: socket.into(),
+            ended: number % 2 == 1,
+            input: vec![1; number as usize],
+            output: vec![2; 3 * number as usize],
+        };
+        (heirloom, peer)
+    }
+
+    #[test]
+    fn clients_come_over_with_their_bytes() {
+        let estate = Estate::create().unwrap();
+        assert!(estate.take().unwrap().is_empty());
+        let (clients, peers): (Vec<_>, Vec<_>) = (1..=700).map(client).unzip();
+        assert!(estate.leave(clients).unwrap().is_empty());
+        let taken = estate.take().unwrap();
+        assert_eq!(taken.len(), 700);
+        for ((heirloom, mut peer), number) in taken.into_iter().zip(peers).zip(1..) {
+            assert_eq!(heirloom.session.raw(), number);
+            assert_eq!(heirloom.ended, number % 2 == 1);
+            assert_eq!((heirloom.input.len(), heirloom.output.len() as u64), (number as usize, 3 * number));
+            let mut socket = UnixStream::from(heirloom.socket);
+            socket.write_all(&number.to_le_bytes()).unwrap();
+            let mut word = [0; 8];
+            peer.read_exact(&mut word).unwrap();
+            assert_eq!(u64::from_le_bytes(word), number);
+        }
+        assert!(estate.take().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_was_not_finished_is_closed() {
+        let estate = Estate::create().unwrap();
+        let (heirloom, mut peer) = client(2);
+        estate.giver.borrow_mut().send_with_fds(&[CLIENTS], &[heirloom.socket.as_fd()], None).unwrap();
+        drop(heirloom);
+        assert!(estate.take().unwrap().is_empty());
+        assert_eq!(peer.read(&mut [0]).unwrap(), 0, "closed");
+    }
+}

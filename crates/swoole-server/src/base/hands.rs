@@ -1,0 +1,90 @@
+//! Takes packets off the desk and handles them at once.
+
+use swoole_reactor::Reactor;
+
+use super::mesh::MeshEnd;
+use super::till::{Outbox, Till};
+use crate::desk::{Desk, Offer, Taker};
+use crate::handler::Handler;
+use crate::session::Session;
+use crate::wire::RequestKind;
+use crate::worker::{Duty, Way, Worker, callbacks};
+
+pub(super) struct Hands<'a, H> {
+    pub(super) handler: &'a mut H,
+    pub(super) duty: &'a mut Duty,
+    pub(super) outbox: &'a mut Outbox,
+    pub(super) mesh: &'a mut MeshEnd,
+}
+
+impl<H: Handler> Hands<'_, H> {
+    /// Runs a callback.
+    pub(super) fn call<T>(
+        &mut self,
+        desk: &mut Desk,
+        reactor: &mut Reactor,
+        run: impl FnOnce(&mut H, &mut Worker<'_>) -> T,
+    ) -> T {
+        let till = Till { desk, reactor, outbox: self.outbox, mesh: self.mesh };
+        run(self.handler, &mut Worker { duty: self.duty, way: Way::Own(till) })
+    }
+
+    /// Runs the callback for one message.
+    pub(super) fn message(
+        &mut self,
+        desk: &mut Desk,
+        reactor: &mut Reactor,
+        kind: RequestKind,
+        session: Session,
+        payload: &[u8],
+    ) {
+        self.call(desk, reactor, |handler, worker| {
+            callbacks::message(handler, worker, kind, session, payload);
+        });
+    }
+}
+
+impl<H: Handler> Taker for Hands<'_, H> {
+    const AT_ONCE: bool = true;
+
+    fn home(&mut self) -> u16 {
+        self.duty.id
+    }
+
+    fn connect(
+        &mut self,
+        desk: &mut Desk,
+        reactor: &mut Reactor,
+        session: Session,
+        _: u16,
+    ) -> Result<(), usize> {
+        self.message(desk, reactor, RequestKind::Connect, session, &[]);
+        Ok(())
+    }
+
+    fn packet(
+        &mut self,
+        desk: &mut Desk,
+        reactor: &mut Reactor,
+        session: Session,
+        _: u16,
+        packet: &[u8],
+    ) -> Offer {
+        let Duty { shared, id, .. } = &*self.duty;
+        shared.board.hold(*id, Some((session, packet.len())));
+        self.message(desk, reactor, RequestKind::Packet, session, packet);
+        self.duty.retiring |= self.duty.is_done();
+        // What else this client has sent is its successor's, or nobody's.
+        let last = self.duty.retiring || self.outbox.closes(session) || !desk.is_open(session);
+        if last { Offer::Last } else { Offer::Taken }
+    }
+
+    fn deliver(&mut self, desk: &mut Desk, reactor: &mut Reactor) {
+        self.duty.shared.board.hold(self.duty.id, None);
+        Till { desk, reactor, outbox: self.outbox, mesh: self.mesh }.deliver();
+    }
+
+    fn is_clear(&self, _: usize) -> bool {
+        true
+    }
+}

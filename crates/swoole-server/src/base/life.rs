@@ -1,0 +1,439 @@
+//! A worker's life in Base mode, from the fork to the exit.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Signal, getppid};
+use swoole_reactor::{Close, Event, Interest, Reactor, TimerId, Token, Trigger};
+use swoole_supervisor::Child;
+use swoole_sys::signal::SignalSet;
+
+use super::Premises;
+use super::hands::Hands;
+use super::mesh::{MeshEnd, Parcel};
+use super::till::Outbox;
+use crate::board::Phase;
+use crate::desk::{Desk, Heirloom, Replies, Taker as _};
+use crate::error::{Error, Result};
+use crate::handler::Handler;
+use crate::link::ReplySink as _;
+use crate::session::Arrival;
+use crate::shared::Shared;
+use crate::spin::Spin;
+use crate::wire::RequestKind;
+use crate::worker::{Duty, SIGNALS, callbacks, exit_code, introduce};
+
+/// How long accepting pauses when there are no descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What a worker leaves of `max_wait_time`, at the end of which it would be killed.
+const MARGIN: Duration = Duration::from_millis(500);
+/// How long a worker may take to leave when the manager is gone: the whole family has to be gone within a second.
+const ORPHAN_WAIT: Duration = Duration::from_millis(300);
+/// How long the kernel may take to give up all connections of a worker that retires; it takes microseconds.
+const DETACH_WAIT: Duration = Duration::from_secs(1);
+/// Messages of other workers that are taken in one go: clients wait, too.
+const MESH_BUDGET: usize = 256;
+
+/// Runs a worker to its end; the exit code.
+pub(super) fn run<H: Handler>(
+    handler: &mut H,
+    shared: &Arc<Shared>,
+    premises: &Arc<Premises>,
+    stalls: Vec<OwnedFd>,
+    mut child: Child,
+) -> i32 {
+    let id = child.slot;
+    introduce(id);
+    let life = || -> Result<()> {
+        let (mut life, mut reactor) = Life::start(handler, shared, premises, &child)?;
+        let reactor = &mut reactor;
+        if !life.wait_for(Phase::Running, reactor)? {
+            return Ok(());
+        }
+        life.callback(reactor, callbacks::start)?;
+        child.ready();
+        if life.wait_for(Phase::Serving, reactor)? {
+            life.open(reactor, stalls)?;
+            life.serve(reactor)?;
+        }
+        match life.why_leave() {
+            Leave::Retire => life.retire(reactor),
+            Leave::Stop => {
+                let within = shared.config.max_wait_time;
+                life.stop(reactor, within - MARGIN.min(within / 4))
+            }
+            Leave::Orphan => life.stop(reactor, ORPHAN_WAIT),
+        }
+    };
+    exit_code(id, life())
+}
+
+/// Why a worker leaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Leave {
+    /// A successor takes its place, and its clients.
+    Retire,
+    /// The server ends.
+    Stop,
+    /// The manager is gone.
+    Orphan,
+}
+
+struct Life<'a, H> {
+    handler: &'a mut H,
+    duty: Duty,
+    premises: Arc<Premises>,
+    outbox: Outbox,
+    mesh: MeshEnd,
+    desk: Desk,
+    /// Listening sockets, in the order of the configuration.
+    listeners: Vec<Token>,
+    /// Connections at one time.
+    limit: usize,
+    /// Accepting pauses at that limit.
+    full: bool,
+    /// Listeners that pause because accepting failed, until their timer runs out.
+    resting: Vec<(TimerId, Token)>,
+    mailbox: Token,
+    lifeline: Token,
+    /// Watches of other workers' boxes that were full, by worker.
+    blocked: HashMap<u16, Token>,
+    manager: i32,
+    orphan: bool,
+    /// Given away, and not yet left.
+    heirlooms: Vec<Heirloom>,
+    /// No packet is handled any more: what arrives is kept for whoever comes next.
+    packing: bool,
+}
+
+impl<'a, H: Handler> Life<'a, H> {
+    fn start(
+        handler: &'a mut H,
+        shared: &Arc<Shared>,
+        premises: &Arc<Premises>,
+        child: &Child,
+    ) -> Result<(Life<'a, H>, Reactor)> {
+        let id = child.slot;
+        let config = &shared.config;
+        shared.board.enter(id, child.generation);
+        shared
+            .protect_from(id)
+            .map_err(|error| Error::setup("make what other processes own read-only", error))?;
+        let mut reactor = Reactor::new(shared.reactor_options())
+            .map_err(|error| Error::setup("make the worker's event loop", error))?;
+        let mesh = MeshEnd::new(premises, id, config.socket_buffer_size);
+        let watch = |error| Error::setup("watch the worker's signals and channels", error);
+        reactor.signals(&SignalSet::from(SIGNALS)).map_err(watch)?;
+        let bell = &shared.bells[usize::from(id)];
+        reactor.watch(bell, Interest::READABLE, Trigger::Edge).map_err(watch)?;
+        let lifeline = reactor.watch(&shared.lifeline, Interest::READABLE, Trigger::Edge).map_err(watch)?;
+        let mailbox = reactor.watch(mesh.descriptor(), Interest::READABLE, Trigger::Level).map_err(watch)?;
+        let life = Life {
+            handler,
+            duty: Duty::new(id, child.generation, shared)?,
+            premises: Arc::clone(premises),
+            outbox: Outbox::default(),
+            mesh,
+            desk: Desk::new(id, Arc::clone(shared), config.framing()?, 1),
+            listeners: Vec::new(),
+            limit: shared.connection_limit.div_ceil(usize::from(config.worker_num)),
+            full: false,
+            resting: Vec::new(),
+            mailbox,
+            lifeline,
+            blocked: HashMap::new(),
+            // Not whoever is the parent now: the manager may be dead already.
+            manager: shared.board.manager_pid(),
+            orphan: false,
+            heirlooms: Vec::new(),
+            packing: false,
+        };
+        Ok((life, reactor))
+    }
+
+    /// False if this worker leaves before the server has come so far.
+    fn wait_for(&mut self, phase: Phase, reactor: &mut Reactor) -> Result<bool> {
+        loop {
+            if self.leaves() {
+                return Ok(false);
+            }
+            if self.duty.shared.board.phase() >= phase {
+                return Ok(true);
+            }
+            self.turn(reactor, None)?;
+        }
+    }
+
+    /// Takes the last worker's clients over, and begins to accept.
+    fn open(&mut self, reactor: &mut Reactor, stalls: Vec<OwnedFd>) -> Result<()> {
+        let heirlooms = self.premises.estates[usize::from(self.duty.id)].take()?;
+        let Life { handler, duty, outbox, mesh, desk, .. } = self;
+        desk.inherit(reactor, &mut Hands { handler: &mut **handler, duty, outbox, mesh }, heirlooms);
+        for (socket, listen) in stalls.into_iter().zip(&self.duty.shared.addresses) {
+            let failed = |error| Error::setup(format!("accept on {listen}"), error);
+            self.listeners.push(reactor.accept(socket).map_err(failed)?);
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, reactor: &mut Reactor) -> Result<()> {
+        let mut spin = Spin::default();
+        let shared = Arc::clone(&self.duty.shared);
+        let id = self.duty.id;
+        shared.board.set_busy(id, true);
+        let mut events = 1;
+        while !self.leaves() {
+            if events == 0 {
+                let mut failure = Ok(());
+                let found = spin.until(|| match self.turn(reactor, Some(Duration::ZERO)) {
+                    Ok(events) => events > 0,
+                    Err(error) => {
+                        failure = Err(error);
+                        true
+                    }
+                });
+                failure?;
+                if !found {
+                    shared.board.set_busy(id, false);
+                    self.turn(reactor, None)?;
+                    shared.board.set_busy(id, true);
+                }
+            }
+            events = self.turn(reactor, Some(Duration::ZERO))?;
+        }
+        Ok(())
+    }
+
+    /// One turn, and what follows from its events.
+    fn turn(&mut self, reactor: &mut Reactor, timeout: Option<Duration>) -> Result<usize> {
+        let events = reactor.turn(timeout, |reactor, event| self.on_event(reactor, event));
+        let events = events.map_err(|error| Error::setup("wait for work", error))?;
+        self.tell_departed(reactor);
+        self.watch_blocked(reactor)?;
+        Ok(events)
+    }
+
+    fn leaves(&self) -> bool {
+        self.duty.retiring || self.orphan || self.duty.shared.board.phase() == Phase::Stopping
+    }
+
+    fn why_leave(&self) -> Leave {
+        match self.duty.shared.board.phase() {
+            _ if self.orphan => Leave::Orphan,
+            Phase::Stopping => Leave::Stop,
+            _ => Leave::Retire,
+        }
+    }
+
+    fn on_event(&mut self, reactor: &mut Reactor, event: Event<'_>) {
+        let Life { handler, duty, outbox, mesh, desk, .. } = self;
+        match event {
+            Event::Data { token, bytes } if self.packing => desk.keep(token, bytes),
+            Event::Data { token, bytes } => {
+                let mut hands = Hands { handler: &mut **handler, duty, outbox, mesh };
+                desk.received(reactor, &mut hands, token, bytes);
+            }
+            Event::Eof { token } => desk.ended(reactor, token),
+            Event::Failed { token, error } => desk.failed(reactor, token, &error),
+            Event::Closed { token } => {
+                if desk.closed(reactor, token) && self.full && desk.len() < self.limit {
+                    self.full = false;
+                    self.listeners.iter().for_each(|listener| reactor.resume_accept(*listener));
+                }
+            }
+            Event::Detached { token, detached } => self.heirlooms.extend(desk.give_away(token, detached)),
+            Event::Accepted { listener, socket, peer } => self.accepted(reactor, listener, socket, peer),
+            Event::AcceptFailed { listener, error } => {
+                tracing::warn!("accept: {error}; next try in {ACCEPT_PAUSE:?}");
+                self.resting.push((reactor.timer(ACCEPT_PAUSE), listener));
+            }
+            Event::Timer { id } => match self.resting.iter().position(|(resting, _)| *resting == id) {
+                Some(index) => {
+                    let (_, listener) = self.resting.swap_remove(index);
+                    if !self.full {
+                        reactor.resume_accept(listener);
+                    }
+                }
+                None => desk.timer(reactor, id),
+            },
+            Event::Ready { token, .. } if token == self.mailbox => self.take_parcels(reactor),
+            Event::Ready { token, .. } if token == self.lifeline => self.look_for_manager(),
+            // A box that was full is not any more.
+            Event::Ready { .. } => self.mesh.pump(),
+            Event::Signal { info } => match info.signal {
+                Signal::TERM => {
+                    self.look_for_manager();
+                    self.duty.retiring = true;
+                }
+                Signal::HUP => crate::log::reopen_or_say(),
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+
+    /// The kernel asks to leave when the manager dies, as the manager itself does.
+    fn look_for_manager(&mut self) {
+        let parent = getppid().map_or(0, rustix::process::Pid::as_raw_pid);
+        self.orphan |= parent != self.manager || self.duty.shared.lifeline.is_cut();
+    }
+
+    fn accepted(
+        &mut self,
+        reactor: &mut Reactor,
+        listener: Token,
+        socket: OwnedFd,
+        peer: Option<SocketAddr>,
+    ) {
+        let Some(index) = self.listeners.iter().position(|token| *token == listener) else { return };
+        let arrival = Arrival::new(&self.duty.shared.addresses[index], index, peer);
+        let Life { handler, duty, outbox, mesh, desk, .. } = self;
+        let mut hands = Hands { handler: &mut **handler, duty, outbox, mesh };
+        if let Err(error) = desk.adopt(reactor, &mut hands, socket, &arrival) {
+            tracing::error!("take a connection on: {error}");
+        }
+        if self.desk.len() >= self.limit && !std::mem::replace(&mut self.full, true) {
+            tracing::warn!("{} connections (max_connection, a worker's share): further ones wait", self.limit);
+            self.listeners.iter().for_each(|listener| reactor.pause_accept(*listener));
+        }
+    }
+
+    /// What other workers have sent to clients of this one.
+    fn take_parcels(&mut self, reactor: &mut Reactor) {
+        for _ in 0..MESH_BUDGET {
+            let Some(parcel) = self.mesh.next() else { return };
+            let mut replies = Replies { desk: &mut self.desk, reactor };
+            match parcel {
+                Parcel::Send(session, bytes) => replies.send(session, &[std::io::IoSlice::new(&bytes)]),
+                Parcel::Close(session) => replies.close(session),
+            }
+        }
+    }
+
+    /// Calls `on_close` for those that have gone.
+    fn tell_departed(&mut self, reactor: &mut Reactor) {
+        let Life { handler, duty, outbox, mesh, desk, .. } = self;
+        let mut hands = Hands { handler: &mut **handler, duty, outbox, mesh };
+        loop {
+            let departed = desk.take_departed();
+            if departed.is_empty() {
+                return;
+            }
+            for (_, session) in departed {
+                hands.message(desk, reactor, RequestKind::Close, session, &[]);
+            }
+            hands.deliver(desk, reactor);
+        }
+    }
+
+    /// Watches the boxes of other workers that are full until they are not.
+    fn watch_blocked(&mut self, reactor: &mut Reactor) -> Result<()> {
+        if self.blocked.is_empty() && !self.mesh.is_blocked() {
+            return Ok(());
+        }
+        let mut before = std::mem::take(&mut self.blocked);
+        for (worker, descriptor) in self.mesh.blocked() {
+            let token = match before.remove(&worker) {
+                Some(token) => token,
+                None => reactor
+                    .watch(descriptor, Interest::WRITABLE, Trigger::Level)
+                    .map_err(|error| Error::setup(format!("watch the box of worker {worker}"), error))?,
+            };
+            self.blocked.insert(worker, token);
+        }
+        before.into_values().for_each(|token| reactor.unwatch(token));
+        Ok(())
+    }
+
+    /// A callback that belongs to no packet.
+    fn callback(
+        &mut self,
+        reactor: &mut Reactor,
+        run: impl FnOnce(&mut H, &mut crate::worker::Worker<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let Life { handler, duty, outbox, mesh, desk, .. } = self;
+        let mut hands = Hands { handler: &mut **handler, duty, outbox, mesh };
+        let result = hands.call(desk, reactor, run);
+        hands.deliver(desk, reactor);
+        result
+    }
+
+    /// Turns until `done`, for at most `within`; whether it is.
+    fn turn_until(
+        &mut self,
+        reactor: &mut Reactor,
+        within: Duration,
+        done: impl Fn(&Self) -> bool,
+    ) -> Result<bool> {
+        let deadline = Instant::now() + within;
+        while !done(self) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            self.turn(reactor, Some(left))?;
+        }
+        Ok(true)
+    }
+
+    /// Leaves the clients to the successor.
+    fn retire(&mut self, reactor: &mut Reactor) -> Result<()> {
+        self.packing = true;
+        self.desk.pause_all(reactor);
+        // Connections that were accepted, and nobody has been told of yet, come along.
+        let listeners: Vec<Token> = self.listeners.clone();
+        let expected = listeners.iter().filter(|listener| reactor.detach(**listener).is_ok()).count();
+        let mut closed = 0;
+        let deadline = Instant::now() + DETACH_WAIT;
+        while closed < expected && Instant::now() < deadline {
+            let turn = reactor.turn(Some(DETACH_WAIT), |reactor, event| match event {
+                Event::Detached { token, .. } if listeners.contains(&token) => closed += 1,
+                event => self.on_event(reactor, event),
+            });
+            turn.map_err(|error| Error::setup("wait for the listeners", error))?;
+        }
+        self.tell_departed(reactor);
+        let result = self.callback(reactor, callbacks::stop);
+        let within = self.duty.shared.config.max_wait_time;
+        let within = within - MARGIN.min(within / 4);
+        self.turn_until(reactor, within, |life| !life.mesh.is_blocked())?;
+        let count = self.desk.detach_all(reactor);
+        self.turn_until(reactor, DETACH_WAIT, |life| life.heirlooms.len() >= count)?;
+        let heirlooms = std::mem::take(&mut self.heirlooms);
+        for heirloom in self.premises.estates[usize::from(self.duty.id)].leave(heirlooms)? {
+            self.desk.disown(&heirloom);
+        }
+        // Those that were on their way out take what was sent to them.
+        self.end_connections(reactor, within)?;
+        result
+    }
+
+    /// Answers what has come, and ends.
+    fn stop(&mut self, reactor: &mut Reactor, within: Duration) -> Result<()> {
+        let begun = Instant::now();
+        for listener in self.listeners.drain(..) {
+            reactor.close(listener, Close::Now);
+        }
+        // One more turn, for what clients have sent already.
+        self.turn(reactor, Some(Duration::ZERO))?;
+        self.packing = true;
+        self.desk.pause_all(reactor);
+        let result = self.callback(reactor, callbacks::stop);
+        self.desk.close_all(reactor, Close::AfterSend);
+        self.turn_until(reactor, within.saturating_sub(begun.elapsed()), |life| !life.mesh.is_blocked())?;
+        self.end_connections(reactor, within.saturating_sub(begun.elapsed()))?;
+        result
+    }
+
+    /// Waits until all connections that are left have taken what was sent to them, or their time is over.
+    fn end_connections(&mut self, reactor: &mut Reactor, within: Duration) -> Result<()> {
+        if !self.turn_until(reactor, within, |life| life.desk.is_empty())? {
+            self.desk.close_all(reactor, Close::Reset);
+            self.turn_until(reactor, MARGIN / 5, |life| life.desk.is_empty())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,91 @@
+//! Base mode: run-to-completion workers, and no master in the data path.
+//!
+//! ```text
+//! manager ──fork──> worker 0 .. n-1
+//!   the process       each: accept → read → Handler → write, in one thread,
+//!   that starts       with a listening socket of its own for each address
+//! ```
+//!
+//! The handler, its callbacks and their order are those of Process mode; so are sessions, reload, back-off and stop.
+//! What differs is what a death costs: a worker has its clients with it. One that *retires* (reload, `max_request`)
+//! hands them over to its successor, with every byte that was read and not handled, and no client notices.
+//!
+//! Listening sockets belong to the manager, one for each worker (`SO_REUSEPORT`, socket(7)), so that connections in the
+//! backlog of a worker that is being replaced wait for its successor. A unix socket is one for all.
+//!
+//! | file | process | what |
+//! |---|---|---|
+//! | `mod` | manager | what exists before the first fork; the boot |
+//! | `office` | manager | the supervisor's program: callbacks, signals, the end |
+//! | `life` | worker | from the fork to the exit |
+//! | `hands` | worker | takes packets off the desk and handles them at once |
+//! | `till` | worker | what a callback sends, until it returns |
+//! | `mesh` | worker | what is sent to other workers' clients |
+//! | `estate` | worker | clients, from one generation to the next |
+
+mod estate;
+mod hands;
+mod life;
+mod mesh;
+mod office;
+mod till;
+
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use swoole_supervisor::Supervisor;
+
+use crate::board::Phase;
+use crate::error::{Error, Result};
+use crate::handler::Handler;
+use crate::log::{Identity, Role};
+use crate::shared::Shared;
+use estate::Estate;
+use mesh::Mesh;
+use office::Office;
+pub(crate) use till::Till;
+
+/// The listening sockets of each worker (outer), in the order of the configuration.
+pub(crate) type Stalls = Vec<Vec<OwnedFd>>;
+
+/// What joins the workers of Base mode; exists before the first fork.
+pub(crate) struct Premises {
+    mesh: Mesh,
+    /// By worker.
+    estates: Vec<Estate>,
+}
+
+impl Premises {
+    fn create(shared: &Shared) -> Result<Premises> {
+        let workers = usize::from(shared.config.worker_num);
+        Ok(Premises {
+            mesh: Mesh::create(workers)?,
+            estates: (0..workers).map(|_| Estate::create()).collect::<Result<_>>()?,
+        })
+    }
+
+    /// The descriptors of it that a worker keeps.
+    fn keep(&self, worker: usize) -> Vec<RawFd> {
+        self.mesh.keep(worker).into_iter().chain(self.estates[worker].keep()).collect()
+    }
+}
+
+/// Runs the server until it has stopped.
+pub(crate) fn run<H: Handler>(handler: H, shared: Arc<Shared>, stalls: Stalls) -> Result<()> {
+    crate::log::set_identity(Identity { role: Role::Manager, id: 0 });
+    // A title is a comfort, not a need.
+    let _ = swoole_sys::title::set("swoole: manager");
+    shared.board.set_manager(shared.board.master_pid());
+    let premises = Arc::new(Premises::create(&shared)?);
+    let office = Office::new(handler, Arc::clone(&shared), premises, stalls);
+    let (options, groups) = office.staff.options();
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| Error::setup("run the manager", error);
+    let supervisor = Supervisor::new(options, groups, office).map_err(|error| failed(error.into()))?;
+    let outcome = supervisor.run().map_err(|error| failed(error.into()))?;
+    shared.board.set_phase(Phase::Stopping);
+    outcome.program.finish()
+}
+
+fn raw(descriptors: &[OwnedFd]) -> impl Iterator<Item = RawFd> + '_ {
+    descriptors.iter().map(|descriptor| descriptor.as_fd().as_raw_fd())
+}

@@ -1,0 +1,105 @@
+//! How connections change hands between two workers of Base mode: the one that retires gives them away, the one that
+//! takes its place goes on with them. Session, slot and every byte under way stay.
+
+use rustix::fd::OwnedFd;
+use swoole_reactor::{Detached, Reactor, Token};
+
+use super::{Connection, Desk, Taker};
+use crate::board::Counter;
+use crate::session::Session;
+
+/// A connection between two workers.
+#[derive(Debug)]
+pub(crate) struct Heirloom {
+    pub(crate) session: Session,
+    pub(crate) socket: OwnedFd,
+    /// The client will send no more.
+    pub(crate) ended: bool,
+    /// Read, and not handled.
+    pub(crate) input: Vec<u8>,
+    /// Made, and not sent.
+    pub(crate) output: Vec<u8>,
+}
+
+impl Desk {
+    /// Nothing is read any more.
+    pub(crate) fn pause_all(&self, reactor: &mut Reactor) {
+        for (_, connection) in &self.connections {
+            if !connection.closing {
+                reactor.pause(connection.token);
+            }
+        }
+    }
+
+    /// Bytes from a client, for whoever comes next.
+    pub(crate) fn keep(&mut self, token: Token, bytes: &[u8]) {
+        if let Some(slot) = self.slot_of(token) {
+            self.connections[slot].input.extend_from_slice(bytes);
+        }
+    }
+
+    /// Asks for the descriptors of all connections that are not on their way out: how many.
+    pub(crate) fn detach_all(&self, reactor: &mut Reactor) -> usize {
+        let open = self.connections.iter().filter(|(_, connection)| !connection.closing);
+        open.filter(|(_, connection)| reactor.detach(connection.token).is_ok()).count()
+    }
+
+    /// The descriptor has come: the connection is no longer this desk's.
+    pub(crate) fn give_away(&mut self, token: Token, detached: Detached) -> Option<Heirloom> {
+        let slot = self.slot_of(token)?;
+        let Connection { session, ended, mut input, .. } = self.connections.remove(slot);
+        input.extend(detached.unread);
+        Some(Heirloom { session, socket: detached.socket, ended, input, output: detached.unsent })
+    }
+
+    /// A connection that was given away and that nobody takes is closed.
+    pub(crate) fn disown(&self, heirloom: &Heirloom) {
+        self.shared.sessions.close(heirloom.session);
+        self.count(Counter::Closed, 1);
+    }
+
+    /// Takes over what the last worker gave away. It must be the first that this desk sees.
+    pub(crate) fn inherit(
+        &mut self,
+        reactor: &mut Reactor,
+        taker: &mut impl Taker,
+        heirlooms: Vec<Heirloom>,
+    ) {
+        let mut connections = Vec::new();
+        let mut bytes = Vec::new();
+        for heirloom in heirlooms {
+            let session = heirloom.session;
+            // Counted as lost already if the last worker died after all.
+            if self.shared.sessions.reactor(session) != self.id || !self.shared.sessions.exists(session) {
+                continue;
+            }
+            let (ended, input, output) = (heirloom.ended, heirloom.input, heirloom.output);
+            match reactor.stream(heirloom.socket) {
+                Ok(token) => {
+                    let slot = self.shared.sessions.slot(session);
+                    let framer = self.framing.framer(self.shared.config.package_max_length);
+                    let mut connection = Connection::new(session, token, taker.home(), framer);
+                    (connection.announced, connection.ended, connection.input) = (true, ended, input);
+                    connections.push((slot, connection));
+                    bytes.push((slot, output));
+                }
+                Err(error) => {
+                    tracing::error!(%session, "take a connection over: {error}");
+                    self.shared.sessions.close(session);
+                    self.count(Counter::Closed, 1);
+                    self.departed.push((taker.home(), session));
+                }
+            }
+        }
+        self.connections = connections.into_iter().collect();
+        for (slot, output) in bytes {
+            self.remember(slot);
+            let token = self.connections[slot].token;
+            if let Err(error) = reactor.send(token, output) {
+                self.failed(reactor, token, &error);
+            } else {
+                self.resume(reactor, taker, slot);
+            }
+        }
+    }
+}

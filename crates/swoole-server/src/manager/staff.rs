@@ -1,0 +1,117 @@
+//! What a manager does for its workers in either mode: it calls the user back, and says what happens.
+
+use std::sync::Arc;
+
+use swoole_supervisor::{ExitStatus, Exited, GroupConfig, Options, ReloadMode, Report, SlotId};
+
+use rustix::process::Signal;
+
+use crate::config;
+use crate::control::LostPacket;
+use crate::error::Result;
+use crate::handler::{Handler, Manager, WorkerError};
+use crate::shared::Shared;
+
+/// The group of the workers; task workers will be the next.
+pub(crate) const WORKERS: u16 = 0;
+
+pub(crate) struct Staff<H> {
+    pub(crate) handler: H,
+    pub(crate) context: Manager,
+    pub(crate) shared: Arc<Shared>,
+    /// Workers of the first generation that exist.
+    forked: u16,
+}
+
+impl<H: Handler> Staff<H> {
+    pub(crate) fn new(handler: H, shared: Arc<Shared>) -> Staff<H> {
+        Staff { handler, context: Manager { shared: Arc::clone(&shared) }, shared, forked: 0 }
+    }
+
+    /// How the supervisor is to treat them.
+    pub(crate) fn options(&self) -> (Options, Vec<GroupConfig>) {
+        let config = &self.shared.config;
+        let options = Options {
+            max_wait: config.max_wait_time,
+            reload_mode: match config.reload_mode {
+                config::ReloadMode::Rolling => ReloadMode::Rolling,
+                config::ReloadMode::All => ReloadMode::AllAtOnce,
+            },
+            ..Options::default()
+        };
+        (options, vec![GroupConfig { name: "worker".into(), slots: config.worker_num }])
+    }
+
+    /// A worker process exists. True if it completes the first generation.
+    pub(crate) fn started(&mut self, slot: SlotId, generation: u32, pid: i32) -> bool {
+        self.shared.board.set_worker_pid(slot.slot, pid);
+        let worker_num = self.shared.config.worker_num;
+        if self.forked < worker_num {
+            self.forked += 1;
+            return self.forked == worker_num;
+        }
+        self.shared.board.count_respawn();
+        tracing::info!("worker {} has a new process, pid {pid} (generation {generation})", slot.slot);
+        false
+    }
+
+    /// Everything else worth knowing.
+    pub(crate) fn tell(&mut self, report: &Report) {
+        match report {
+            Report::Killed { slot, pid, waited, .. } => tracing::warn!(
+                "worker {} (pid {}) had not finished after {waited:.1?} (max_wait_time) and was killed",
+                slot.slot,
+                pid.as_raw_pid()
+            ),
+            Report::SpawnFailed { slot, error } => tracing::error!("fork worker {}: {error}", slot.slot),
+            Report::BackingOff { slot, deaths, delay } => tracing::warn!(
+                "worker {} has died {deaths} times in a row: back-off, next try in {delay:.0?}",
+                slot.slot
+            ),
+            Report::Failing { slot, deaths, delay } => tracing::error!(
+                "worker {} keeps failing ({deaths} times of late): back-off, next try in {delay:.0?}",
+                slot.slot
+            ),
+            Report::ReloadBegun { .. } => {
+                tracing::info!("Server is reloading all workers now");
+                self.call("on_before_reload", |handler, manager| handler.on_before_reload(manager));
+            }
+            Report::ReloadEnded { took, .. } => {
+                tracing::info!("Server has reloaded all workers in {took:.1?}");
+                self.call("on_after_reload", |handler, manager| handler.on_after_reload(manager));
+            }
+            Report::ReloadAborted { .. } => tracing::error!("{report}"),
+            other => tracing::debug!("{other}"),
+        }
+    }
+
+    /// A worker is gone, and this is all that was lost with it.
+    pub(crate) fn bury(&mut self, exit: &Exited, lost: Vec<LostPacket>) {
+        if is_orderly(exit) && lost.is_empty() {
+            return;
+        }
+        let error = WorkerError {
+            worker: exit.slot.slot,
+            generation: exit.generation,
+            pid: exit.pid.as_raw_pid(),
+            status: exit.status,
+            lost,
+        };
+        tracing::error!("{error}");
+        self.call("on_worker_error", |handler, manager| handler.on_worker_error(manager, &error));
+    }
+
+    /// Runs a callback whose error is logged, and no more.
+    pub(crate) fn call(&mut self, name: &str, callback: impl FnOnce(&mut H, &mut Manager) -> Result<()>) {
+        if let Err(error) = callback(&mut self.handler, &mut self.context) {
+            tracing::error!("{name}: {error}");
+        }
+    }
+}
+
+/// Whether it left as it was asked to. One that is asked to retire before it can listen simply ends by that signal.
+pub(crate) fn is_orderly(exit: &Exited) -> bool {
+    let asked =
+        matches!(exit.status, ExitStatus::Signaled { signal, .. } if signal == Signal::TERM.as_raw());
+    exit.status.success() || asked
+}

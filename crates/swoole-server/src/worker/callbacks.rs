@@ -1,0 +1,73 @@
+//! Where the user's code is called in a worker, and what becomes of its errors and panics.
+
+use std::backtrace::Backtrace;
+
+use super::Worker;
+use crate::error::{Error, Result};
+use crate::handler::Handler;
+use crate::session::Session;
+use crate::wire::RequestKind;
+
+/// Calls the callback for one message. An error of it costs its session the connection.
+pub(crate) fn message<H: Handler>(
+    handler: &mut H,
+    worker: &mut Worker<'_>,
+    kind: RequestKind,
+    session: Session,
+    payload: &[u8],
+) {
+    let result = match kind {
+        RequestKind::Packet => {
+            worker.duty.count();
+            handler.on_receive(worker, session, payload)
+        }
+        RequestKind::Connect => handler.on_connect(worker, session),
+        RequestKind::Close => handler.on_close(worker, session),
+    };
+    if let Err(error) = result {
+        fail(worker, session, &error);
+    }
+}
+
+pub(crate) fn start<H: Handler>(handler: &mut H, worker: &mut Worker<'_>) -> Result<()> {
+    handler.on_worker_start(worker).map_err(|error| Error::Start(format!("on_worker_start: {error}")))
+}
+
+pub(crate) fn stop<H: Handler>(handler: &mut H, worker: &mut Worker<'_>) -> Result<()> {
+    handler.on_worker_stop(worker).map_err(|error| Error::Start(format!("on_worker_stop: {error}")))
+}
+
+/// That the peer has just left is no news.
+fn fail(worker: &mut Worker<'_>, session: Session, error: &Error) {
+    if error.is_departure() {
+        tracing::debug!(%session, "{error}");
+        return;
+    }
+    tracing::warn!(%session, "callback failed, its connection is closed: {error}");
+    if let Err(error) = worker.close(session) {
+        tracing::debug!(%session, "{error}");
+    }
+}
+
+/// The panic's message and backtrace belong in the log, not on a stream that may lead nowhere.
+pub(super) fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = Backtrace::force_capture().to_string();
+        tracing::error!("{panic}\n{}", of_the_user(&backtrace));
+    }));
+}
+
+/// The frames between the panic's machinery and this file, which calls the user's code; all of them if they cannot be
+/// told apart.
+fn of_the_user(backtrace: &str) -> &str {
+    let frames = || {
+        let (_, below) = backtrace.split_once("rust_begin_unwind")?;
+        let (_, below) = below.split_once("panic_fmt")?;
+        let (frames, _) = below.split_once(file!())?;
+        let (_, frames) = frames.split_once("\n")?;
+        // The last of these frames is this file's own.
+        let (frames, _) = frames.rsplit_once("\n")?;
+        Some(frames.rsplit_once("\n")?.0)
+    };
+    frames().unwrap_or(backtrace)
+}
