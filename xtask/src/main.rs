@@ -6,6 +6,7 @@
 use std::process::ExitCode;
 
 mod cluster;
+mod counts;
 mod lint;
 mod shell;
 mod test;
@@ -14,8 +15,9 @@ const HELP: &str = "\
 cargo xtask COMMAND [OPTIONS]
 
 Commands:
-  test           Everything that must hold: unit, doc and model tests, examples, and test-cluster on its full matrix
+  test           Everything that must hold: unit, doc and model tests, counts, and test-cluster on its full matrix
   test-cluster   Scenarios that start the real process tree and drive it over sockets, signals and /proc
+  counts         Instructions that the hot paths take, compared with what is checked in
   lint           Formatting, clippy, docs, dependencies, and the project's own rules
   help COMMAND   What a command does and which options it takes
 ";
@@ -33,6 +35,7 @@ fn run() -> Verdict {
     match command.as_str() {
         "test" => test::main(args),
         "test-cluster" => cluster::main(args),
+        "counts" => counts::main(args),
         "lint" => lint::main(args),
         "help" => match args.next()? {
             Some(lexopt::Arg::Value(topic)) => help(&topic.to_string_lossy()),
@@ -49,6 +52,7 @@ fn help(topic: &str) -> Verdict {
             "" => HELP,
             "test" => test::HELP,
             "test-cluster" => cluster::HELP,
+            "counts" => counts::HELP,
             "lint" => lint::HELP,
             other => anyhow::bail!("no command named {other:?}; `cargo xtask help` lists them"),
         }

@@ -2,7 +2,7 @@
 
 use crate::cluster::{self, Tally};
 use crate::shell::{cargo, words};
-use crate::{Verdict, shell};
+use crate::{Verdict, counts, shell};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
@@ -11,8 +11,9 @@ use std::time::Instant;
 pub(crate) const HELP: &str = "\
 cargo xtask test [--fuzz SECONDS]
 
-Unit, integration and doc tests of the workspace, model checks of the shared-memory ring, and test-cluster on its full
-matrix. The last line is `N passed, M failed`; exit code 0 when none has failed.
+Unit, integration and doc tests of the workspace, model checks of the shared-memory ring, the counts of the hot paths
+(needs valgrind), and test-cluster on its full matrix. The last line is `N passed, M failed`; exit code 0 when none has
+failed.
 
   --fuzz SECONDS   Also runs each fuzz target for so long (needs a C++ compiler)
 ";
@@ -42,6 +43,13 @@ pub(crate) fn main(mut args: lexopt::Parser) -> Verdict {
         println!("=== {}: {}", step.name, words(&step.command));
         rows.push((step.name, run(step.command)?, start.elapsed()));
     }
+    let start = Instant::now();
+    println!("=== counts");
+    let counts = counts::run_everything().unwrap_or_else(|error| {
+        println!("FAILED: {error:#}");
+        Tally { passed: 0, failed: 1 }
+    });
+    rows.push(("counts".to_owned(), counts, start.elapsed()));
     let start = Instant::now();
     println!("=== test-cluster");
     rows.push(("test-cluster".to_owned(), cluster::run_everything()?, start.elapsed()));

@@ -65,6 +65,9 @@
 //! multishot operations and provided buffers. Both pass the same tests, and [`Reactor::choice`] says which
 //! one runs and why.
 
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod counts;
 mod datagram;
 mod driver;
 mod error;

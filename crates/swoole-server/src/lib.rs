@@ -62,6 +62,9 @@ mod base;
 mod board;
 pub mod config;
 mod control;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod counts;
 mod desk;
 mod dispatch;
 mod error;

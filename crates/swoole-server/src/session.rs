@@ -37,7 +37,7 @@ impl Session {
         Session(generation << PLACE_BITS | u64::from(place))
     }
 
-    pub(crate) fn from_raw(raw: u64) -> Session {
+    pub(crate) const fn from_raw(raw: u64) -> Session {
         Session(raw)
     }
 

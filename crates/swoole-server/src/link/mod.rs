@@ -32,6 +32,8 @@ use swoole_ipc::socketpair::{self, Endpoint, Kind};
 use crate::config::Ipc;
 use crate::error::{Error, Result};
 pub(crate) use reactor_end::{ReactorEnd, ReplySink};
+#[cfg(feature = "internals")]
+pub(crate) use window::Window;
 pub(crate) use window::{Parcel, Sent};
 pub(crate) use worker_end::{Inbox, Message, Next, Outlets};
 
