@@ -3,6 +3,9 @@
 //!
 //! `swoole-counts --list` names the operations. `swoole-counts NAME` prepares one and does it n times, then prepares it
 //! anew and does it 2n times, and prints n: what the second time takes more is n operations and nothing else.
+//!
+//! A new operation is a line in the `BENCHMARKS` of its crate (of a module here, if what it needs is public), and a
+//! `cargo xtask counts --bless`.
 
 use std::hint::black_box;
 use std::process::ExitCode;

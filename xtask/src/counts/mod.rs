@@ -29,7 +29,8 @@ passes.
   --list    Name the operations, and run none
   --bless   Write what was counted into the file (tolerances stay as they are)
 
-Where the instructions of NAME go: callgrind_annotate target/counts/callgrind/NAME.3 (with `-` for `/`).
+Where the instructions of NAME go, with `-` for `/` in it:
+  callgrind_annotate --threshold=100 target/counts/callgrind/NAME.3
 ";
 
 #[derive(Default)]

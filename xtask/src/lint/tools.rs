@@ -97,5 +97,7 @@ mod tests {
         assert!(tool(&mut Command::new("true")).unwrap().is_empty());
         assert_eq!(tool(&mut Command::new("false")).unwrap(), ["`false` failed"]);
         assert!(tool(&mut Command::new("no-such-tool")).is_err());
+        let mut three = ["false", "true", "false"].map(Command::new);
+        assert_eq!(each(&mut three).unwrap().len(), 2);
     }
 }
