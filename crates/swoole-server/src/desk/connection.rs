@@ -19,7 +19,7 @@ pub(super) struct Connection {
     pub(super) home: u16,
     pub(super) framer: Framer,
     /// Received and not yet cut into packets, or cut and not yet taken by a worker.
-    pub(super) input: Vec<u8>,
+    pub(super) input: Input,
     /// Packets that a worker has and has not finished.
     pub(super) in_flight: usize,
     /// Its home worker has been told that it is there.
@@ -42,7 +42,7 @@ impl Connection {
             token,
             home,
             framer,
-            input: Vec::new(),
+            input: Input::default(),
             in_flight: 0,
             announced: false,
             parked: true,
@@ -50,6 +50,51 @@ impl Connection {
             closing: false,
             linger: None,
         }
+    }
+}
+
+/// Bytes of a connection that wait: taken off at the front, added at the end. Empty, it keeps no memory.
+#[derive(Debug, Default)]
+pub(super) struct Input {
+    bytes: Vec<u8>,
+    /// Those before it are taken.
+    taken: usize,
+}
+
+impl Input {
+    pub(super) fn is_empty(&self) -> bool {
+        self.taken == self.bytes.len()
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes[self.taken..]
+    }
+
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        // Moved to the front only when that costs less than what was taken since.
+        if self.taken > self.bytes.len() / 2 {
+            self.bytes.drain(..self.taken);
+            self.taken = 0;
+        }
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    pub(super) fn take(&mut self, count: usize) {
+        self.taken += count;
+        if self.is_empty() {
+            *self = Input::default();
+        }
+    }
+
+    pub(super) fn into_bytes(mut self) -> Vec<u8> {
+        self.bytes.drain(..self.taken);
+        self.bytes
+    }
+}
+
+impl From<Vec<u8>> for Input {
+    fn from(bytes: Vec<u8>) -> Input {
+        Input { bytes, taken: 0 }
     }
 }
 

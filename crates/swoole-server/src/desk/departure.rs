@@ -3,6 +3,7 @@
 use swoole_reactor::{Close, Reactor, TimerId, Token};
 
 use super::Desk;
+use super::connection::Input;
 use crate::board::Counter;
 use crate::control::LostPacket;
 use crate::link::Sent;
@@ -124,7 +125,7 @@ impl Desk {
     pub(crate) fn close(&mut self, reactor: &mut Reactor, slot: usize, how: Close) {
         let connection = &mut self.connections[slot];
         connection.closing = true;
-        connection.input = Vec::new();
+        connection.input = Input::default();
         let (session, token, home) = (connection.session, connection.token, connection.home);
         self.shared.sessions.close(session);
         if connection.announced {

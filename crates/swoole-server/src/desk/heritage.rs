@@ -34,7 +34,7 @@ impl Desk {
     /// Bytes from a client, for whoever comes next.
     pub(crate) fn keep(&mut self, token: Token, bytes: &[u8]) {
         if let Some(slot) = self.slot_of(token) {
-            self.connections[slot].input.extend_from_slice(bytes);
+            self.connections[slot].input.add(bytes);
         }
     }
 
@@ -47,7 +47,8 @@ impl Desk {
     /// The descriptor has come: the connection is no longer this desk's.
     pub(crate) fn give_away(&mut self, token: Token, detached: Detached) -> Option<Heirloom> {
         let slot = self.slot_of(token)?;
-        let Connection { session, ended, mut input, .. } = self.connections.remove(slot);
+        let Connection { session, ended, input, .. } = self.connections.remove(slot);
+        let mut input = input.into_bytes();
         input.extend(detached.unread);
         Some(Heirloom { session, socket: detached.socket, ended, input, output: detached.unsent })
     }
@@ -79,7 +80,7 @@ impl Desk {
                     let slot = self.shared.sessions.slot(session);
                     let framer = self.framing.framer(self.shared.config.package_max_length);
                     let mut connection = Connection::new(session, token, taker.home(), framer);
-                    (connection.announced, connection.ended, connection.input) = (true, ended, input);
+                    (connection.announced, connection.ended, connection.input) = (true, ended, input.into());
                     connections.push((slot, connection));
                     bytes.push((slot, output));
                 }

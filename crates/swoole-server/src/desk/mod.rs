@@ -200,7 +200,7 @@ impl Desk {
         self.shared.sessions.count(connection.session, bytes.len(), 0);
         self.shared.board.count(usize::from(self.id), Counter::Received, bytes.len() as u64);
         if !connection.input.is_empty() || connection.parked {
-            connection.input.extend_from_slice(bytes);
+            connection.input.add(bytes);
             if connection.parked {
                 reactor.pause(token);
             } else {
@@ -211,7 +211,7 @@ impl Desk {
         let (used, fed) = self.cut(reactor, taker, slot, bytes);
         let connection = &mut self.connections[slot];
         if !connection.closing {
-            connection.input.extend_from_slice(&bytes[used..]);
+            connection.input.add(&bytes[used..]);
             self.settle_feed(reactor, slot, fed);
         }
     }
@@ -227,16 +227,11 @@ impl Desk {
             }
         }
         let mut input = std::mem::take(&mut self.connections[slot].input);
-        let (used, fed) = self.cut(reactor, taker, slot, &input);
+        let (used, fed) = self.cut(reactor, taker, slot, input.bytes());
         if self.connections[slot].closing {
             return;
         }
-        // An idle connection keeps no memory.
-        if used == input.len() {
-            input = Vec::new();
-        } else {
-            input.drain(..used);
-        }
+        input.take(used);
         self.connections[slot].input = input;
         self.settle_feed(reactor, slot, fed);
     }

@@ -259,63 +259,51 @@ impl ReactorEnd {
 
     /// Straight out of the ring; replies that follow each other to one session go out together.
     fn drain_ring(&mut self, sink: &mut dyn ReplySink, taken: &mut Taken) -> Result<(), Fault> {
-        let Side::Ring { replies, .. } = &mut self.side else { return Ok(()) };
+        let ReactorEnd { side: Side::Ring { replies, .. }, window, staging, room, .. } = self else {
+            return Ok(());
+        };
         let start = replies.position();
-        let mut at = start;
-        let mut committed = None;
-        while let Some(record) = replies.peek_at(at)? {
-            let (reply, _) = Reply::decode(record.tag, record.bytes)?;
-            at = record.end;
-            if reply.commit {
-                self.window.check(reply.ack)?;
+        let (mut at, mut from) = (start, start);
+        let mut gather = Gather::default();
+        let mut deliver = || -> Result<(), Fault> {
+            while let Some(record) = replies.peek_at(at)? {
+                let (reply, payload) = Reply::decode(record.tag, record.bytes)?;
+                let begin = std::mem::replace(&mut at, record.end);
+                if !reply.commit {
+                    continue;
+                }
+                window.check(reply.ack)?;
                 // Never back: what was delivered once is finished.
-                let before = committed.map_or(0, |(_, before)| before);
-                committed = Some((at, reply.ack.max(before)));
+                taken.ack = Some(reply.ack.max(taken.ack.unwrap_or(0)));
+                staging.deliver(sink);
+                while from < begin {
+                    let Some(record) = replies.peek_at(from)? else { break };
+                    let (reply, payload) = Reply::decode(record.tag, record.bytes)?;
+                    gather.take(sink, reply, payload);
+                    from = record.end;
+                }
+                gather.take(sink, reply, payload);
+                from = at;
             }
-        }
+            Ok(())
+        };
+        let delivered = deliver();
+        // Also before a fault: it is acknowledged.
+        gather.flush(sink);
+        delivered?;
         if at == start {
             return Ok(());
         }
         taken.came = true;
-        let mut from = start;
-        if let Some((end, ack)) = committed {
-            taken.ack = Some(ack);
-            self.staging.deliver(sink);
-            let mut parts = [IoSlice::new(&[]); GATHER];
-            let mut count = 0;
-            let mut to = None;
-            while from < end {
-                let Some(record) = replies.peek_at(from)? else { break };
-                let (reply, payload) = Reply::decode(record.tag, record.bytes)?;
-                from = record.end;
-                let same = reply.kind == ReplyKind::Send && to == Some(reply.session) && count < GATHER;
-                if count > 0 && !same {
-                    to.into_iter().for_each(|session| sink.send(session, &parts[..count]));
-                    count = 0;
-                }
-                match reply.kind {
-                    ReplyKind::Ack => {}
-                    ReplyKind::Close => sink.close(reply.session),
-                    ReplyKind::Send => {
-                        parts[count] = IoSlice::new(payload);
-                        count += 1;
-                        to = Some(reply.session);
-                    }
-                }
-            }
-            if count > 0 {
-                to.into_iter().for_each(|session| sink.send(session, &parts[..count]));
-            }
-        }
         while from < at {
             let Some(record) = replies.peek_at(from)? else { break };
             let (reply, payload) = Reply::decode(record.tag, record.bytes)?;
             from = record.end;
-            self.staging.push(reply, payload)?;
+            staging.push(reply, payload)?;
         }
         replies.advance_to(from);
         replies.release();
-        ring(&self.room);
+        ring(room);
         Ok(())
     }
 
@@ -437,6 +425,44 @@ fn copy_out(ring: &Consumer, sent: &Sent) -> Option<Parcel> {
         return None;
     };
     Some(Parcel { kind: sent.kind, session: sent.session, bytes })
+}
+
+/// Replies that follow each other to one session, until another one's turn.
+struct Gather<'a> {
+    to: Session,
+    parts: [IoSlice<'a>; GATHER],
+    count: usize,
+}
+
+impl Default for Gather<'_> {
+    fn default() -> Self {
+        Self { to: Session::from_raw(0), parts: [IoSlice::new(&[]); GATHER], count: 0 }
+    }
+}
+
+impl<'a> Gather<'a> {
+    fn take(&mut self, sink: &mut dyn ReplySink, reply: Reply, payload: &'a [u8]) {
+        let joins = reply.kind == ReplyKind::Send && self.to == reply.session && self.count < GATHER;
+        if !joins {
+            self.flush(sink);
+        }
+        match reply.kind {
+            ReplyKind::Ack => {}
+            ReplyKind::Close => sink.close(reply.session),
+            ReplyKind::Send => {
+                self.parts[self.count] = IoSlice::new(payload);
+                self.count += 1;
+                self.to = reply.session;
+            }
+        }
+    }
+
+    fn flush(&mut self, sink: &mut dyn ReplySink) {
+        if self.count > 0 {
+            sink.send(self.to, &self.parts[..self.count]);
+            self.count = 0;
+        }
+    }
 }
 
 /// What one drain has taken.

@@ -22,6 +22,8 @@ const BUDGET: usize = 64;
 const LOOK_AFTER: Duration = Duration::from_millis(5);
 /// Handlers that take longer are not made to hold back the replies of those before them.
 const SLOW: Duration = Duration::from_micros(20);
+/// Packets between two looks at the clock while handlers are not slow: here it costs as much as a packet.
+const CLOCK_EVERY: u32 = 8;
 
 /// Runs a worker to its end; the exit code.
 pub(crate) fn run<H: Handler>(
@@ -55,6 +57,9 @@ struct Life<'a, H> {
     /// The manager is gone. The master is stopping then, and says by the phase when everything is answered.
     orphan: bool,
     looked: Instant,
+    /// Packets since the clock was read, and when that was; `None` before the first one of a pass.
+    untimed: u32,
+    timed: Option<Instant>,
     /// Moving average of what a handler takes.
     usual: Duration,
 }
@@ -97,6 +102,8 @@ impl<'a, H: Handler> Life<'a, H> {
             manager: Pid::from_raw(shared.board.manager_pid()),
             orphan: false,
             looked: Instant::now(),
+            untimed: 0,
+            timed: None,
             usual: Duration::ZERO,
         })
     }
@@ -164,6 +171,7 @@ impl<'a, H: Handler> Life<'a, H> {
     /// Takes what the reactors have sent, some from each; true if there was anything.
     fn pass(&mut self) -> Result<bool> {
         let mut worked = false;
+        self.timed = None;
         for reactor in 0..self.inboxes.len() {
             for _ in 0..BUDGET {
                 // To retire is to leave the rest to the successor.
@@ -175,8 +183,8 @@ impl<'a, H: Handler> Life<'a, H> {
             self.outlets.to(reactor as u16).commit()?;
         }
         self.outlets.ring()?;
-        if worked && self.looked.elapsed() > LOOK_AFTER {
-            self.look(Some(Duration::ZERO))?;
+        if self.untimed > 0 {
+            self.read_clock()?;
         }
         Ok(worked)
     }
@@ -189,25 +197,36 @@ impl<'a, H: Handler> Life<'a, H> {
             Next::Empty => return Ok(false),
             Next::Fragment => self.outlets.to(reactor as u16).begin(record),
             Next::Message(message) => {
-                if self.usual > SLOW {
+                let slow = self.usual > SLOW;
+                if slow {
                     self.outlets.ring()?;
                 }
-                let begun = Instant::now();
+                self.timed.get_or_insert_with(Instant::now);
                 deliver(self.handler, &mut self.duty, &mut self.outlets, reactor as u16, record, &message)?;
-                let now = Instant::now();
-                self.usual = (self.usual * 7 + (now - begun)) / 8;
                 let large = message.payload.len() > BUDGET * 1024;
                 if large {
                     self.inboxes[reactor].shed();
                 }
                 self.duty.retiring |= self.duty.is_done() && !self.orphan;
-                if now - self.looked > LOOK_AFTER {
-                    self.look(Some(Duration::ZERO))?;
+                self.untimed += 1;
+                if slow || self.untimed >= CLOCK_EVERY {
+                    self.read_clock()?;
                 }
             }
         }
         self.inboxes[reactor].finish();
         Ok(true)
+    }
+
+    /// Learns how long handlers take, and whether it is time to look for signals.
+    fn read_clock(&mut self) -> Result<()> {
+        let now = Instant::now();
+        let took = now - self.timed.replace(now).unwrap_or(now);
+        self.usual = (self.usual * 7 + took / std::mem::take(&mut self.untimed).max(1)) / 8;
+        if now - self.looked > LOOK_AFTER {
+            self.look(Some(Duration::ZERO))?;
+        }
+        Ok(())
     }
 
     /// A callback that belongs to no packet.

@@ -29,6 +29,9 @@ mod source;
 /// Events taken from the kernel in one call.
 const EVENTS_MAX: usize = 512;
 
+/// Parts that are smaller than this on average are copied together: the kernel takes one part for less than many.
+const GATHER_MEAN: usize = 1024;
+
 pub(crate) struct Epoll {
     epoll: OwnedFd,
     waker: Waker,
@@ -41,6 +44,8 @@ pub(crate) struct Epoll {
     current: Option<(Token, usize)>,
     /// Streams with output that was not tried yet.
     dirty: Vec<Token>,
+    /// Where small parts become one.
+    gathered: Vec<u8>,
     pending: PendingQueue,
 }
 
@@ -59,6 +64,7 @@ impl Epoll {
             handled: 0,
             current: None,
             dirty: Vec::new(),
+            gathered: Vec::new(),
             pending: PendingQueue::new(),
         })
     }
@@ -221,7 +227,8 @@ impl Driver for Epoll {
     }
 
     fn send_slices(&mut self, token: Token, parts: &[IoSlice<'_>]) -> Result<(), Error> {
-        let stream = self.source(token)?.stream(token)?;
+        let Self { sources, gathered, .. } = self;
+        let stream = sources.get_mut(token).ok_or(Error::NoSuchToken(token))?.stream(token)?;
         if stream.failed {
             return Err(Error::Ended(token));
         }
@@ -229,7 +236,15 @@ impl Driver for Epoll {
             stream.queue.push_slices(parts, 0);
             return Ok(());
         }
-        let first = &parts[..parts.len().min(PARTS_MAX)];
+        let mut first = &parts[..parts.len().min(PARTS_MAX)];
+        let len: usize = first.iter().map(|part| part.len()).sum();
+        let whole;
+        if first.len() > 1 && len / first.len() <= GATHER_MEAN {
+            gathered.clear();
+            first.iter().for_each(|part| gathered.extend_from_slice(part));
+            whole = [IoSlice::new(gathered)];
+            first = &whole;
+        }
         let taken = loop {
             match send_now(stream.socket.as_fd(), first) {
                 Ok(taken) => break taken,
@@ -243,7 +258,7 @@ impl Driver for Epoll {
         };
         stream.queue.push_slices(parts, taken);
         if !stream.queue.is_empty() {
-            if taken < first.iter().map(|part| part.len()).sum() {
+            if taken < len {
                 stream.blocked = true;
                 self.update_stream(token);
             } else if !stream.dirty {
