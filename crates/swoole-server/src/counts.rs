@@ -34,7 +34,7 @@ pub const BENCHMARKS: &[Benchmark] = &[
 
 /// A worker for each packet. Every third worker has nothing to do.
 fn choose(mode: DispatchMode, workers: u16, times: usize) {
-    let mut dispatcher = Dispatcher::new(black_box(mode), workers, 0);
+    let mut dispatcher = Dispatcher::new(black_box(mode), workers, 0, 1);
     (0..workers).for_each(|worker| dispatcher.set_up(worker, true));
     let load = |worker| Load { busy: worker % 3 != 0, in_flight: usize::from(worker % 5) };
     let loads: Vec<Load> = black_box((0..workers).map(load).collect());

@@ -3,6 +3,10 @@
 use crate::config::DispatchMode;
 
 /// One reactor's dispatcher.
+///
+/// Connections find their home among the reactor's *own* workers, the same number for each reactor as far as that goes:
+/// the fewer rings are busy, the more packets a pass moves over each, and the fewer wake-ups that takes. Reactors get
+/// equal shares of the connections, so workers do.
 #[derive(Debug)]
 pub(crate) struct Dispatcher {
     mode: DispatchMode,
@@ -10,6 +14,9 @@ pub(crate) struct Dispatcher {
     up: Vec<bool>,
     /// Where the next walk over the workers begins.
     next: u16,
+    /// The reactor's own workers, and whose turn among them it is.
+    own: Vec<u16>,
+    turn: usize,
 }
 
 /// What one worker has to do, as far as this reactor can tell.
@@ -22,10 +29,17 @@ pub(crate) struct Load {
 }
 
 impl Dispatcher {
-    /// `reactor` only moves the first worker, so that the reactors do not walk in step.
-    pub(crate) fn new(mode: DispatchMode, workers: u16, reactor: u8) -> Dispatcher {
-        let workers = workers.max(1);
-        Dispatcher { mode, up: vec![false; usize::from(workers)], next: u16::from(reactor) % workers }
+    /// The dispatcher of one of `reactors`, which are numbered from 0.
+    pub(crate) fn new(mode: DispatchMode, workers: u16, reactor: u8, reactors: u8) -> Dispatcher {
+        let (workers, reactor, reactors) = (workers.max(1), u16::from(reactor), u16::from(reactors.max(1)));
+        let own = if reactors <= workers {
+            (reactor..workers).step_by(reactors.into()).collect()
+        } else {
+            vec![reactor % workers]
+        };
+        let up = vec![false; usize::from(workers)];
+        // The reactors do not walk in step.
+        Dispatcher { mode, up, next: reactor % workers, own, turn: 0 }
     }
 
     /// Whether this worker serves: it has said so, and has not died since.
@@ -41,17 +55,28 @@ impl Dispatcher {
     }
 
     /// The home of a new connection: its worker under `fixed`, and under every rule the one that hears
-    /// of its connect and close. Each worker in turn; one that does not serve gets no new ones while
+    /// of its connect and close. Each of the own workers in turn; one that does not serve gets no new ones while
     /// another does.
     pub(crate) fn home(&mut self) -> u16 {
-        let first = self.turn();
+        let turn = self.turn;
+        self.turn = (turn + 1) % self.own.len();
+        let mut own = self.own[turn..].iter().chain(&self.own[..turn]).copied();
+        let first = self.own[turn];
+        own.find(|&worker| self.up[usize::from(worker)]).unwrap_or_else(|| self.serving(first))
+    }
+
+    /// Who serves, `first` if possible, and else the next one.
+    fn serving(&self, first: u16) -> u16 {
         self.walk(first).find(|&worker| self.up[usize::from(worker)]).unwrap_or(first)
     }
 
     /// The worker for a packet of a connection whose home is `home`.
     pub(crate) fn choose(&mut self, home: u16, load: impl Fn(u16) -> Load) -> u16 {
         match self.mode {
-            DispatchMode::RoundRobin => self.home(),
+            DispatchMode::RoundRobin => {
+                let first = self.turn();
+                self.serving(first)
+            }
             DispatchMode::Idle => {
                 let first = self.turn();
                 let up = self.walk(first).filter(|&worker| self.up[usize::from(worker)]);
@@ -82,7 +107,7 @@ mod tests {
     const IDLE: Load = Load { busy: false, in_flight: 0 };
 
     fn dispatcher(mode: DispatchMode, up: &[bool]) -> Dispatcher {
-        let mut dispatcher = Dispatcher::new(mode, up.len() as u16, 0);
+        let mut dispatcher = Dispatcher::new(mode, up.len() as u16, 0, 1);
         up.iter().enumerate().for_each(|(worker, &up)| dispatcher.set_up(worker as u16, up));
         dispatcher
     }
@@ -93,6 +118,27 @@ mod tests {
         let homes: Vec<u16> = (0..8).map(|_| dispatcher.home()).collect();
         assert_eq!(homes, [0, 1, 2, 3, 0, 1, 2, 3]);
         assert!((0..8).all(|_| dispatcher.choose(2, |_| IDLE) == 2));
+    }
+
+    #[test]
+    fn reactors_share_the_workers_out() {
+        let homes = |workers, reactor, reactors| {
+            let mut dispatcher = Dispatcher::new(DispatchMode::Fixed, workers, reactor, reactors);
+            (0..workers).for_each(|worker| dispatcher.set_up(worker, true));
+            (0..4).map(|_| dispatcher.home()).collect::<Vec<_>>()
+        };
+        assert_eq!((homes(4, 0, 2), homes(4, 1, 2)), (vec![0, 2, 0, 2], vec![1, 3, 1, 3]));
+        assert_eq!((homes(5, 0, 2), homes(5, 1, 2)), (vec![0, 2, 4, 0], vec![1, 3, 1, 3]));
+        assert_eq!((homes(1, 0, 3), homes(2, 2, 3)), (vec![0; 4], vec![0; 4]));
+    }
+
+    #[test]
+    fn without_an_own_worker_another_one_serves() {
+        let mut dispatcher = Dispatcher::new(DispatchMode::Fixed, 4, 1, 2);
+        [0, 2].into_iter().for_each(|worker| dispatcher.set_up(worker, true));
+        assert!((0..4).all(|_| [0, 2].contains(&dispatcher.home())));
+        dispatcher.set_up(3, true);
+        assert!((0..4).all(|_| dispatcher.home() == 3));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use swoole_reactor::Reactor;
 
-use crate::config::DispatchMode;
+use crate::config::{Config, DispatchMode};
 use crate::desk::{Desk, Offer, Taker};
 use crate::dispatch::{Dispatcher, Load};
 use crate::link::ReactorEnd;
@@ -20,7 +20,8 @@ pub(super) struct Dealer {
 
 impl Dealer {
     pub(super) fn new(reactor: u8, shared: Arc<Shared>, links: Vec<ReactorEnd>) -> Dealer {
-        let dispatcher = Dispatcher::new(shared.config.dispatch_mode, shared.config.worker_num, reactor);
+        let Config { dispatch_mode, worker_num, reactor_num, .. } = shared.config;
+        let dispatcher = Dispatcher::new(dispatch_mode, worker_num, reactor, reactor_num);
         Dealer { links, dispatcher, shared }
     }
 
