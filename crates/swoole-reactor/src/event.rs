@@ -37,6 +37,12 @@ pub enum Event<'a> {
         /// What arrived, in order and without gaps from one event to the next.
         bytes: &'a [u8],
     },
+    /// Bytes have arrived, or an end or a failure, on a stream that [`receive_into`](crate::Reactor::receive_into) was
+    /// called for: [`read`](crate::Reactor::read) or [`pause`](crate::Reactor::pause) it, or it is reported again.
+    Readable {
+        /// The stream.
+        token: Token,
+    },
     /// The peer has shut down its writing side: no more bytes will come. The stream can still send.
     Eof {
         /// The stream.

@@ -194,7 +194,30 @@ impl Reactor {
     /// cannot wait for the socket (`fs.epoll.max_user_watches`).
     pub fn receive(&mut self, stream: Token) -> Result<(), Error> {
         self.check()?;
-        self.driver.receive(stream)
+        self.driver.receive(stream, false)
+    }
+
+    /// As [`receive`](Self::receive), but the bytes go where the caller wants them: [`Event::Readable`] asks for a
+    /// [`read`](Self::read). A driver that has read already when it tells of it (io_uring) delivers [`Event::Data`]
+    /// all the same.
+    ///
+    /// # Errors
+    ///
+    /// As [`receive`](Self::receive).
+    pub fn receive_into(&mut self, stream: Token) -> Result<(), Error> {
+        self.check()?;
+        self.driver.receive(stream, true)
+    }
+
+    /// Reads what has arrived, in answer to [`Event::Readable`], up to the length of `buffer`: how many bytes, or
+    /// `None` when there is nothing now. An end and a failure are told by [`Event::Eof`] and [`Event::Failed`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchToken`], [`Error::WrongKind`], [`Error::Forked`].
+    pub fn read(&mut self, stream: Token, buffer: &mut [u8]) -> Result<Option<usize>, Error> {
+        self.check()?;
+        self.driver.read(stream, buffer)
     }
 
     /// Delivers no [`Event::Data`] and no [`Event::Eof`] until [`receive`](Self::receive); bytes wait,

@@ -51,8 +51,11 @@ pub(crate) trait Driver {
 
     /// Adopts a connected stream, paused.
     fn stream(&mut self, socket: OwnedFd) -> Result<Token, Error>;
-    /// Delivers `Data` and at last `Eof` from now on. Nothing happens after end-of-file or a failure.
-    fn receive(&mut self, token: Token) -> Result<(), Error>;
+    /// Delivers `Data` and at last `Eof` from now on; a driver that reads on demand delivers `Readable` instead of
+    /// `Data` to those who want to be asked. Nothing happens after end-of-file or a failure.
+    fn receive(&mut self, token: Token, asks: bool) -> Result<(), Error>;
+    /// Reads, in answer to `Readable`. An end and a failure are events of their own.
+    fn read(&mut self, token: Token, buffer: &mut [u8]) -> Result<Option<usize>, Error>;
     /// No `Data` and no `Eof` from now on. What the driver has read already it keeps, in order.
     fn pause(&mut self, token: Token);
     /// Queues bytes; they go out at the next `flush` or `wait`.
@@ -99,6 +102,7 @@ pub(crate) trait Driver {
 #[derive(Debug)]
 pub(crate) enum Pending {
     Sent(Token),
+    Eof(Token),
     Failed(Token, io::Error),
     AcceptFailed(Token, io::Error),
     Closed(Token),

@@ -58,6 +58,7 @@ fn has_io_uring() -> bool {
 enum Seen {
     Accepted { listener: Token, socket: OwnedFd, peer: Option<SocketAddr> },
     Data(Token, Vec<u8>),
+    Readable(Token),
     Eof(Token),
     Failed(Token, io::ErrorKind),
     Sent(Token),
@@ -74,6 +75,7 @@ impl Seen {
         match event {
             Event::Accepted { listener, socket, peer } => Self::Accepted { listener, socket, peer },
             Event::Data { token, bytes } => Self::Data(token, bytes.to_vec()),
+            Event::Readable { token } => Self::Readable(token),
             Event::Eof { token } => Self::Eof(token),
             Event::Failed { token, error } => Self::Failed(token, error.kind()),
             Event::Sent { token } => Self::Sent(token),
@@ -94,6 +96,7 @@ impl Seen {
         match self {
             Self::Accepted { listener: token, .. }
             | Self::Data(token, _)
+            | Self::Readable(token)
             | Self::Eof(token)
             | Self::Failed(token, _)
             | Self::Sent(token)

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use swoole_reactor::{Backend, Close, Error, Event, Options, Reactor};
 
-use crate::{Bed, Seen, random_bytes};
+use crate::{Bed, PATIENCE, Seen, random_bytes};
 
 on_each_backend!(
+    a_caller_reads_where_it_wants,
+    who_does_not_read_is_asked_again,
     echo_over_tcp,
     echo_over_unix,
     echo_in_tiny_buffers,
@@ -446,4 +448,70 @@ fn two_hundred_connections_at_once(backend: Backend) {
     let stale = *peers.keys().next().unwrap();
     bed.reactor.close(stale, Close::Now);
     assert!(matches!(bed.reactor.send(stale, vec![1]), Err(Error::NoSuchToken(token)) if token == stale));
+}
+
+/// In pieces of all sizes, over pauses; with io_uring as `Data`.
+fn a_caller_reads_where_it_wants(backend: Backend) {
+    let mut bed = Bed::new(backend);
+    let (token, mut peer) = bed.tcp();
+    bed.reactor.receive_into(token).unwrap();
+    let bytes = random_bytes(700_001);
+    let expected = bytes.clone();
+    let writer = thread::spawn(move || {
+        peer.write_all(&bytes).unwrap();
+        peer
+    });
+    let (mut received, mut ended, mut round) = (Vec::new(), false, 0);
+    let mut buffer = vec![0; 10_000];
+    let mut writer = Some(writer);
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !ended && std::time::Instant::now() < deadline {
+        if received.len() == expected.len() {
+            // The end comes alone.
+            writer.take().into_iter().for_each(|writer| drop(writer.join().unwrap()));
+        }
+        let turn = bed.reactor.turn(Some(PATIENCE), |reactor, event| match event {
+            Event::Readable { .. } => {
+                round += 1;
+                let size = [1, 100, 10_000][round % 3];
+                if let Some(length) = reactor.read(token, &mut buffer[..size]).unwrap() {
+                    received.extend_from_slice(&buffer[..length]);
+                }
+                if round % 7 == 0 {
+                    reactor.pause(token);
+                    reactor.receive_into(token).unwrap();
+                }
+            }
+            Event::Data { bytes, .. } => received.extend_from_slice(bytes),
+            Event::Eof { .. } => ended = true,
+            other => panic!("{other:?}"),
+        });
+        turn.unwrap();
+    }
+    assert!(ended && received == expected);
+}
+
+fn who_does_not_read_is_asked_again(backend: Backend) {
+    if backend == Backend::IoUring {
+        return; // It never asks.
+    }
+    let mut bed = Bed::new(backend);
+    let (token, mut peer) = bed.tcp();
+    bed.reactor.receive_into(token).unwrap();
+    peer.write_all(b"here").unwrap();
+    bed.until("three questions", |bed| bed.count(|seen| matches!(seen, Seen::Readable(_))) >= 3);
+    bed.reactor.pause(token);
+    bed.fence();
+    bed.seen.clear();
+    bed.fence();
+    assert!(bed.seen.is_empty(), "{:?}", bed.seen);
+    bed.reactor.receive_into(token).unwrap();
+    bed.until_seen("a question", |seen| matches!(seen, Seen::Readable(_)));
+    let mut buffer = [0; 8];
+    assert_eq!(bed.reactor.read(token, &mut buffer).unwrap(), Some(4));
+    assert_eq!(bed.reactor.read(token, &mut buffer).unwrap(), None);
+    bed.fence();
+    bed.seen.clear();
+    bed.fence();
+    assert!(bed.seen.is_empty(), "{:?}", bed.seen);
 }

@@ -8,7 +8,7 @@ use rustix::net::{RecvFlags, SocketFlags, acceptfrom_with, recv};
 
 use super::super::{WAKER, is_accept_transient};
 use super::Epoll;
-use super::source::Kind;
+use super::source::{Kind, Source};
 use crate::datagram::{self, Received};
 use crate::{Event, Interest, Token};
 
@@ -54,12 +54,18 @@ impl Epoll {
                 return (readable || writable).then_some(Event::Ready { token, readable, writable });
             }
             Kind::Stream(stream) => {
-                let (blocked, receiving) = (stream.blocked, stream.receiving);
-                if blocked && flags.intersects(WRITABLE) {
+                if stream.blocked && flags.intersects(WRITABLE) {
                     self.write(token);
                 }
-                if receiving && flags.intersects(READABLE) {
-                    self.current = Some((token, budget));
+                if let Some(Source { kind: Kind::Stream(stream), .. }) = self.sources.get_mut(token)
+                    && flags.intersects(READABLE)
+                {
+                    stream.readable = true;
+                    stream.hung_up |= flags.intersects(READABLE.difference(EventFlags::IN));
+                    // What is listed has its turn anyway.
+                    if stream.is_due() && !stream.listed {
+                        self.current = Some((token, budget));
+                    }
                 }
             }
             Kind::Listener { .. } | Kind::Datagram { .. } | Kind::Signals(_) => {
@@ -73,27 +79,35 @@ impl Epoll {
     pub(super) fn step(&mut self, token: Token, left: usize, buffer: &mut [u8]) -> Option<Found> {
         // Put back below where another read may find more.
         self.current = None;
-        let more = Some((token, left - 1)).filter(|&(_, left)| left > 0);
+        let more = left.checked_sub(1).map(|left| (token, left));
         match &mut self.sources.get_mut(token)?.kind {
             Kind::Stream(stream) => {
-                if !stream.receiving || stream.eof || stream.failed {
+                if !stream.is_due() {
                     return None;
+                }
+                if more.is_none() {
+                    self.list(token);
+                    return None;
+                }
+                if stream.asks {
+                    self.current = more;
+                    return Some(Found::Event(Event::Readable { token }));
                 }
                 let size = buffer.len();
                 match recv(&stream.socket, buffer, RecvFlags::DONTWAIT) {
                     Ok((_, 0)) => {
                         stream.eof = true;
-                        self.update_stream(token);
                         Some(Found::Event(Event::Eof { token }))
                     }
                     Ok((_, length)) => {
-                        // A short read has drained the socket.
-                        if length == size {
-                            self.current = more;
-                        }
+                        stream.has_read(length, size);
+                        self.current = more;
                         Some(Found::Data { token, length })
                     }
-                    Err(Errno::AGAIN) => None,
+                    Err(Errno::AGAIN) => {
+                        stream.readable = false;
+                        None
+                    }
                     Err(Errno::INTR) => {
                         self.current = more;
                         None
@@ -104,6 +118,7 @@ impl Epoll {
                     }
                 }
             }
+            Kind::Listener { .. } | Kind::Datagram { .. } | Kind::Signals(_) if more.is_none() => None,
             Kind::Listener { accepting: false, .. } => None,
             Kind::Listener { socket, accepting } => {
                 match acceptfrom_with(socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {

@@ -1,9 +1,12 @@
 //! Completions out of readiness.
 //!
-//! Level-triggered, because that costs the fewest calls: a short read says that the socket is drained, so
-//! the usual turn is one `epoll_wait`, and one `recv` for each readable stream. The set is changed only when
-//! a stream starts, stops, or blocks on output; a source with nothing to wait for is taken out of the set,
-//! because epoll reports errors and hang-ups also to those who did not ask, again and again.
+//! Streams are edge-triggered and stay in the set, so that to pause and to resume one, or to wait for room for its
+//! output, takes no system call: what the edges said is remembered with the stream. A short read says that the socket
+//! is drained (`epoll(7)`), so the usual turn is one `epoll_wait`, and one `recv` for each readable stream. A stream
+//! that has more than its turn allows, or is resumed with something left, is listed for the next turn.
+//!
+//! All other sources are level-triggered, and those with nothing to wait for taken out of the set, because epoll
+//! reports errors and hang-ups also to those who did not ask, again and again.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -13,7 +16,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendFlags, send, sendmsg};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
 use swoole_sys::signal::SignalFd;
 
 use self::source::{Kind, Source, Stream};
@@ -42,6 +45,9 @@ pub(crate) struct Epoll {
     handled: usize,
     /// The source whose input is being read, and how often it may be read in this turn.
     current: Option<(Token, usize)>,
+    /// Streams that are to be read from in the next turn, whatever epoll says, and those of this turn.
+    ready: Vec<Token>,
+    due: Vec<Token>,
     /// Streams with output that was not tried yet.
     dirty: Vec<Token>,
     /// Where small parts become one.
@@ -63,6 +69,8 @@ impl Epoll {
             events: Vec::with_capacity(EVENTS_MAX),
             handled: 0,
             current: None,
+            ready: Vec::new(),
+            due: Vec::new(),
             dirty: Vec::new(),
             gathered: Vec::new(),
             pending: PendingQueue::new(),
@@ -106,6 +114,16 @@ impl Epoll {
     fn update_stream(&mut self, token: Token) {
         if let Err(Error::System { source, .. }) = self.update(token) {
             self.fail(token, source);
+        }
+    }
+
+    /// Has a stream read from in the next turn, if there may be something.
+    fn list(&mut self, token: Token) {
+        if let Some(Source { kind: Kind::Stream(stream), .. }) = self.sources.get_mut(token)
+            && stream.is_due()
+            && !std::mem::replace(&mut stream.listed, true)
+        {
+            self.ready.push(token);
         }
     }
 
@@ -163,6 +181,7 @@ impl Epoll {
             }
         }
         stream.blocked = !stream.queue.is_empty();
+        stream.was_blocked |= stream.blocked;
         if stream.blocked {
             self.update_stream(token);
         } else if stream.closing {
@@ -170,7 +189,6 @@ impl Epoll {
             self.release(token, false);
         } else {
             self.pending.push_back(Pending::Sent(token));
-            self.update_stream(token);
         }
     }
 }
@@ -193,7 +211,12 @@ impl Driver for Epoll {
             socket,
             queue: SendQueue::default(),
             receiving: false,
+            asks: false,
+            readable: false,
+            hung_up: false,
+            listed: false,
             blocked: false,
+            was_blocked: false,
             dirty: false,
             eof: false,
             failed: false,
@@ -201,15 +224,45 @@ impl Driver for Epoll {
         }))
     }
 
-    fn receive(&mut self, token: Token) -> Result<(), Error> {
-        self.source(token)?.stream(token)?.receiving = true;
+    fn receive(&mut self, token: Token, asks: bool) -> Result<(), Error> {
+        let stream = self.source(token)?.stream(token)?;
+        (stream.receiving, stream.asks) = (true, asks);
+        self.list(token);
         self.update(token)
     }
 
     fn pause(&mut self, token: Token) {
         if let Ok(stream) = self.source(token).and_then(|source| source.stream(token)) {
             stream.receiving = false;
-            self.update_stream(token);
+        }
+    }
+
+    fn read(&mut self, token: Token, buffer: &mut [u8]) -> Result<Option<usize>, Error> {
+        let stream = self.source(token)?.stream(token)?;
+        if stream.eof || stream.failed || buffer.is_empty() {
+            return Ok(None);
+        }
+        loop {
+            match recv(&stream.socket, &mut *buffer, RecvFlags::DONTWAIT) {
+                Ok((_, 0)) => {
+                    stream.eof = true;
+                    self.pending.push_back(Pending::Eof(token));
+                    return Ok(None);
+                }
+                Ok((_, length)) => {
+                    stream.has_read(length, buffer.len());
+                    return Ok(Some(length));
+                }
+                Err(Errno::AGAIN) => {
+                    stream.readable = false;
+                    return Ok(None);
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => {
+                    self.fail(token, error.into());
+                    return Ok(None);
+                }
+            }
         }
     }
 
@@ -259,7 +312,7 @@ impl Driver for Epoll {
         stream.queue.push_slices(parts, taken);
         if !stream.queue.is_empty() {
             if taken < len {
-                stream.blocked = true;
+                (stream.blocked, stream.was_blocked) = (true, true);
                 self.update_stream(token);
             } else if !stream.dirty {
                 stream.dirty = true;
@@ -343,13 +396,15 @@ impl Driver for Epoll {
 
     fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         self.flush();
-        let timeout = if self.pending.is_empty() { timeout } else { Some(Duration::ZERO) };
+        let idle = self.pending.is_empty() && self.ready.is_empty();
+        let timeout = if idle { timeout } else { Some(Duration::ZERO) };
         // A wait may end early, so one that is too long for the kernel's milliseconds is cut.
         let timeout = timeout.map(|timeout| timeout.min(Duration::from_secs(1 << 20)));
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         self.events.clear();
         self.handled = 0;
         self.current = None;
+        std::mem::swap(&mut self.ready, &mut self.due);
         match epoll::wait(&self.epoll, spare_capacity(&mut self.events), timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(Error::system("wait for events (epoll_wait)")(error)),
@@ -367,10 +422,17 @@ impl Driver for Epoll {
                     None => continue,
                 }
             }
-            let event = *self.events.get(self.handled)?;
-            self.handled += 1;
-            if let Some(event) = self.begin(event) {
-                return Some(event);
+            if let Some(&event) = self.events.get(self.handled) {
+                self.handled += 1;
+                if let Some(event) = self.begin(event) {
+                    return Some(event);
+                }
+                continue;
+            }
+            let token = self.due.pop()?;
+            if let Some(Source { kind: Kind::Stream(stream), .. }) = self.sources.get_mut(token) {
+                stream.listed = false;
+                self.current = stream.is_due().then_some((token, self.budget));
             }
         }
     }
@@ -394,6 +456,7 @@ impl Driver for Epoll {
                 Pending::Closed(token) => return Some(Event::Closed { token }),
                 Pending::Detached(token, detached) => return Some(Event::Detached { token, detached }),
                 Pending::Sent(token) => (token, Event::Sent { token }),
+                Pending::Eof(token) => (token, Event::Eof { token }),
                 Pending::Failed(token, error) => (token, Event::Failed { token, error }),
                 Pending::AcceptFailed(listener, error) => (listener, Event::AcceptFailed { listener, error }),
             };

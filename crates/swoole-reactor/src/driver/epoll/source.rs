@@ -25,10 +25,19 @@ pub(super) enum Kind {
 pub(super) struct Stream {
     pub(super) socket: OwnedFd,
     pub(super) queue: SendQueue,
-    /// The caller wants data.
+    /// The caller wants data; with `asks`, it wants to be asked where to.
     pub(super) receiving: bool,
+    pub(super) asks: bool,
+    /// There may be something to read: epoll has said so, and no read since has found otherwise.
+    pub(super) readable: bool,
+    /// The peer has closed or failed: a short read is not yet the end of what can be read.
+    pub(super) hung_up: bool,
+    /// Listed in `Epoll::ready`.
+    pub(super) listed: bool,
     /// The kernel would not take all of the queue: wait until it is writable.
     pub(super) blocked: bool,
+    /// It was blocked once, and so is in the set for output, too, from then on.
+    pub(super) was_blocked: bool,
     /// Listed in `Epoll::dirty`.
     pub(super) dirty: bool,
     /// Nothing more can be received.
@@ -37,6 +46,19 @@ pub(super) struct Stream {
     pub(super) failed: bool,
     /// Closed with `AfterSend`, with output left.
     pub(super) closing: bool,
+}
+
+impl Stream {
+    /// Whether it is to be read from.
+    pub(super) fn is_due(&self) -> bool {
+        self.receiving && self.readable && !self.eof && !self.failed
+    }
+
+    /// A read has found `length` bytes where there was room for `size`: less says that there is no more, unless the
+    /// peer has closed, of which no other edge will tell.
+    pub(super) fn has_read(&mut self, length: usize, size: usize) {
+        self.readable = length == size || self.hung_up;
+    }
 }
 
 impl Source {
@@ -54,9 +76,13 @@ impl Source {
         let when = |condition, flags| if condition { flags } else { EventFlags::empty() };
         match &self.kind {
             Kind::Listener { accepting, .. } => when(*accepting, EventFlags::IN),
+            // What was once in the set stays there: an edge that comes too early is remembered, or means nothing.
             Kind::Stream(stream) => {
-                when(stream.receiving && !stream.eof && !stream.failed, EventFlags::IN)
-                    | when(stream.blocked && !stream.failed, EventFlags::OUT)
+                let input = stream.receiving || self.registered.contains(EventFlags::IN);
+                let output = stream.was_blocked;
+                when(input, EventFlags::IN | EventFlags::RDHUP)
+                    | when(output, EventFlags::OUT)
+                    | when(input || output, EventFlags::ET)
             }
             Kind::Datagram { failed, .. } => when(!failed, EventFlags::IN),
             Kind::Watch { interest, trigger, .. } => {

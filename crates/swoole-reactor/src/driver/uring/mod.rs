@@ -247,7 +247,7 @@ impl Driver for Uring {
         }))
     }
 
-    fn receive(&mut self, token: Token) -> Result<(), Error> {
+    fn receive(&mut self, token: Token, _asks: bool) -> Result<(), Error> {
         let stream = self.source(token)?.stream(token)?;
         stream.receiving = true;
         if !stream.held.is_empty() {
@@ -255,6 +255,11 @@ impl Driver for Uring {
         }
         self.settle(token);
         Ok(())
+    }
+
+    fn read(&mut self, token: Token, _buffer: &mut [u8]) -> Result<Option<usize>, Error> {
+        // It has read already, and never asks.
+        self.source(token)?.stream(token).map(|_| None)
     }
 
     fn pause(&mut self, token: Token) {
@@ -396,6 +401,7 @@ impl Driver for Uring {
                 Pending::Closed(token) => return Some(Event::Closed { token }),
                 Pending::Detached(token, detached) => return Some(Event::Detached { token, detached }),
                 Pending::Sent(token) => (token, Event::Sent { token }),
+                Pending::Eof(token) => (token, Event::Eof { token }),
                 Pending::Failed(token, error) => (token, Event::Failed { token, error }),
                 Pending::AcceptFailed(listener, error) => (listener, Event::AcceptFailed { listener, error }),
             };
