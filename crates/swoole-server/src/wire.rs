@@ -7,9 +7,12 @@
 //! | direction | header after the tag | payload |
 //! |---|---|---|
 //! | request | session: u64, total: u64 (bytes of the whole packet) | the packet, or a fragment of it |
-//! | reply | session: u64, ack: u64 (request records finished) | bytes for the client |
+//! | batch of requests | session: u64, total: u64 (packets) | what was received, then for each packet in it where it begins and ends: u32, u32 |
+//! | reply | session: u64, ack: u64 (requests finished) | bytes for the client |
 //!
 //! All integers are little-endian. What comes from a worker is checked before it is believed.
+
+use std::ops::Range;
 
 use crate::session::Session;
 
@@ -26,6 +29,8 @@ pub(crate) enum RequestKind {
     Connect = 2,
     /// A connection is gone.
     Close = 3,
+    /// Several whole packets of one connection.
+    Batch = 4,
 }
 
 /// What a reply record asks of the reactor.
@@ -54,8 +59,24 @@ pub(crate) struct Request {
     pub(crate) first: bool,
     pub(crate) last: bool,
     pub(crate) session: Session,
-    /// Bytes of the whole packet.
+    /// Bytes of the whole packet; of a batch, how many packets.
     pub(crate) total: usize,
+}
+
+/// Bytes that say where one packet of a batch stands.
+pub(crate) const PLACE: usize = 8;
+
+/// Where a packet stands in the bytes of a batch, to be written behind them.
+pub(crate) fn place(packet: &Range<usize>) -> [u8; PLACE] {
+    (packet.start as u64 | (packet.end as u64) << 32).to_le_bytes()
+}
+
+/// Packet number `index` of a batch of `count`, whose payload this is.
+pub(crate) fn packet_of(payload: &[u8], index: usize, count: usize) -> Option<&[u8]> {
+    let places = payload.len().checked_sub(count.checked_mul(PLACE)?)?;
+    let at = places.checked_add(index.checked_mul(PLACE)?)?;
+    let place = u64::from_le_bytes(*payload.get(at..)?.first_chunk()?);
+    payload[..places].get(place as u32 as usize..(place >> 32) as usize)
 }
 
 /// A decoded reply header.
@@ -104,6 +125,7 @@ impl Request {
             1 => RequestKind::Packet,
             2 => RequestKind::Connect,
             3 => RequestKind::Close,
+            4 => RequestKind::Batch,
             _ => return Err(Malformed { tag, len: record.len() }),
         };
         let request = Request {
@@ -157,6 +179,28 @@ mod tests {
                 let header = reply.header();
                 prop_assert_eq!(&header[..], &record[..HEADER]);
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn packets_of_a_batch_stand_where_they_were_put(packets in proptest::collection::vec(
+            proptest::collection::vec(any::<u8>(), 0..20), 1..20))
+        {
+            let (mut payload, mut places) = (Vec::new(), Vec::new());
+            for packet in &packets {
+                places.extend(place(&(payload.len()..payload.len() + packet.len())));
+                payload.extend(packet);
+            }
+            payload.extend(places);
+            for (index, packet) in packets.iter().enumerate() {
+                prop_assert_eq!(packet_of(&payload, index, packets.len()), Some(&packet[..]));
+            }
+        }
+
+        #[test]
+        fn no_place_lies_outside(payload: Vec<u8>, index: usize, count: usize) {
+            let _ = packet_of(&payload, index, count);
         }
     }
 

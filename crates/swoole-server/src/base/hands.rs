@@ -1,10 +1,11 @@
 //! Takes packets off the desk and handles them at once.
 
+use swoole_protocol::Framer;
 use swoole_reactor::Reactor;
 
 use super::mesh::MeshEnd;
 use super::till::{Outbox, Till};
-use crate::desk::{Desk, Offer, Taker};
+use crate::desk::{Desk, Intake, Offer, Taker};
 use crate::handler::Handler;
 use crate::session::Session;
 use crate::wire::RequestKind;
@@ -79,6 +80,18 @@ impl<H: Handler> Taker for Hands<'_, H> {
         if last { Offer::Last } else { Offer::Taken }
     }
 
+    fn take_in(
+        &mut self,
+        _: Session,
+        _: u16,
+        _: &mut Framer,
+        _: &[u8],
+        _: usize,
+        _: &mut dyn FnMut(&mut [u8]) -> usize,
+    ) -> Option<Intake> {
+        None
+    }
+
     fn deliver(&mut self, desk: &mut Desk, reactor: &mut Reactor) {
         self.duty.shared.board.hold(self.duty.id, None);
         Till { desk, reactor, outbox: self.outbox, mesh: self.mesh }.deliver();
@@ -86,5 +99,9 @@ impl<H: Handler> Taker for Hands<'_, H> {
 
     fn is_clear(&self, _: usize) -> bool {
         true
+    }
+
+    fn is_busy(&self, _: usize) -> bool {
+        false
     }
 }

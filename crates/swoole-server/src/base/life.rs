@@ -137,7 +137,7 @@ impl<'a, H: Handler> Life<'a, H> {
             premises: Arc::clone(premises),
             outbox: Outbox::default(),
             mesh,
-            desk: Desk::new(id, Arc::clone(shared), config.framing()?, 1),
+            desk: Desk::new(id, Arc::clone(shared), config.framing()?, 1, false),
             listeners: Vec::new(),
             limit: shared.connection_limit.div_ceil(usize::from(config.worker_num)),
             full: false,

@@ -20,6 +20,9 @@ pub(super) struct Connection {
     pub(super) framer: Framer,
     /// Received and not yet cut into packets, or cut and not yet taken by a worker.
     pub(super) input: Input,
+    /// Bytes that the packet at the front of `input` lacks at the least, and what the last read gave.
+    pub(super) missing: usize,
+    pub(super) last_read: usize,
     /// Packets that a worker has and has not finished.
     pub(super) in_flight: usize,
     /// Its home worker has been told that it is there.
@@ -43,6 +46,8 @@ impl Connection {
             home,
             framer,
             input: Input::default(),
+            missing: 0,
+            last_read: 0,
             in_flight: 0,
             announced: false,
             parked: true,
@@ -79,6 +84,15 @@ impl Input {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// Lets `read` add up to `count` bytes; how many it has.
+    pub(super) fn fill(&mut self, count: usize, read: impl FnOnce(&mut [u8]) -> usize) -> usize {
+        let before = self.bytes.len();
+        self.bytes.resize(before + count, 0);
+        let read = read(&mut self.bytes[before..]);
+        self.bytes.truncate(before + read);
+        read
+    }
+
     pub(super) fn take(&mut self, count: usize) {
         self.taken += count;
         if self.is_empty() {
@@ -110,9 +124,10 @@ pub(crate) enum Offer {
 
 /// How far the input was cut.
 #[derive(Debug)]
-pub(super) enum Fed {
-    /// Everything that is a packet was taken, or all that is wanted.
-    All,
+pub(crate) enum Fed {
+    /// Everything that is a packet was taken, or all that is wanted. A packet that has begun lacks so many bytes at the
+    /// least.
+    All { missing: usize },
     /// There is no room for the next packet: the queue to wait in.
     Blocked(usize),
     /// The input is no stream of packets.
@@ -121,7 +136,7 @@ pub(super) enum Fed {
 
 /// Cuts `input` into packets and offers each, until one is not taken or is the last. Yields how many bytes are done
 /// with.
-pub(super) fn feed(
+pub(crate) fn feed(
     framer: &mut Framer,
     input: &[u8],
     mut offer: impl FnMut(&[u8]) -> Offer,
@@ -129,19 +144,19 @@ pub(super) fn feed(
     let mut used = 0;
     while used < input.len() {
         match framer.cut(&input[used..]) {
-            Ok(Cut::More { .. }) => break,
+            Ok(Cut::More { at_least }) => return (used, Fed::All { missing: at_least }),
             Err(error) => return (used, Fed::Broken(error)),
             Ok(Cut::Packet { len, payload }) => {
                 let packet = &input[used + payload.start..used + payload.end];
                 match offer(packet) {
                     Offer::Taken => used += len,
-                    Offer::Last => return (used + len, Fed::All),
+                    Offer::Last => return (used + len, Fed::All { missing: 0 }),
                     Offer::Blocked(queue) => return (used, Fed::Blocked(queue)),
                 }
             }
         }
     }
-    (used, Fed::All)
+    (used, Fed::All { missing: 0 })
 }
 
 #[cfg(test)]
@@ -178,7 +193,8 @@ mod tests {
                     taken.push(String::from_utf8(packet.to_vec()).unwrap());
                     Offer::Taken
                 });
-                prop_assert!(matches!(fed, Fed::All | Fed::Blocked(3)));
+                let fine = matches!(fed, Fed::All { .. } | Fed::Blocked(3));
+                prop_assert!(fine);
                 input.drain(..used);
             }
             prop_assert_eq!(taken, words);

@@ -100,7 +100,7 @@ impl Desk {
         if let Some(slot) = self.find(sent.session) {
             self.close(reactor, slot, Close::AfterSend);
         }
-        (sent.kind == RequestKind::Packet).then(|| {
+        matches!(sent.kind, RequestKind::Packet | RequestKind::Batch).then(|| {
             self.count(Counter::Lost, 1);
             LostPacket { session: sent.session, size: sent.size as u64 }
         })

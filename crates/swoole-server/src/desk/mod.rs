@@ -21,16 +21,16 @@ use std::sync::Arc;
 
 use rustix::fd::OwnedFd;
 use slab::Slab;
-use swoole_protocol::Framing;
+use swoole_protocol::{Framer, Framing};
 use swoole_reactor::{Close, Error as ReactorError, Reactor, TimerId, Token};
 
-use connection::{Connection, Fed, feed};
-pub(crate) use connection::Offer;
-use connection::LINGER;
+use connection::{Connection, LINGER};
+pub(crate) use connection::{Fed, Offer, feed};
 pub(crate) use heritage::Heirloom;
 pub(crate) use replies::Replies;
 
 use crate::board::Counter;
+use crate::link::BATCH_MAX;
 use crate::session::{Arrival, GENERATION_MAX, Session};
 use crate::shared::Shared;
 
@@ -61,12 +61,43 @@ pub(crate) trait Taker {
         packet: &[u8],
     ) -> Offer;
 
+    /// Takes in at once what `fill` puts into memory of the taker's choice, behind `begun`, the beginning of a packet
+    /// that came before; `least` bytes are expected. `None` if it cannot: then packets are offered one by one.
+    fn take_in(
+        &mut self,
+        session: Session,
+        home: u16,
+        framer: &mut Framer,
+        begun: &[u8],
+        least: usize,
+        fill: &mut dyn FnMut(&mut [u8]) -> usize,
+    ) -> Option<Intake>;
+
     /// The packets of one input are taken: what was answered on the spot goes out.
     fn deliver(&mut self, desk: &mut Desk, reactor: &mut Reactor);
 
     /// Whether nothing waits for room on the way to this worker.
     fn is_clear(&self, worker: usize) -> bool;
+
+    /// Whether it has something that is not finished.
+    fn is_busy(&self, worker: usize) -> bool;
 }
+
+/// What became of bytes that a [`Taker`] has taken in.
+pub(crate) struct Intake {
+    /// Bytes that `fill` has put there; `None` if there was no room for it.
+    pub(crate) read: Option<usize>,
+    pub(crate) packets: usize,
+    /// What is no whole packet yet, `begun` included.
+    pub(crate) rest: Vec<u8>,
+    pub(crate) fed: Fed,
+}
+
+/// Bytes that are read at once from a connection whose packets do not go elsewhere.
+const SCRATCH: usize = 64 * 1024;
+/// From so many missing bytes on, the rest of a packet is read to where the packet is, and no more; and at once at most.
+const LARGE: usize = 16 * 1024;
+const PIECE: usize = 256 * 1024;
 
 pub(crate) struct Desk {
     id: u16,
@@ -87,6 +118,9 @@ pub(crate) struct Desk {
     lingering: HashMap<TimerId, Session>,
     /// Closed, and their home workers not told yet.
     departed: Vec<(u16, Session)>,
+    /// Connections are read from here, not by the driver.
+    reads: bool,
+    scratch: Vec<u8>,
     /// No new packets are taken, but from those whose bytes had to wait before: each is read from for one turn more when
     /// it goes on, since a driver may have taken bytes off the kernel's hands already. This turn's, and the last one's.
     draining: bool,
@@ -96,7 +130,8 @@ pub(crate) struct Desk {
 
 impl Desk {
     /// `queues`: how many there are to wait in for room; any worker will do for those in the last one.
-    pub(crate) fn new(id: u16, shared: Arc<Shared>, framing: Framing, queues: usize) -> Desk {
+    /// With `reads`, connections are read from by [`readable`](Desk::readable) where the driver reads on demand.
+    pub(crate) fn new(id: u16, shared: Arc<Shared>, framing: Framing, queues: usize, reads: bool) -> Desk {
         Desk {
             id,
             framing,
@@ -108,6 +143,8 @@ impl Desk {
             stale: 0,
             lingering: HashMap::new(),
             departed: Vec::new(),
+            reads,
+            scratch: Vec::new(),
             draining: false,
             glances: Vec::new(),
             glanced: Vec::new(),
@@ -197,8 +234,26 @@ impl Desk {
         if connection.closing {
             return;
         }
-        self.shared.sessions.count(connection.session, bytes.len(), 0);
-        self.shared.board.count(usize::from(self.id), Counter::Received, bytes.len() as u64);
+        self.count_received(slot, bytes.len());
+        let connection = &mut self.connections[slot];
+        if !connection.parked && connection.input.bytes().len() < LARGE {
+            let mut fill = |_: &mut Reactor, space: &mut [u8]| {
+                let len = bytes.len().min(space.len());
+                space[..len].copy_from_slice(&bytes[..len]);
+                len
+            };
+            if let Some(read) = self.take_in(reactor, taker, slot, bytes.len(), &mut fill) {
+                let connection = &mut self.connections[slot];
+                if read < bytes.len() && !connection.closing {
+                    connection.input.add(&bytes[read..]);
+                    if !connection.parked {
+                        self.resume(reactor, taker, slot);
+                    }
+                }
+                return;
+            }
+        }
+        let connection = &mut self.connections[slot];
         if !connection.input.is_empty() || connection.parked {
             connection.input.add(bytes);
             if connection.parked {
@@ -214,6 +269,90 @@ impl Desk {
             connection.input.add(&bytes[used..]);
             self.settle_feed(reactor, slot, fed);
         }
+    }
+
+    /// A connection can be read from, and the driver asks where to.
+    pub(crate) fn readable(&mut self, reactor: &mut Reactor, taker: &mut impl Taker, token: Token) {
+        let Some(slot) = self.slot_of(token) else { return };
+        let connection = &mut self.connections[slot];
+        if connection.closing || connection.parked && connection.announced {
+            return reactor.pause(token);
+        }
+        // Who has waited longer comes first. (They are woken when something that is under way is finished.)
+        let home = usize::from(connection.home);
+        let queue = self.waiting.get(home).filter(|_| !connection.parked);
+        if queue.is_some_and(|queue| !queue.is_empty()) && taker.is_busy(home) {
+            return self.settle_feed(reactor, slot, Fed::Blocked(home));
+        }
+        self.read(reactor, taker, slot);
+    }
+
+    /// Reads once, to where the bytes are wanted.
+    fn read(&mut self, reactor: &mut Reactor, taker: &mut impl Taker, slot: usize) {
+        let connection = &mut self.connections[slot];
+        let token = connection.token;
+        let (missing, begun) = (connection.missing, connection.input.bytes().len());
+        let last_read = connection.last_read;
+        // Errors mean that the stream is gone, of which it tells itself.
+        let read = |reactor: &mut Reactor, buffer: &mut [u8]| {
+            reactor.read(token, buffer).ok().flatten().unwrap_or(0)
+        };
+        if missing >= LARGE {
+            let read = connection.input.fill(missing.min(PIECE), |buffer| read(reactor, buffer));
+            connection.missing -= read;
+            self.count_received(slot, read);
+            if missing == read {
+                self.resume(reactor, taker, slot);
+            }
+            return;
+        }
+        if begun < LARGE && !connection.parked {
+            let taken = self.take_in(reactor, taker, slot, last_read, &mut |reactor, buffer| read(reactor, buffer));
+            if let Some(read) = taken {
+                return self.count_received(slot, read);
+            }
+        }
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.resize(SCRATCH, 0);
+        let read = read(reactor, &mut scratch);
+        if read > 0 {
+            self.received(reactor, taker, token, &scratch[..read]);
+        }
+        self.scratch = scratch;
+    }
+
+    /// Lets the taker take in what `fill` gives, if it does that: how many bytes.
+    fn take_in(
+        &mut self,
+        reactor: &mut Reactor,
+        taker: &mut impl Taker,
+        slot: usize,
+        least: usize,
+        fill: &mut dyn FnMut(&mut Reactor, &mut [u8]) -> usize,
+    ) -> Option<usize> {
+        let Connection { session, home, ref mut framer, ref input, .. } = self.connections[slot];
+        let mut fill = |space: &mut [u8]| fill(reactor, space);
+        let intake = taker.take_in(session, home, framer, input.bytes(), least, &mut fill)?;
+        let Intake { read, packets, rest, fed } = intake;
+        self.count(Counter::Packets, packets as u64);
+        let connection = &mut self.connections[slot];
+        connection.in_flight += packets;
+        if let Some(read) = read {
+            connection.input = rest.into();
+            connection.last_read = if read > 0 { read } else { connection.last_read };
+        }
+        // As many as one batch holds were taken, and there may be more.
+        if packets == BATCH_MAX && !self.connections[slot].input.is_empty() {
+            self.resume(reactor, taker, slot);
+        } else {
+            self.settle_feed(reactor, slot, fed);
+        }
+        Some(read.unwrap_or(0))
+    }
+
+    fn count_received(&self, slot: usize, bytes: usize) {
+        self.shared.sessions.count(self.connections[slot].session, bytes, 0);
+        self.count(Counter::Received, bytes as u64);
     }
 
     /// Goes on where there was no room, or begins: its home hears of the connection before anybody hears from it.
@@ -263,29 +402,31 @@ impl Desk {
     fn settle_feed(&mut self, reactor: &mut Reactor, slot: usize, fed: Fed) {
         let connection = &mut self.connections[slot];
         match fed {
-            Fed::All if connection.parked => {
-                connection.parked = false;
+            Fed::All { missing } if connection.parked => {
+                (connection.parked, connection.missing) = (false, missing);
                 if !connection.ended {
                     let token = connection.token;
                     if self.draining {
                         self.glances.push(token);
                     }
-                    if let Err(error) = reactor.receive(token) {
+                    if let Err(error) = self.listen(reactor, token) {
                         self.failed(reactor, token, &error);
                     }
                 }
             }
-            Fed::All => {}
+            Fed::All { missing } => connection.missing = missing,
             Fed::Blocked(queue) => {
                 connection.parked = true;
                 if connection.announced || !connection.input.is_empty() || connection.ended || self.draining {
                     reactor.pause(connection.token);
-                } else if let Err(error) = reactor.receive(connection.token) {
+                } else {
                     // Read from until it says something, so that one which leaves again takes nobody's place.
                     let token = connection.token;
-                    return self.failed(reactor, token, &error);
+                    if let Err(error) = self.listen(reactor, token) {
+                        return self.failed(reactor, token, &error);
+                    }
                 }
-                self.waiting[queue].push_back(connection.session);
+                self.waiting[queue].push_back(self.connections[slot].session);
             }
             Fed::Broken(error) => {
                 tracing::warn!(session = %connection.session, "closed, what it sends is no packet: {error}");
@@ -295,17 +436,32 @@ impl Desk {
         self.close_if_done(reactor, slot);
     }
 
+    fn listen(&self, reactor: &mut Reactor, token: Token) -> Result<(), ReactorError> {
+        if self.reads { reactor.receive_into(token) } else { reactor.receive(token) }
+    }
+
     /// The way to this worker may have room: who waited for it goes on.
     pub(crate) fn unpark(&mut self, reactor: &mut Reactor, taker: &mut impl Taker, worker: usize) {
         for queue in [worker, self.waiting.len() - 1] {
             while taker.is_clear(worker) {
                 let Some(session) = self.waiting[queue].pop_front() else { break };
                 let Some(slot) = self.find(session) else { continue };
+                let before = self.connections[slot].input.bytes().len();
                 self.resume(reactor, taker, slot);
-                // It has gone to the end of a queue: its turn is over.
-                if self.find(session).is_some_and(|slot| self.connections[slot].parked) {
-                    break;
+                let connection = self.connections.get(slot).filter(|connection| connection.session == session);
+                let Some(connection) = connection else { continue };
+                if self.reads && !connection.parked {
+                    // Now, before somebody else takes the room.
+                    self.read(reactor, taker, slot);
                 }
+                let Some(slot) = self.find(session).filter(|slot| self.connections[*slot].parked) else { continue };
+                // It has gone to the end of a queue: its turn is over. One that got nothing keeps its place.
+                let same = self.connections[slot].input.bytes().len() == before;
+                if same && self.waiting[queue].back() == Some(&session) {
+                    self.waiting[queue].pop_back();
+                    self.waiting[queue].push_front(session);
+                }
+                break;
             }
         }
     }

@@ -43,12 +43,12 @@ impl ReplySink for Replies<'_> {
         }
     }
 
-    fn finished(&mut self, sent: &Sent) {
-        if sent.kind != RequestKind::Packet || !sent.last {
+    fn finished(&mut self, sent: &Sent, count: u32) {
+        if !matches!(sent.kind, RequestKind::Packet | RequestKind::Batch) || !sent.last {
             return;
         }
         let Some(slot) = self.desk.find(sent.session) else { return };
-        self.desk.connections[slot].in_flight -= 1;
+        self.desk.connections[slot].in_flight -= count as usize;
         self.desk.close_if_done(self.reactor, slot);
     }
 }

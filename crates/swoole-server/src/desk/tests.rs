@@ -26,10 +26,26 @@ impl Taker for Nobody {
         Offer::Taken
     }
 
+    fn take_in(
+        &mut self,
+        _: Session,
+        _: u16,
+        _: &mut Framer,
+        _: &[u8],
+        _: usize,
+        _: &mut dyn FnMut(&mut [u8]) -> usize,
+    ) -> Option<Intake> {
+        None
+    }
+
     fn deliver(&mut self, _: &mut Desk, _: &mut Reactor) {}
 
     fn is_clear(&self, _: usize) -> bool {
         true
+    }
+
+    fn is_busy(&self, _: usize) -> bool {
+        false
     }
 }
 
@@ -46,7 +62,7 @@ fn a_connection_whose_place_is_taken_before_it_is_reported_closed_still_leaves()
     let (shared, _lanes, _hold) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
     let shared = Arc::new(shared);
     let mut taker = Nobody;
-    let mut desk = Desk::new(0, Arc::clone(&shared), framing, 1);
+    let mut desk = Desk::new(0, Arc::clone(&shared), framing, 1, false);
     let mut reactor = Reactor::new(Options::default()).unwrap();
 
     let (first, _first_client) = client();

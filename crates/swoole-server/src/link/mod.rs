@@ -19,8 +19,10 @@
 //! |---|---|
 //! | `window` | the reactor's books of what is in flight; pure |
 //! | `reactor_end` | the reactor's side: offers packets, takes replies |
+//! | `batch` | the same for packets that are received straight into the ring |
 //! | `worker_end` | the worker's side: takes packets, makes replies |
 
+mod batch;
 mod reactor_end;
 mod window;
 mod worker_end;
@@ -31,6 +33,7 @@ use swoole_ipc::socketpair::{self, Endpoint, Kind};
 
 use crate::config::Ipc;
 use crate::error::{Error, Result};
+pub(crate) use batch::BATCH_MAX;
 pub(crate) use reactor_end::{ReactorEnd, ReplySink};
 #[cfg(feature = "internals")]
 pub(crate) use window::Window;

@@ -12,7 +12,7 @@ use swoole_ipc::{Consumer, Producer, Ring};
 use super::window::{FalseAck, Parcel, Sent, Window};
 use super::{Lane, SOCKET_PIECE, UNCOMMITTED_MAX, reply_cost};
 use crate::session::Session;
-use crate::wire::{HEADER, Malformed, Reply, ReplyKind, Request, RequestKind};
+use crate::wire::{HEADER, Malformed, Reply, ReplyKind, Request, RequestKind, packet_of};
 
 /// Replies to one session that go out in one system call.
 const GATHER: usize = 32;
@@ -41,29 +41,29 @@ pub(crate) trait ReplySink {
     fn send(&mut self, session: Session, parts: &[IoSlice<'_>]);
     /// The worker wants the session closed after what was sent before.
     fn close(&mut self, session: Session);
-    /// A request record is finished; the replies to it have been delivered here before.
-    fn finished(&mut self, sent: &Sent);
+    /// So many messages of a record are finished; the replies to them have been delivered here before.
+    fn finished(&mut self, sent: &Sent, count: u32);
 }
 
-enum Side {
+pub(super) enum Side {
     Ring { requests: Producer, replies: Consumer },
     Socket { buffer: Box<[u8]> },
 }
 
 pub(crate) struct ReactorEnd {
     lane: Arc<Lane>,
-    side: Side,
-    window: Window,
+    pub(super) side: Side,
+    pub(super) window: Window,
     /// What waits for room, with how much of the first one is already on its way.
-    backlog: VecDeque<(Rc<Parcel>, usize)>,
+    pub(super) backlog: VecDeque<(Rc<Parcel>, usize)>,
     staging: Staging,
     /// The worker writes nonsense: nothing is taken from it any more, until it is dead and settled.
     faulty: bool,
     /// What the socket said to the last packet, if it was no lack of room.
     broken: Option<swoole_ipc::Error>,
     /// Records were pushed and not yet published.
-    dirty: bool,
-    piece_max: usize,
+    pub(super) dirty: bool,
+    pub(super) piece_max: usize,
     bell: Doorbell,
     room: Doorbell,
 }
@@ -154,7 +154,7 @@ impl ReactorEnd {
         kept: Option<Rc<Parcel>>,
     ) -> bool {
         let request = Request { kind, first, last, session, total: size };
-        let mut sent = Sent { kind, session, last, size, start: 0, end: 0, kept };
+        let mut sent = Sent { kind, session, last, size, items: 1, done: 0, start: 0, end: 0, kept };
         match (&mut self.side, &*self.lane) {
             (Side::Ring { requests, .. }, _) => {
                 sent.start = requests.position();
@@ -242,11 +242,7 @@ impl ReactorEnd {
         };
         // Also after a fault: what was delivered is answered, and must not be asked of a successor again.
         if let Some(ack) = taken.ack {
-            let mut freed = None;
-            for sent in self.window.ack(ack)? {
-                freed = Some(sent.end);
-                sink.finished(&sent);
-            }
+            let freed = self.window.ack(ack, |sent, count| sink.finished(sent, count))?;
             if let (Side::Ring { requests, .. }, Some(end)) = (&mut self.side, freed) {
                 requests.release_to(end)?;
             }
@@ -343,22 +339,20 @@ impl ReactorEnd {
         self.faulty = false;
         self.staging.clear();
         let estate = self.window.settle(started);
-        let mut lost = Vec::from_iter(estate.in_hand);
         let mut unread: VecDeque<Rc<Parcel>> = VecDeque::new();
         let copies = self.reopen();
+        let mut lost = Vec::from_iter(estate.in_hand);
+        for sent in lost.iter_mut().filter(|sent| sent.kind == RequestKind::Batch) {
+            let packets = copies.as_ref().and_then(|ring| copy_out(ring, sent)).unwrap_or_default();
+            sent.size = packets.first().map_or(sent.size, |packet| packet.bytes.len());
+        }
         for sent in estate.unread {
-            let parcel = match &sent.kept {
-                Some(parcel) => Rc::clone(parcel),
-                None => match copies.as_ref().and_then(|ring| copy_out(ring, &sent)) {
-                    Some(parcel) => Rc::new(parcel),
-                    None => {
-                        lost.push(sent);
-                        continue;
-                    }
-                },
-            };
-            if !unread.back().is_some_and(|back| Rc::ptr_eq(back, &parcel)) {
-                unread.push_back(parcel);
+            let copied = || copies.as_ref().and_then(|ring| copy_out(ring, &sent));
+            match (&sent.kept, sent.kept.is_none().then(copied).flatten()) {
+                (Some(parcel), _) if unread.back().is_some_and(|back| Rc::ptr_eq(back, parcel)) => {}
+                (Some(parcel), _) => unread.push_back(Rc::clone(parcel)),
+                (None, Some(parcels)) => unread.extend(parcels.into_iter().map(Rc::new)),
+                (None, None) => lost.push(sent),
             }
         }
         if let Some((front, offset)) = self.backlog.front_mut() {
@@ -415,16 +409,23 @@ fn reader(ring: &Ring) -> Option<Consumer> {
     ring.consumer().inspect_err(|error| tracing::error!("read back a dead worker's ring: {error}")).ok()
 }
 
-fn copy_out(ring: &Consumer, sent: &Sent) -> Option<Parcel> {
+/// The packets of a record that are not done.
+fn copy_out(ring: &Consumer, sent: &Sent) -> Option<Vec<Parcel>> {
     let copy = ring.peek_at(sent.start).ok().flatten().and_then(|record| {
         let (_, payload) = Request::decode(record.tag, record.bytes).ok()?;
-        (payload.len() == sent.size).then(|| payload.to_vec())
+        if sent.kind != RequestKind::Batch {
+            return (payload.len() == sent.size).then(|| vec![payload.to_vec()]);
+        }
+        (sent.done..sent.items)
+            .map(|index| packet_of(payload, index as usize, sent.items as usize).map(<[u8]>::to_vec))
+            .collect()
     });
-    let Some(bytes) = copy else {
+    let Some(packets) = copy else {
         tracing::error!(session = %sent.session, "a dead worker has overwritten a packet that it had not read");
         return None;
     };
-    Some(Parcel { kind: sent.kind, session: sent.session, bytes })
+    let kind = if sent.kind == RequestKind::Batch { RequestKind::Packet } else { sent.kind };
+    Some(packets.into_iter().map(|bytes| Parcel { kind, session: sent.session, bytes }).collect())
 }
 
 /// Replies that follow each other to one session, until another one's turn.

@@ -14,7 +14,7 @@ use super::{Lane, SOCKET_PACKET, SOCKET_PIECE, UNCOMMITTED_MAX, reply_cost};
 use crate::error::Error;
 use crate::session::Session;
 use crate::shared::{Lifeline, Shared};
-use crate::wire::{COMMIT, HEADER, Reply, ReplyKind, Request, RequestKind};
+use crate::wire::{COMMIT, HEADER, Reply, ReplyKind, Request, RequestKind, packet_of};
 
 /// What a reactor has sent.
 pub(crate) enum Next<'a> {
@@ -32,36 +32,53 @@ pub(crate) struct Message<'a> {
 }
 
 enum Source {
-    Ring(Consumer),
-    Socket { lane: Arc<Lane>, buffer: Box<[u8]> },
+    Ring {
+        ring: Consumer,
+        /// Where the record in hand begins.
+        at: u64,
+    },
+    Socket {
+        lane: Arc<Lane>,
+        /// The record in hand.
+        buffer: Box<[u8]>,
+        len: usize,
+    },
 }
 
 /// Packets of one reactor, read in place.
 pub(crate) struct Inbox {
     source: Source,
     reactor: u8,
-    /// Records finished by this process.
+    /// Messages finished by this process.
     finished: u64,
+    batch: Option<Batch>,
     assembly: Vec<u8>,
+}
+
+/// A batch of which some packets are still to come.
+struct Batch {
+    session: Session,
+    next: usize,
+    count: usize,
 }
 
 impl Inbox {
     pub(crate) fn open(lane: &Arc<Lane>, reactor: u8) -> Result<Inbox, swoole_ipc::Error> {
         let source = match &**lane {
-            Lane::Ring { requests, .. } => Source::Ring(requests.consumer()?),
+            Lane::Ring { requests, .. } => Source::Ring { ring: requests.consumer()?, at: 0 },
             Lane::Socket { .. } => {
-                Source::Socket { lane: Arc::clone(lane), buffer: vec![0; SOCKET_PACKET].into() }
+                Source::Socket { lane: Arc::clone(lane), buffer: vec![0; SOCKET_PACKET].into(), len: 0 }
             }
         };
-        Ok(Inbox { source, reactor, finished: 0, assembly: Vec::new() })
+        Ok(Inbox { source, reactor, finished: 0, batch: None, assembly: Vec::new() })
     }
 
-    /// The number of the record that [`Inbox::next`] gave last, from 1.
+    /// The number of the message that [`Inbox::next`] gave last, or gives next if it is not finished yet, from 1.
     pub(crate) fn current(&self) -> u64 {
         self.finished + 1
     }
 
-    /// The record that [`Inbox::next`] gave last is finished. Yields how many are.
+    /// The message that [`Inbox::next`] gave last is finished. Yields how many are.
     pub(crate) fn finish(&mut self) -> u64 {
         self.finished += 1;
         self.finished
@@ -70,25 +87,26 @@ impl Inbox {
     /// Whether a ring has something; a socket's news come through the event loop.
     pub(crate) fn has_news(&self) -> bool {
         match &self.source {
-            Source::Ring(ring) => !matches!(ring.peek_at(ring.position()), Ok(None)),
+            Source::Ring { ring, .. } => self.batch.is_some() || !matches!(ring.peek_at(ring.position()), Ok(None)),
             Source::Socket { .. } => false,
         }
     }
 
     pub(crate) fn next(&mut self) -> Result<Next<'_>, Error> {
+        if self.batch.is_none() && !self.advance()? {
+            return Ok(Next::Empty);
+        }
+        if self.batch.is_some() {
+            return self.next_of_batch();
+        }
         let reactor = self.reactor;
-        let (tag, record) = match &mut self.source {
-            Source::Ring(ring) => match ring.next().map_err(|error| broken(reactor, error))? {
+        let (tag, record) = match &self.source {
+            Source::Ring { ring, at } => match ring.peek_at(*at).map_err(|error| broken(reactor, error))? {
                 Some(record) => (record.tag, record.bytes),
                 None => return Ok(Next::Empty),
             },
-            Source::Socket { lane, buffer } => {
-                let len = match socket(lane).map(|socket| socket.recv_packet(buffer)) {
-                    Some(Ok(Some(len))) => len,
-                    Some(Ok(None)) | None => return Ok(Next::Empty),
-                    Some(Err(error)) => return Err(broken(reactor, error)),
-                };
-                let (tag, record) = buffer[..len]
+            Source::Socket { buffer, len, .. } => {
+                let (tag, record) = buffer[..*len]
                     .split_first_chunk()
                     .ok_or_else(|| broken(reactor, "a packet without a tag"))?;
                 (u32::from_le_bytes(*tag), record)
@@ -110,6 +128,53 @@ impl Inbox {
             return Err(broken(reactor, "fragments that do not make up their packet"));
         }
         Ok(Next::Message(Message { kind, session, payload: &self.assembly }))
+    }
+
+    /// Takes the next record; false if there is none. If it is a batch, its packets come next.
+    fn advance(&mut self) -> Result<bool, Error> {
+        let reactor = self.reactor;
+        match &mut self.source {
+            Source::Ring { ring, at } => {
+                *at = ring.position();
+                let Some(record) = ring.peek_at(*at).map_err(|error| broken(reactor, error))? else {
+                    return Ok(false);
+                };
+                if record.tag & 0xff == RequestKind::Batch as u32 {
+                    let (request, _) = Request::decode(record.tag, record.bytes)
+                        .map_err(|error| broken(reactor, error))?;
+                    self.batch = Some(Batch { session: request.session, next: 0, count: request.total });
+                }
+                let end = record.end;
+                ring.advance_to(end);
+                Ok(true)
+            }
+            Source::Socket { lane, buffer, len } => {
+                match socket(lane).map(|socket| socket.recv_packet(buffer)) {
+                    Some(Ok(Some(received))) => *len = received,
+                    Some(Ok(None)) | None => return Ok(false),
+                    Some(Err(error)) => return Err(broken(reactor, error)),
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    fn next_of_batch(&mut self) -> Result<Next<'_>, Error> {
+        let reactor = self.reactor;
+        let (Some(batch), Source::Ring { ring, at }) = (&mut self.batch, &self.source) else {
+            return Err(broken(reactor, "a batch without a ring"));
+        };
+        let Batch { session, next: index, count } = *batch;
+        batch.next += 1;
+        if batch.next >= count {
+            self.batch = None;
+        }
+        let record = ring.peek_at(*at).map_err(|error| broken(reactor, error))?;
+        let payload = record
+            .and_then(|record| record.bytes.get(HEADER..))
+            .and_then(|payload| packet_of(payload, index, count))
+            .ok_or_else(|| broken(reactor, "a batch whose packets are not there"))?;
+        Ok(Next::Message(Message { kind: RequestKind::Packet, session, payload }))
     }
 
     /// Gives the memory of a large packet back once it is handled.

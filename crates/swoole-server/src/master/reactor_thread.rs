@@ -93,12 +93,14 @@ impl ReactorThread {
             ReactorEnd::open(Arc::clone(lane), bell, room, shared.config.socket_buffer_size)
         });
         let links = links.collect::<Result<Vec<_>, _>>().map_err(claim)?;
+        let dealer = Dealer::new(seat.id, Arc::clone(shared), links);
+        let queues = dealer.links.len() + 1;
         Ok(ReactorThread {
             // A queue for each worker, and one of those for whom any will do.
-            desk: Desk::new(seat.id.into(), Arc::clone(shared), seat.framing, links.len() + 1),
+            desk: Desk::new(seat.id.into(), Arc::clone(shared), seat.framing, queues, dealer.takes_in()),
             mail,
-            watches: vec![Watch::None; links.len()],
-            dealer: Dealer::new(seat.id, Arc::clone(shared), links),
+            watches: vec![Watch::None; dealer.links.len()],
+            dealer,
             stop: Stop::No,
             seat,
         })
@@ -121,8 +123,8 @@ impl ReactorThread {
                 return Ok(());
             }
             let waiting = self.dealer.links.iter().any(|link| link.in_flight() > 0);
-            let answered = self.dealer.links.iter().all(|link| link.packets() == 0);
-            if self.stop == Stop::Draining && answered && self.desk.is_drained() {
+            let answered = || self.dealer.links.iter().all(|link| link.packets() == 0);
+            if self.stop == Stop::Draining && answered() && self.desk.is_drained() {
                 self.stop = Stop::Drained;
                 self.seat.main.post(Note::Drained);
             }
@@ -208,6 +210,7 @@ impl ReactorThread {
     fn on_event(&mut self, reactor: &mut Reactor, event: Event<'_>) {
         match event {
             Event::Data { token, bytes } => self.desk.received(reactor, &mut self.dealer, token, bytes),
+            Event::Readable { token } => self.desk.readable(reactor, &mut self.dealer, token),
             Event::Eof { token } => self.desk.ended(reactor, token),
             Event::Failed { token, error } => self.desk.failed(reactor, token, &error),
             Event::Closed { token } if self.desk.closed(reactor, token) => self.left(),

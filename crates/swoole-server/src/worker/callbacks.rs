@@ -21,6 +21,8 @@ pub(crate) fn message<H: Handler>(
             worker.duty.count();
             handler.on_receive(worker, session, payload)
         }
+        // A batch has come to its packets by now.
+        RequestKind::Batch => Ok(()),
         RequestKind::Connect => handler.on_connect(worker, session),
         RequestKind::Close => handler.on_close(worker, session),
     };
