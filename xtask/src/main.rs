@@ -5,6 +5,7 @@
 
 use std::process::ExitCode;
 
+mod bench;
 mod cluster;
 mod lint;
 mod shell;
@@ -16,6 +17,7 @@ cargo xtask COMMAND [OPTIONS]
 Commands:
   test           Everything that must hold: unit, doc and model tests, examples, and test-cluster on its full matrix
   test-cluster   Scenarios that start the real process tree and drive it over sockets, signals and /proc
+  bench          Requests per second, latency, CPU, system calls, memory: of the server, and of others beside it
   lint           Formatting, clippy, docs, dependencies, and the project's own rules
   help COMMAND   What a command does and which options it takes
 ";
@@ -33,6 +35,7 @@ fn run() -> Verdict {
     match command.as_str() {
         "test" => test::main(args),
         "test-cluster" => cluster::main(args),
+        "bench" => bench::main(args),
         "lint" => lint::main(args),
         "help" => match args.next()? {
             Some(lexopt::Arg::Value(topic)) => help(&topic.to_string_lossy()),
@@ -49,6 +52,7 @@ fn help(topic: &str) -> Verdict {
             "" => HELP,
             "test" => test::HELP,
             "test-cluster" => cluster::HELP,
+            "bench" => bench::HELP,
             "lint" => lint::HELP,
             other => anyhow::bail!("no command named {other:?}; `cargo xtask help` lists them"),
         }
