@@ -57,6 +57,7 @@ const NAMED: &[&str] = &[
     "mremap",
     "madvise",
     "brk",
+    "getppid",
 ];
 const REST: &str = "others";
 const TRACING: &[&str] = &["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
