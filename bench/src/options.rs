@@ -44,7 +44,7 @@ pub struct Options {
 #[derive(Debug)]
 pub enum Request {
     /// To measure.
-    Run(Options),
+    Run(Box<Options>),
     /// To print [`HELP`].
     Help,
     /// To name benches and subjects.
@@ -100,7 +100,7 @@ impl Options {
             }
         }
         options.check()?;
-        Ok(Request::Run(options))
+        Ok(Request::Run(Box::new(options)))
     }
 
     fn check(&self) -> Result<()> {
@@ -143,8 +143,8 @@ fn size(text: &str) -> Result<usize> {
 /// A size as a person would write it.
 pub fn show_size(bytes: usize) -> String {
     match bytes {
-        _ if bytes >= 1 << 20 && bytes % (1 << 20) == 0 => format!("{} MiB", bytes >> 20),
-        _ if bytes >= 1 << 10 && bytes % (1 << 10) == 0 => format!("{} KiB", bytes >> 10),
+        _ if bytes >= 1 << 20 && bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),
+        _ if bytes >= 1 << 10 && bytes.is_multiple_of(1 << 10) => format!("{} KiB", bytes >> 10),
         _ => format!("{bytes} B"),
     }
 }
@@ -155,7 +155,7 @@ mod tests {
 
     fn parse(line: &str) -> Result<Options> {
         match Options::parse(line.split_whitespace())? {
-            Request::Run(options) => Ok(options),
+            Request::Run(options) => Ok(*options),
             other => bail!("{other:?}"),
         }
     }

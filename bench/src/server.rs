@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-const START: Duration = Duration::from_secs(10);
-const STOP: Duration = Duration::from_secs(10);
+const START: Duration = Duration::from_secs(30);
+const STOP: Duration = Duration::from_secs(30);
 /// Between two attempts to connect to a server that does not listen yet.
 const RETRY: Duration = Duration::from_micros(200);
 /// How long an ended server's last words may take to arrive.
@@ -47,7 +47,7 @@ impl Server {
     /// Starts a server and waits until it is ready.
     ///
     /// # Errors
-    /// It cannot be started, or does not get ready within ten seconds; with the end of what it said.
+    /// It cannot be started, or does not get ready within half a minute; with the end of what it said.
     pub fn start(command: &mut Command, ready: Ready) -> Result<Server> {
         match ready {
             Ready::Accepts(address) => {
@@ -165,7 +165,7 @@ impl Server {
     /// Ends it with SIGTERM, and gives how long that took.
     ///
     /// # Errors
-    /// It fails, or one of its processes is left after ten seconds.
+    /// It fails, or one of its processes is left after half a minute.
     pub fn stop(mut self) -> Result<Duration> {
         let processes: Vec<(u32, OwnedFd)> =
             self.processes()?.into_iter().map(|id| Ok((id, watch_process(id)?))).collect::<Result<_>>()?;

@@ -6,7 +6,8 @@ pub struct Median {
     /// The median; with an even count, the mean of the two in the middle.
     pub value: f64,
     /// Half the distance of the extremes, as a part of the median: 0.05 is "within 5 percent" if they lie evenly.
-    pub spread: f64,
+    /// `None` if there was only one.
+    pub spread: Option<f64>,
 }
 
 impl Median {
@@ -16,7 +17,8 @@ impl Median {
         sorted.sort_by(f64::total_cmp);
         let (first, last) = (sorted.first()?, sorted.last()?);
         let value = (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2.0;
-        let spread = if value == 0.0 { 0.0 } else { (last - first) / 2.0 / value.abs() };
+        let half = (last - first) / 2.0;
+        let spread = (sorted.len() > 1).then(|| if value == 0.0 { 0.0 } else { half / value.abs() });
         Some(Median { value, spread })
     }
 
@@ -41,15 +43,15 @@ mod tests {
 
     #[test]
     fn spread_is_half_the_range() {
-        let spread = |values: &[f64]| Median::of(values).map(|median| median.spread);
+        let spread = |values: &[f64]| Median::of(values).and_then(|median| median.spread);
         assert_eq!(spread(&[95.0, 100.0, 105.0]), Some(0.05));
-        assert_eq!(spread(&[100.0]), Some(0.0));
+        assert_eq!(spread(&[100.0]), None);
         assert_eq!(spread(&[0.0, 0.0]), Some(0.0));
     }
 
     #[test]
     fn ratios_are_of_medians() {
-        let median = |value| Median { value, spread: 0.0 };
+        let median = |value| Median { value, spread: None };
         assert_eq!(median(3.0).ratio(median(2.0)), Some(1.5));
         assert_eq!(median(3.0).ratio(median(0.0)), None);
     }

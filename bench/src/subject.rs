@@ -95,6 +95,8 @@ const NOBODY: &str = "none";
 const LENGTH_FLAGS: &str =
     "--framing length --package-length-type N --package-length-offset 0 --package-body-offset 4";
 const HEADER: usize = 4;
+/// The testbed's own.
+const SOCKET_BUFFER: usize = 8 << 20;
 
 impl Subject {
     fn variant(name: &str, flags: &str) -> Subject {
@@ -190,6 +192,8 @@ impl Subject {
         }
         if setup.packet_max > 0 {
             unless_given("--package-max-length", setup.packet_max + HEADER);
+            // A reply waits there until its client has taken it; a packet goes back whole.
+            unless_given("--socket-buffer-size", (2 * setup.packet_max).max(SOCKET_BUFFER));
         }
         match setup.dialect {
             Dialect::Echo(Protocol::Length) => flags.extend(LENGTH_FLAGS.split(' ').map(str::to_owned)),
@@ -241,6 +245,8 @@ fn redis(address: SocketAddr) -> Result<Command> {
     let mut command = Command::new(installed("redis-server").context("redis-server is not installed")?);
     command.args(["--bind", &address.ip().to_string(), "--port", &address.port().to_string()]);
     command.args(["--save", "", "--appendonly", "no", "--daemonize", "no"]);
+    // It takes no address but 127.0.0.1 for a local one, and connections come from others, too.
+    command.args(["--protected-mode", "no"]);
     Ok(command)
 }
 

@@ -107,7 +107,10 @@ fn notes(cell: &Cell) -> Vec<String> {
 /// A median as people read it; with its spread, if it is one to compare.
 fn show(median: Median, metric: &Metric) -> String {
     let value = number(median.value, metric.digits);
-    if metric.compared { format!("{value} ±{:.0}%", median.spread * 100.0) } else { value }
+    match median.spread {
+        Some(spread) if metric.compared => format!("{value} ±{:.0}%", spread * 100.0),
+        _ => value,
+    }
 }
 
 fn ratio(median: Option<Median>, base: Option<Median>) -> String {
@@ -151,7 +154,7 @@ mod tests {
         assert_eq!(table.head, ["subject", "requests/s", "to ring", "to tokio", "p50 us"]);
         assert_eq!(table.rows[0], ["base", "-", "-", "-", "-"]);
         assert_eq!(table.rows[1], ["ring", "1,000 ±10%", "1.00", "0.50", "1,010"]);
-        assert_eq!(table.rows[2][1..4], ["2,000 ±0%", "2.00", "1.00"]);
+        assert_eq!(table.rows[2][1..4], ["2,000", "2.00", "1.00"]);
         assert_eq!(table.notes, ["base failed: refused: no"]);
     }
 

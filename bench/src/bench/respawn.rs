@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const VARIANTS: &[&str] = &["base-epoll", "ring-epoll", "socketpair-epoll", "ring-uring"];
 /// Each death is of a fresh server: who dies often comes back slowly, on purpose.
 const DEATHS: usize = 5;
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_micros(100);
 /// A server that has just started does not do so any more.
 const SETTLE: Duration = Duration::from_millis(50);

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const VARIANTS: &[&str] = &["base-epoll", "ring-epoll", "socketpair-epoll", "ring-uring"];
 const PEERS: &[&str] = &["tokio", "monoio", "hyper", "nginx", "redis"];
 const WORKERS: &[usize] = &[2, 64];
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 /// Between two attempts to connect.
 const RETRY: Duration = Duration::from_micros(100);
 /// After that, a server has nothing left of its start to do.

@@ -42,7 +42,9 @@ fn compared(cell: &Cell) -> Vec<&'static Metric> {
 fn panel(svg: &mut Svg, (x, y): (f64, f64), cell: &Cell, metric: &Metric, palette: &Palette) {
     let zero = x + NAME;
     svg.text(zero, y - 8.0, Anchor::Start, Style::Faint, metric.title);
-    let reach = |row: &Row| row.median(metric).map_or(0.0, |median| median.value * (1.0 + median.spread));
+    let reach = |row: &Row| {
+        row.median(metric).map_or(0.0, |median| median.value * (1.0 + median.spread.unwrap_or(0.0)))
+    };
     let max = cell.rows.iter().map(reach).fold(f64::MIN_POSITIVE, f64::max);
     for (index, row) in cell.rows.iter().enumerate() {
         let top = y + index as f64 * LINE;
@@ -54,9 +56,9 @@ fn panel(svg: &mut Svg, (x, y): (f64, f64), cell: &Cell, metric: &Metric, palett
             continue;
         };
         let at = |value: f64| zero + value / max * BAR;
+        let spread = median.spread.unwrap_or(0.0);
         svg.bar(zero, top, (at(median.value) - zero).max(1.0), THICKNESS, palette.color(&row.name));
-        let (low, high) =
-            (at(median.value * (1.0 - median.spread)), at(median.value * (1.0 + median.spread)));
+        let (low, high) = (at(median.value * (1.0 - spread)), at(median.value * (1.0 + spread)));
         if high - low > 1.0 {
             svg.whisker((low, middle), (high, middle));
             svg.whisker((low, middle - 3.0), (low, middle + 3.0));

@@ -67,8 +67,8 @@ pub struct Summary {
     pub first_error: Option<String>,
 }
 
-/// How long replies are waited for when nothing is sent any more.
-const GRACE: Duration = Duration::from_secs(5);
+/// How long replies are waited for when nothing is sent any more. A crowded machine may not run a process for long.
+const GRACE: Duration = Duration::from_secs(30);
 const READ_SIZE: usize = 256 * 1024;
 const EVENTS: usize = 1024;
 /// An open loop that is behind looks for replies after so many requests.

@@ -44,7 +44,7 @@ pub const PATTERNS: &[(&str, Pattern)] = &[("round-trip", Pattern::RoundTrip), (
 
 /// As large as the server's own.
 const RING: usize = 512 << 10;
-const LIMIT: Option<Duration> = Some(Duration::from_secs(10));
+const LIMIT: Option<Duration> = Some(Duration::from_secs(30));
 const WARM_UP: Duration = Duration::from_millis(100);
 /// Messages begin at different places of the table.
 const SLACK: usize = 4093;
