@@ -297,6 +297,10 @@ impl Chosen {
         }
         let given = options.variants.iter();
         chosen.subjects.extend(given.map(|(name, flags)| Subject::variant(name, flags)));
+        let absent = |name: &&String| *name != NOBODY && !peers.contains(&name.as_str());
+        for peer in options.against.iter().filter(absent) {
+            chosen.skipped.push(format!("{peer}: has no part in this bench"));
+        }
         for peer in chosen_peers(options, peers)? {
             match peer.missing() {
                 Some(missing) => chosen.skipped.push(missing),
@@ -358,7 +362,9 @@ mod tests {
         options.only = vec!["ring-uring".into()];
         options.against = vec!["tokio".into(), "redis".into()];
         options.variants = vec![("mine".into(), "--worker-num 1".into())];
-        assert_eq!(names(&choose(&options).unwrap()), ["ring-uring", "mine", "tokio"]);
+        let chosen = choose(&options).unwrap();
+        assert_eq!(names(&chosen), ["ring-uring", "mine", "tokio"]);
+        assert_eq!(chosen.skipped, ["redis: has no part in this bench"]);
         options.against = vec![NOBODY.into()];
         assert_eq!(names(&choose(&options).unwrap()), ["ring-uring", "mine"]);
         options.against = vec!["apache".into()];
