@@ -5,6 +5,7 @@
 
 use std::process::ExitCode;
 
+mod bench;
 mod cluster;
 mod counts;
 mod lint;
@@ -18,6 +19,7 @@ Commands:
   test           Everything that must hold: unit, doc and model tests, counts, and test-cluster on its full matrix
   test-cluster   Scenarios that start the real process tree and drive it over sockets, signals and /proc
   counts         Instructions that the hot paths take, compared with what is checked in
+  bench          Requests per second, latency, CPU, system calls, memory: of the server, and of others beside it
   lint           Formatting, clippy, docs, dependencies, and the project's own rules
   help COMMAND   What a command does and which options it takes
 ";
@@ -36,6 +38,7 @@ fn run() -> Verdict {
         "test" => test::main(args),
         "test-cluster" => cluster::main(args),
         "counts" => counts::main(args),
+        "bench" => bench::main(args),
         "lint" => lint::main(args),
         "help" => match args.next()? {
             Some(lexopt::Arg::Value(topic)) => help(&topic.to_string_lossy()),
@@ -53,6 +56,7 @@ fn help(topic: &str) -> Verdict {
             "test" => test::HELP,
             "test-cluster" => cluster::HELP,
             "counts" => counts::HELP,
+            "bench" => bench::HELP,
             "lint" => lint::HELP,
             other => anyhow::bail!("no command named {other:?}; `cargo xtask help` lists them"),
         }
