@@ -60,10 +60,21 @@ impl Doorbell {
     /// # Errors
     /// [`Error::Os`] when the kernel has no descriptor or memory left.
     pub fn create(name: &str) -> Result<Doorbell, Error> {
-        let word = Words::create(name, 1)?;
-        let event =
-            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(Error::os("eventfd", name))?;
-        Ok(Doorbell(Arc::new(Parts { word, event })))
+        let mut bells = Doorbell::several(name, 1)?;
+        Ok(bells.swap_remove(0))
+    }
+
+    /// So many doorbells, whose words share a mapping, each on a page of its own; as [`create`](Doorbell::create)
+    /// otherwise. [`protect_others`](Doorbell::protect_others) leaves a process its own.
+    ///
+    /// # Errors
+    /// As [`create`](Doorbell::create).
+    pub fn several(name: &str, count: usize) -> Result<Vec<Doorbell>, Error> {
+        let bell = |word| {
+            let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+            Ok(Doorbell(Arc::new(Parts { word, event: event.map_err(Error::os("eventfd", name))? })))
+        };
+        Words::rows(name, count, 1)?.into_iter().map(bell).collect()
     }
 
     /// Sleeper: declares itself asleep. It must then look at each of its queues once more, and only sleep
@@ -142,6 +153,16 @@ impl Doorbell {
     /// As [`Words::protect`](crate::words::Words::protect).
     pub fn protect(&self) -> Result<(), Error> {
         self.0.word.protect()
+    }
+
+    /// As [`protect`](Doorbell::protect), for all of these doorbells but number `own`. They are those that
+    /// [`several`](Doorbell::several) made together, in their order.
+    ///
+    /// # Errors
+    /// As [`protect`](Doorbell::protect).
+    pub fn protect_others(bells: &[Doorbell], own: usize) -> Result<(), Error> {
+        let words: Vec<Words> = bells.iter().map(|bell| bell.0.word.clone()).collect();
+        Words::protect_others(&words, Some(own))
     }
 
     fn flag(&self) -> Flag<'_> {

@@ -5,12 +5,15 @@
 //! as soon as the pages are mapped: children inherit the mapping, and a child that closes all descriptors
 //! it does not know must not invalidate one that we would close a second time.
 
+use std::ops::Range;
 use std::ptr::{self, NonNull};
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap,
+};
 
 use crate::error::Error;
 
@@ -56,11 +59,26 @@ impl Mapping {
         self.base
     }
 
-    /// Makes the pages read-only, in this process and the children that it forks from now on.
-    pub(crate) fn protect(&self) -> Result<(), Errno> {
-        // SAFETY: the range is this value's own, and stays mapped and readable. A store through a pointer
+    /// Makes the pages of these bytes (multiples of the page size) read-only, in this process and the children that it
+    /// forks from now on.
+    pub(crate) fn protect(&self, bytes: Range<usize>) -> Result<(), Errno> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        assert!(bytes.end <= self.len, "a part of a mapping lies inside it");
+        // SAFETY: the assertion keeps the address inside the range that this value owns.
+        let address = unsafe { self.base.as_ptr().add(bytes.start) };
+        // SAFETY: as checked, the range is this value's own, and stays mapped and readable. A store through a pointer
         // given out before ends the process (SIGSEGV), which is what the caller asks for.
-        unsafe { mprotect(self.base.as_ptr().cast(), self.len, MprotectFlags::READ) }
+        unsafe { mprotect(address.cast(), bytes.len(), MprotectFlags::READ) }
+    }
+
+    /// Whether children that are forked from now on have the pages (madvise(2), MADV_DONTFORK). In one that has not,
+    /// this value must not be used, nor dropped.
+    pub(crate) fn set_inherited(&self, inherited: bool) -> Result<(), Errno> {
+        let advice = if inherited { Advice::LinuxDoFork } else { Advice::LinuxDontFork };
+        // SAFETY: the range is this value's own; the advice changes nothing about it in this process.
+        unsafe { madvise(self.base.as_ptr().cast(), self.len, advice) }
     }
 
     fn over(base: *mut u8, len: usize) -> Result<Mapping, Error> {

@@ -29,6 +29,8 @@ use crate::memory::Mapping;
 #[derive(Clone)]
 pub struct Words {
     pages: Arc<Mapping>,
+    /// Where they begin in it, in bytes: at a page.
+    start: usize,
     count: usize,
 }
 
@@ -38,10 +40,19 @@ impl Words {
     /// # Errors
     /// [`Error::Os`] when the kernel has no descriptor or memory left.
     pub fn create(name: &str, count: usize) -> Result<Words, Error> {
-        let page = rustix::param::page_size();
-        let bytes = count.max(1).saturating_mul(size_of::<AtomicU64>());
-        let len = bytes.checked_next_multiple_of(page).unwrap_or(usize::MAX / page * page);
-        Ok(Words { pages: Arc::new(Mapping::single(name, len)?), count })
+        let mut rows = Words::rows(name, 1, count)?;
+        Ok(rows.swap_remove(0))
+    }
+
+    /// So many rows of `count` words each, every one on pages of its own, in one mapping: many mappings make each fork
+    /// dearer. [`protect_others`](Words::protect_others) leaves a process its own row.
+    ///
+    /// # Errors
+    /// As [`create`](Words::create).
+    pub fn rows(name: &str, rows: usize, count: usize) -> Result<Vec<Words>, Error> {
+        let stride = row_size(count);
+        let pages = Arc::new(Mapping::single(name, stride.saturating_mul(rows.max(1)))?);
+        Ok((0..rows).map(|row| Words { pages: Arc::clone(&pages), start: row * stride, count }).collect())
     }
 
     /// Makes the words read-only in this process (all clones) and the children that it forks from now on,
@@ -53,17 +64,47 @@ impl Words {
     /// # Errors
     /// [`Error::Os`] when the kernel has no memory for another mapping (ENOMEM).
     pub fn protect(&self) -> Result<(), Error> {
-        self.pages.protect().map_err(Error::os("mprotect", "shared words"))
+        self.protect_to(self.start + row_size(self.count))
     }
+
+    /// As [`protect`](Words::protect), for all of these rows but number `own`, if there is one of that number. They are
+    /// those that [`rows`](Words::rows) made together, in their order.
+    ///
+    /// # Errors
+    /// As [`protect`](Words::protect).
+    pub fn protect_others(rows: &[Words], own: Option<usize>) -> Result<(), Error> {
+        let own = own.unwrap_or(rows.len());
+        let (before, rest) = rows.split_at(own.min(rows.len()));
+        for part in [before, rest.get(1..).unwrap_or_default()] {
+            if let (Some(first), Some(last)) = (part.first(), part.last()) {
+                debug_assert!(part.iter().all(|row| Arc::ptr_eq(&row.pages, &first.pages)));
+                first.protect_to(last.start + row_size(last.count))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn protect_to(&self, end: usize) -> Result<(), Error> {
+        self.pages.protect(self.start..end).map_err(Error::os("mprotect", "shared words"))
+    }
+}
+
+/// Bytes of the pages that so many words take.
+fn row_size(count: usize) -> usize {
+    let page = rustix::param::page_size();
+    let bytes = count.max(1).saturating_mul(size_of::<AtomicU64>());
+    bytes.checked_next_multiple_of(page).unwrap_or(usize::MAX / page * page)
 }
 
 impl Deref for Words {
     type Target = [AtomicU64];
 
     fn deref(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping holds at least `count` words, is page-aligned, initialised (zero) and lives
-        // as long as self; all processes access it as these atomics only, for which any bits are valid.
-        unsafe { slice::from_raw_parts(self.pages.base().as_ptr().cast::<AtomicU64>(), self.count) }
+        // SAFETY: `rows`, which alone makes these values, has put `start` inside the mapping.
+        let first = unsafe { self.pages.base().as_ptr().add(self.start) };
+        // SAFETY: the mapping holds at least `count` words from there on, is page-aligned as `start` is, initialised
+        // (zero) and lives as long as self; all processes access it as these atomics only, for which any bits are valid.
+        unsafe { slice::from_raw_parts(first.cast::<AtomicU64>(), self.count) }
     }
 }
 

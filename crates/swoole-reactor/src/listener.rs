@@ -95,6 +95,9 @@ pub struct ListenOptions {
     /// `SO_REUSEPORT` (`socket(7)`), default off: several sockets of one user may have the same address,
     /// and the kernel deals connections or datagrams among them. TCP and UDP only.
     pub reuse_port: bool,
+    /// With [`reuse_port`](Self::reuse_port): whether nobody else may have the address before this one, default off.
+    /// Who opens the first of several sockets asks for it, and notices a stranger that would share the port.
+    pub first: bool,
     /// For an IPv6 address, whether IPv4 is kept out (`IPV6_V6ONLY`, `ipv6(7)`), default on: what listens on
     /// `[::]` is then the same on each system, whatever `net.ipv6.bindv6only` says.
     pub ipv6_only: bool,
@@ -102,7 +105,7 @@ pub struct ListenOptions {
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { backlog: 511, reuse_port: false, ipv6_only: true }
+        Self { backlog: 511, reuse_port: false, first: false, ipv6_only: true }
     }
 }
 
@@ -186,7 +189,7 @@ fn open(address: &Address, options: &ListenOptions) -> Result<OwnedFd, Errno> {
             if matches!(address, Address::Tcp(_)) {
                 sockopt::set_socket_reuseaddr(&socket, true)?;
             }
-            if options.reuse_port {
+            if options.reuse_port && !options.first {
                 sockopt::set_socket_reuseport(&socket, true)?;
             }
             if at.is_ipv6() {
@@ -196,6 +199,10 @@ fn open(address: &Address, options: &ListenOptions) -> Result<OwnedFd, Errno> {
         Address::Unix(path) | Address::UnixDatagram(path) => remove_stale(path, kind)?,
     }
     bind(&socket, &name)?;
+    if options.reuse_port && options.first && matches!(address, Address::Tcp(_) | Address::Udp(_)) {
+        // Only now: all of those who share it are asked when one more wants to.
+        sockopt::set_socket_reuseport(&socket, true)?;
+    }
     if !address.is_datagram() {
         start_listening(&socket, options.backlog)?;
     }

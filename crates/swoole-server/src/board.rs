@@ -70,14 +70,11 @@ pub(crate) struct Board {
 impl Board {
     /// For so many workers, each of which is linked to the first `links` reactors.
     pub(crate) fn create(workers: usize, reactors: usize, links: usize) -> Result<Board> {
-        let rows = |count: usize, words: usize| {
-            (0..count).map(|_| Words::create("swoole-board-row", words)).collect::<Result<Vec<_>, _>>()
-        };
         let create = || {
             Ok(Board {
                 facts: Words::create("swoole-board", HEAD + workers)?,
-                workers: rows(workers, STARTED + links)?,
-                reactors: rows(reactors, REACTOR_ROW)?,
+                workers: Words::rows("swoole-board-workers", workers, STARTED + links)?,
+                reactors: Words::rows("swoole-board-reactors", reactors, REACTOR_ROW)?,
                 links,
             })
         };
@@ -90,11 +87,8 @@ impl Board {
     /// this process.
     pub(crate) fn protect_from(&self, worker: u16, reactor: Option<usize>) -> Result<(), swoole_ipc::Error> {
         self.facts.protect()?;
-        for (rows, own) in [(&self.workers, Some(usize::from(worker))), (&self.reactors, reactor)] {
-            let others = rows.iter().enumerate().filter(|(id, _)| Some(*id) != own);
-            others.map(|(_, row)| row).try_for_each(Words::protect)?;
-        }
-        Ok(())
+        Words::protect_others(&self.workers, Some(worker.into()))?;
+        Words::protect_others(&self.reactors, reactor)
     }
 
     fn worker(&self, worker: u16, word: usize) -> &AtomicU64 {

@@ -187,7 +187,8 @@ fn start<H: Handler>(
         }
         Mode::Base => {
             tracing::info!("{choice}; base mode");
-            let stalls = open_stalls(&shared.config, listeners)?;
+            let stalls = open_stalls(&shared.config, &listeners)?;
+            drop(listeners);
             let result = base::run(handler, shared, stalls);
             drop((pid_file, hold));
             result
@@ -281,29 +282,21 @@ fn open_listeners(config: &Config) -> Result<Listeners> {
 }
 
 /// Base mode: a socket for each worker and address, except that of a unix socket there can be only one, for all.
-///
-/// `listeners` were opened as if for one: so a port that somebody else has is noticed, although several sockets of one
-/// user may share a port if all want to. They make way for those that do.
-fn open_stalls(config: &Config, listeners: Listeners) -> Result<Stalls> {
-    let options = ListenOptions { reuse_port: true, ..listen_options(config) };
-    let mut stalls: Stalls = (0..config.worker_num).map(|_| Vec::new()).collect();
-    for (socket, listen) in listeners {
-        let mut first = Some(socket);
-        for stall in &mut stalls {
-            stall.push(match &listen.address {
-                Address::Tcp(_) => {
-                    first = None;
-                    listen_patiently(&listen.address, &options)?
-                }
-                _ => first.as_ref().map(OwnedFd::try_clone).ok_or("a listener is gone")??,
-            });
-        }
-    }
-    Ok(stalls)
+/// Those that are open already are the first worker's.
+fn open_stalls(config: &Config, listeners: &Listeners) -> Result<Stalls> {
+    let options = ListenOptions { first: false, ..listen_options(config) };
+    let open = |worker: u16, (socket, listen): &(OwnedFd, Listen)| match listen.address {
+        Address::Tcp(_) if worker > 0 => Ok(listen_patiently(&listen.address, &options)?),
+        _ => Ok(socket.try_clone()?),
+    };
+    (0..config.worker_num)
+        .map(|worker| listeners.iter().map(|listener| open(worker, listener)).collect())
+        .collect()
 }
 
 fn listen_options(config: &Config) -> ListenOptions {
-    ListenOptions { backlog: config.backlog as i32, ..ListenOptions::default() }
+    let reuse_port = config.mode == Mode::Base;
+    ListenOptions { backlog: config.backlog as i32, reuse_port, first: true, ..ListenOptions::default() }
 }
 
 /// The kernel closes the sockets of a killed process's io_uring a few milliseconds after the process is gone, and tells

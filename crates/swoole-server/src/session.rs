@@ -139,8 +139,7 @@ pub(crate) struct SessionTable {
 impl SessionTable {
     /// Room for `slots` sessions on each of `reactors` reactors. Pages cost memory once they are used.
     pub(crate) fn create(reactors: usize, slots: usize) -> Result<SessionTable> {
-        let table = |_| Words::create("swoole-sessions", slots * ENTRY);
-        let tables = (0..reactors).map(table).collect::<Result<_, _>>().map_err(|error| {
+        let tables = Words::rows("swoole-sessions", reactors, slots * ENTRY).map_err(|error| {
             Error::setup(format!("map the session tables ({reactors} of {slots} sessions)"), error)
         })?;
         Ok(SessionTable { tables })
@@ -148,8 +147,7 @@ impl SessionTable {
 
     /// Makes all tables but that of the reactor `own` read-only in this process.
     pub(crate) fn protect_from(&self, own: Option<usize>) -> Result<(), swoole_ipc::Error> {
-        let others = self.tables.iter().enumerate().filter(|(reactor, _)| Some(*reactor) != own);
-        others.map(|(_, table)| table).try_for_each(Words::protect)
+        Words::protect_others(&self.tables, own)
     }
 
     /// The name of a tenant of `slot` on `reactor`.

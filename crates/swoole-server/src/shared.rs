@@ -53,9 +53,9 @@ impl Shared {
         // In Base mode each worker is a reactor, and none is linked to any.
         let (workers, reactors) = (usize::from(config.worker_num), config.reactors());
         let links = if config.mode == Mode::Process { reactors } else { 0 };
-        let bell = |kind: &str, id: usize| {
-            let name = format!("{kind}-{id}");
-            Doorbell::create(&name).map_err(|error| Error::setup(format!("make doorbell {name}"), error))
+        let bells = |name: &str, count: usize| {
+            Doorbell::several(name, count)
+                .map_err(|error| Error::setup(format!("make {count} doorbells ({name})"), error))
         };
         let ring_size = config.ring_bytes();
         let lane = |worker: usize, reactor: usize| {
@@ -71,9 +71,9 @@ impl Shared {
             board: Board::create(workers, reactors, links)?,
             sessions: SessionTable::create(reactors, slots)?,
             connection_limit,
-            bells: (0..workers).map(|id| bell("worker-bell", id)).collect::<Result<_>>()?,
-            rooms: (0..workers.min(workers * links)).map(|id| bell("worker-room", id)).collect::<Result<_>>()?,
-            reactor_bells: (0..links).map(|id| bell("reactor-bell", id)).collect::<Result<_>>()?,
+            bells: bells("worker-bells", workers)?,
+            rooms: bells("worker-rooms", workers.min(workers * links))?,
+            reactor_bells: bells("reactor-bells", links)?,
             lifeline,
             keep,
             addresses,
@@ -105,11 +105,8 @@ impl Shared {
         let reactor = (self.config.mode == Mode::Base).then_some(usize::from(worker));
         self.sessions.protect_from(reactor)?;
         self.board.protect_from(worker, reactor)?;
-        for bells in [&self.bells, &self.rooms] {
-            let others = bells.iter().enumerate().filter(|(id, _)| *id != usize::from(worker));
-            others.map(|(_, bell)| bell).try_for_each(Doorbell::protect)?;
-        }
-        Ok(())
+        Doorbell::protect_others(&self.bells, worker.into())?;
+        Doorbell::protect_others(&self.rooms, worker.into())
     }
 
     /// Lets all workers look at the board: something in it concerns them.

@@ -39,6 +39,13 @@ pub trait Program {
     /// Runs in the new process.
     fn keep(&self, slot: SlotId) -> Vec<RawFd>;
 
+    /// A process of this slot is about to be forked; [`forked`](Self::forked) follows in the parent. For what only the
+    /// children of one slot are to inherit.
+    fn forking(&mut self, _slot: SlotId) {}
+
+    /// The fork is over, and may have failed.
+    fn forked(&mut self, _slot: SlotId) {}
+
     /// The signals that a child begins with blocked; by default none. One that takes signals by a descriptor names
     /// them here, so that none can hit it before it has come to make that. Runs in the new process.
     fn blocked(&self) -> SignalSet {

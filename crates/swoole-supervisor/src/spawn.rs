@@ -48,7 +48,12 @@ pub(crate) fn spawn<P: Program>(
     let refused = |operation| move |errno| SpawnError::Descriptor { operation, errno };
     let (ready, notifier) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(refused("pipe2"))?;
     let parent = getpid();
-    match fork()? {
+    program.forking(slot);
+    let forked = fork();
+    if !matches!(forked, Ok(Fork::Child)) {
+        program.forked(slot);
+    }
+    match forked? {
         Fork::Child => run_child(move || {
             let notifier_fd = notifier.as_raw_fd();
             // Its number is about to be closed under it.

@@ -90,6 +90,18 @@ impl Ring {
         self.0.capacity
     }
 
+    /// Whether children that are forked from now on have the ring; at first they do. To leave out what a child does
+    /// not need makes the fork cheaper, and keeps its content from the child (madvise(2), MADV_DONTFORK).
+    ///
+    /// In a child that does not have it, this value must neither be used nor dropped (`std::mem::forget` it): there may
+    /// be something else at its address.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when the kernel has no memory to note it.
+    pub fn set_inherited(&self, inherited: bool) -> Result<(), Error> {
+        self.0.mapping.set_inherited(inherited).map_err(Error::os("madvise", &self.0.name))
+    }
+
     /// The name given at creation.
     pub fn name(&self) -> &str {
         &self.0.name

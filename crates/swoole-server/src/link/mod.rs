@@ -86,6 +86,16 @@ impl Lane {
         }
     }
 
+    /// Whether children that are forked from now on have the memory; see [`Ring::set_inherited`].
+    pub(crate) fn set_inherited(&self, inherited: bool) -> Result<(), swoole_ipc::Error> {
+        match self {
+            Lane::Ring { requests, replies } => {
+                [requests, replies].into_iter().try_for_each(|ring| ring.set_inherited(inherited))
+            }
+            Lane::Socket { .. } => Ok(()),
+        }
+    }
+
     /// The descriptor that a worker needs for its side.
     pub(crate) fn worker_fd(&self) -> Option<RawFd> {
         match self {

@@ -21,7 +21,6 @@ use swoole_ipc::socketpair::Endpoint;
 
 use crate::control::{self, LostPacket, News, Order};
 use crate::handler::Handler;
-use crate::link::Lane;
 use crate::log::{Identity, Role};
 use crate::shared::{Lanes, Shared};
 pub(crate) use staff::{Staff, WORKERS, is_orderly};
@@ -41,6 +40,10 @@ pub(crate) fn run<H: Handler>(
 ) -> i32 {
     crate::log::set_identity(Identity { role: Role::Manager, id: 0 });
     if let Err(error) = enter(&shared, &lanes, &control, master) {
+        tracing::error!("start the manager: {error}");
+        return 1;
+    }
+    if let Err(error) = lanes.iter().flatten().try_for_each(|lane| lane.set_inherited(false)) {
         tracing::error!("start the manager: {error}");
         return 1;
     }
@@ -101,17 +104,22 @@ struct Office<H> {
 
 impl<H: Handler> Program for Office<H> {
     fn run(&mut self, child: Child) -> i32 {
-        let mut lanes = std::mem::take(&mut *self.lanes);
-        let own = ManuallyDrop::new(lanes.swap_remove(usize::from(child.slot)));
-        // This process is none of the other workers, so their memory is not mapped in it. Their sockets are
-        // closed already, and their owners must not close those numbers again.
-        for lane in lanes.into_iter().flatten() {
-            match Arc::into_inner(lane) {
-                Some(Lane::Ring { requests, replies }) => drop((requests, replies)),
-                other => std::mem::forget(other),
-            }
-        }
-        crate::worker::run(&mut self.staff.handler, &self.staff.shared, &own, child)
+        // This process is none of the other workers: their memory is not mapped in it and their sockets are closed,
+        // so that neither may be put away by their owners here, which stay.
+        crate::worker::run(
+            &mut self.staff.handler,
+            &self.staff.shared,
+            &self.lanes[usize::from(child.slot)],
+            child,
+        )
+    }
+
+    fn forking(&mut self, slot: SlotId) {
+        self.set_inherited(slot, true);
+    }
+
+    fn forked(&mut self, slot: SlotId) {
+        self.set_inherited(slot, false);
     }
 
     fn blocked(&self) -> SignalSet {
@@ -179,6 +187,14 @@ impl<H: Handler> Program for Office<H> {
 }
 
 impl<H: Handler> Office<H> {
+    /// Whether the next process has this worker's rings.
+    fn set_inherited(&self, slot: SlotId, inherited: bool) {
+        let lanes = &self.lanes[usize::from(slot.slot)];
+        if let Err(error) = lanes.iter().try_for_each(|lane| lane.set_inherited(inherited)) {
+            tracing::error!("rings of worker {}: {error}", slot.slot);
+        }
+    }
+
     fn take_orders(&mut self, control: &mut Control) {
         loop {
             match control::next_order(&self.control) {
