@@ -299,6 +299,16 @@ impl Client {
             rows.iter().find(ours).is_some_and(received).then_some(())
         })
     }
+
+    /// Waits until the server's kernel has every byte that was sent, whether or not its program has read any.
+    pub(super) fn wait_arrived(&self, server_port: u16) -> Result<()> {
+        let port = self.port()?;
+        proc::until("what was sent to arrive", TIMEOUT, || {
+            let rows = proc::tcp_rows();
+            let ours = |row: &&proc::TcpRow| (row.local_port, row.remote_port) == (port, server_port);
+            rows.iter().find(ours).is_some_and(|row| row.unsent == 0).then_some(())
+        })
+    }
 }
 
 #[cfg(test)]

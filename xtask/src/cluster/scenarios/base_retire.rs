@@ -1,0 +1,134 @@
+//! Base mode: a worker that retires leaves its clients to the next, whatever they are in the middle of.
+
+use crate::cluster::bed::{Bed, PATIENCE};
+use crate::cluster::client::Client;
+use crate::cluster::load::Load;
+use crate::cluster::log::Source;
+use crate::cluster::matrix::{Cx, Scenario, full};
+use crate::cluster::proc;
+use anyhow::{Context, Result, ensure};
+use rustix::net::sockopt::set_socket_recv_buffer_size;
+use rustix::process::Signal;
+use std::time::{Duration, Instant};
+
+pub(super) static ALL: &[Scenario] = &[
+    full(
+        "base_reload_keeps_clients",
+        "2,000 idle ones, busy ones, half packets and unread replies: a reload harms none, sessions stay",
+        reload_keeps_clients,
+    )
+    .in_base(),
+    full(
+        "base_retire_half_closed",
+        "who has ended its side gets what it asked for, although the worker retires in the middle",
+        half_closed,
+    )
+    .in_base(),
+    full(
+        "base_retire_slow_close",
+        "a client that is being closed and reads slowly keeps nobody from the next worker",
+        slow_close,
+    )
+    .in_base(),
+];
+
+fn worker_errors(bed: &Bed) -> usize {
+    bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with("on_worker_error")).count()
+}
+
+/// All that a reply to `session` tells of a connection but its traffic.
+fn identity(client: &mut Client) -> Result<String> {
+    let reply = client.ask("session")?;
+    Ok(reply.split(" recv=").next().unwrap_or_default().to_owned())
+}
+
+fn reload_keeps_clients(cx: &Cx) -> Result<()> {
+    const BIG: usize = 3_000_000;
+    for mode in ["rolling", "all"] {
+        let bed = cx.testbed().flag("worker-num", 2).flag("reload-mode", mode).start()?;
+        let address = bed.address()?;
+        let idle = (0..2000).map(|_| Client::connect_small(address)).collect::<Result<Vec<_>>>()?;
+        let mut idle: Vec<(Client, String)> = idle
+            .into_iter()
+            .map(|mut client| identity(&mut client).map(|identity| (client, identity)))
+            .collect::<Result<_>>()?;
+        let load = Load::start(address, 4)?;
+        for round in 1..=3 {
+            let mut halves = (0..4).map(|_| bed.connect()).collect::<Result<Vec<_>>>()?;
+            let mut readers = (0..4).map(|_| bed.connect()).collect::<Result<Vec<_>>>()?;
+            for client in &mut halves {
+                client.send(b"echo first\necho hal")?;
+                client.expect_line("first")?;
+            }
+            for client in &mut readers {
+                set_socket_recv_buffer_size(client.writer()?, 8192)?;
+                client.tell_all(&[&format!("big {BIG}"), "echo behind it"])?;
+                client.wait_read(bed.port()?)?;
+            }
+            load.wait_more(200)?;
+            bed.signal_master(Signal::USR1)?;
+            bed.log.wait_count("on_after_reload", round, PATIENCE)?;
+            for client in &mut halves {
+                client.send(b"f\n")?;
+                client.expect_line("half")?;
+            }
+            for (index, client) in readers.iter_mut().enumerate() {
+                let reply = client.exactly(BIG + 1).with_context(|| format!("reader {index}"))?;
+                ensure!(reply[..BIG].iter().all(|byte| *byte == b'x'), "reader {index} got other bytes");
+                client.expect_line("behind it")?;
+            }
+            for (index, (client, before)) in idle.iter_mut().enumerate() {
+                let now = identity(client).with_context(|| format!("idle client {index}, round {round}"))?;
+                ensure!(now == *before, "idle client {index} was {before:?} and is {now:?}");
+            }
+            let stats = bed.connect()?.ask("stats")?;
+            ensure!(stats.contains("\"connection_num\":2013,"), "2000 + 4 + 4 + 4 + 1 clients, but {stats}");
+        }
+        load.finish_unharmed()?;
+        ensure!(worker_errors(&bed) == 0, "a worker did not retire but die");
+        drop(idle);
+        bed.stop()?;
+    }
+    Ok(())
+}
+
+fn half_closed(cx: &Cx) -> Result<()> {
+    let bed = cx.testbed().flag("worker-num", 1).start()?;
+    for round in 0..5 {
+        let mut client = bed.connect()?;
+        client.tell_all(&["echo before", "sleep 50", "stop", "echo one", "stop", "echo two"])?;
+        client.finish()?;
+        let rest = client.drain(PATIENCE)?;
+        let rest = String::from_utf8_lossy(&rest);
+        ensure!(rest == "before\nslept 50\nok\none\nok\ntwo\n", "round {round} got {rest:?}");
+    }
+    ensure!(worker_errors(&bed) == 0, "a worker did not retire but die");
+    bed.stop()?;
+    Ok(())
+}
+
+fn slow_close(cx: &Cx) -> Result<()> {
+    const BIG: usize = 7_000_000;
+    let bed = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 15).start()?;
+    let mut slow = bed.connect()?;
+    set_socket_recv_buffer_size(slow.writer()?, 8192)?;
+    slow.tell_all(&[&format!("big {BIG}"), "close"])?;
+    slow.wait_read(bed.port()?)?;
+    let mut other = bed.connect()?;
+    other.expect("echo behind it", "behind it")?;
+    for round in 1..=2 {
+        let start = Instant::now();
+        bed.signal_master(Signal::USR1)?;
+        bed.log.wait_count("on_after_reload", round, PATIENCE)?;
+        other.expect("echo with the next", "with the next")?;
+        let took = start.elapsed();
+        ensure!(took < Duration::from_secs(3), "the client of another waited {took:?}");
+    }
+    let rest = slow.drain(PATIENCE)?;
+    ensure!(rest.len() == BIG + 1, "{} bytes came before the close instead of {}", rest.len(), BIG + 1);
+    proc::until("only one client in the books", PATIENCE, || {
+        other.ask("stats").ok()?.contains("\"connection_num\":1,").then_some(())
+    })?;
+    bed.stop()?;
+    Ok(())
+}
