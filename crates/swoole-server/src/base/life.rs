@@ -236,6 +236,7 @@ impl<'a, H: Handler> Life<'a, H> {
                 let mut hands = Hands { handler: &mut **handler, duty, outbox, mesh };
                 desk.received(reactor, &mut hands, token, bytes);
             }
+            Event::Eof { token } if self.packing => desk.keep_end(token),
             Event::Eof { token } => desk.ended(reactor, token),
             Event::Failed { token, error } => desk.failed(reactor, token, &error),
             Event::Closed { token } => {
@@ -417,7 +418,10 @@ impl<'a, H: Handler> Life<'a, H> {
         for listener in self.listeners.drain(..) {
             reactor.close(listener, Close::Now);
         }
-        // One more turn, for what clients have sent already.
+        // What waits for a successor, and in one more turn what clients have sent already.
+        let Life { handler, duty, outbox, mesh, desk, .. } = self;
+        duty.has_heir = false;
+        desk.unpark(reactor, &mut Hands { handler: &mut **handler, duty, outbox, mesh }, 0);
         self.turn(reactor, Some(Duration::ZERO))?;
         self.packing = true;
         self.desk.pause_all(reactor);

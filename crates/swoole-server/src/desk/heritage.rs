@@ -34,7 +34,15 @@ impl Desk {
     /// Bytes from a client, for whoever comes next.
     pub(crate) fn keep(&mut self, token: Token, bytes: &[u8]) {
         if let Some(slot) = self.slot_of(token) {
+            self.count_received(slot, bytes.len());
             self.connections[slot].input.extend_from_slice(bytes);
+        }
+    }
+
+    /// A client has shut down its side, which is for whoever comes next.
+    pub(crate) fn keep_end(&mut self, token: Token) {
+        if let Some(slot) = self.slot_of(token) {
+            self.connections[slot].ended = true;
         }
     }
 
@@ -47,6 +55,7 @@ impl Desk {
     /// The descriptor has come: the connection is no longer this desk's.
     pub(crate) fn give_away(&mut self, token: Token, detached: Detached) -> Option<Heirloom> {
         let slot = self.slot_of(token)?;
+        self.count_received(slot, detached.unread.len());
         let Connection { session, ended, mut input, .. } = self.connections.remove(slot);
         input.extend(detached.unread);
         Some(Heirloom { session, socket: detached.socket, ended, input, output: detached.unsent })

@@ -193,12 +193,11 @@ impl Desk {
         bytes: &[u8],
     ) {
         let Some(slot) = self.slot_of(token) else { return };
-        let connection = &mut self.connections[slot];
-        if connection.closing {
+        if self.connections[slot].closing {
             return;
         }
-        self.shared.sessions.count(connection.session, bytes.len(), 0);
-        self.shared.board.count(usize::from(self.id), Counter::Received, bytes.len() as u64);
+        self.count_received(slot, bytes.len());
+        let connection = &mut self.connections[slot];
         if !connection.input.is_empty() || connection.parked {
             connection.input.extend_from_slice(bytes);
             if connection.parked {
@@ -351,6 +350,11 @@ impl Desk {
     /// A connection that is not on its way out.
     fn find(&self, session: Session) -> Option<usize> {
         self.find_any(session).filter(|&slot| !self.connections[slot].closing)
+    }
+
+    fn count_received(&self, slot: usize, bytes: usize) {
+        self.shared.sessions.count(self.connections[slot].session, bytes, 0);
+        self.count(Counter::Received, bytes as u64);
     }
 
     fn count(&self, counter: Counter, more: u64) {

@@ -43,7 +43,7 @@ fn identity(client: &mut Client) -> Result<String> {
 }
 
 fn reload_keeps_clients(cx: &Cx) -> Result<()> {
-    const BIG: usize = 3_000_000;
+    const BIG: usize = 7_000_000;
     for mode in ["rolling", "all"] {
         let bed = cx.testbed().flag("worker-num", 2).flag("reload-mode", mode).start()?;
         let address = bed.address()?;
@@ -61,7 +61,7 @@ fn reload_keeps_clients(cx: &Cx) -> Result<()> {
                 client.expect_line("first")?;
             }
             for client in &mut readers {
-                set_socket_recv_buffer_size(client.writer()?, 8192)?;
+                set_socket_recv_buffer_size(client.writer()?, 256 << 10)?;
                 client.tell_all(&[&format!("big {BIG}"), "echo behind it"])?;
                 client.wait_read(bed.port()?)?;
             }
@@ -111,7 +111,7 @@ fn slow_close(cx: &Cx) -> Result<()> {
     const BIG: usize = 7_000_000;
     let bed = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 15).start()?;
     let mut slow = bed.connect()?;
-    set_socket_recv_buffer_size(slow.writer()?, 8192)?;
+    set_socket_recv_buffer_size(slow.writer()?, 256 << 10)?;
     slow.tell_all(&[&format!("big {BIG}"), "close"])?;
     slow.wait_read(bed.port()?)?;
     let mut other = bed.connect()?;
