@@ -25,6 +25,7 @@ const CLIENTS: u8 = 1;
 const LIST: u8 = 2;
 
 const ENDED: u8 = 1;
+const CLOSING: u8 = 2;
 
 pub(super) struct Estate {
     giver: RefCell<Endpoint>,
@@ -103,9 +104,9 @@ impl Estate {
 fn write(heirlooms: &[Heirloom]) -> io::Result<OwnedFd> {
     let file = memfd_create("swoole-estate", MemfdFlags::CLOEXEC)?;
     let mut list = io::BufWriter::new(File::from(file));
-    for Heirloom { session, ended, input, output, .. } in heirlooms {
+    for Heirloom { session, ended, closing, input, output, .. } in heirlooms {
         list.write_all(&session.raw().to_le_bytes())?;
-        list.write_all(&[if *ended { ENDED } else { 0 }])?;
+        list.write_all(&[if *ended { ENDED } else { 0 } | if *closing { CLOSING } else { 0 }])?;
         for bytes in [input, output] {
             list.write_all(&(bytes.len() as u64).to_le_bytes())?;
             list.write_all(bytes)?;
@@ -124,7 +125,8 @@ fn read(mut list: File, sockets: Vec<OwnedFd>) -> io::Result<Vec<Heirloom>> {
         let mut flags = [0];
         list.read_exact(&mut flags)?;
         let [input, output] = [read_bytes(&mut list, size), read_bytes(&mut list, size)];
-        heirlooms.push(Heirloom { session, socket, ended: flags[0] & ENDED != 0, input: input?, output: output? });
+        let (ended, closing) = (flags[0] & ENDED != 0, flags[0] & CLOSING != 0);
+        heirlooms.push(Heirloom { session, socket, ended, closing, input: input?, output: output? });
     }
     Ok(heirlooms)
 }
@@ -159,6 +161,7 @@ mod tests {
             session: Session::from_raw(number),
             socket: socket.into(),
             ended: number % 2 == 1,
+            closing: number % 3 == 1,
             input: vec![1; number as usize],
             output: vec![2; 3 * number as usize],
         };
@@ -175,7 +178,7 @@ mod tests {
         assert_eq!(taken.len(), 700);
         for ((heirloom, mut peer), number) in taken.into_iter().zip(peers).zip(1..) {
             assert_eq!(heirloom.session.raw(), number);
-            assert_eq!(heirloom.ended, number % 2 == 1);
+            assert_eq!((heirloom.ended, heirloom.closing), (number % 2 == 1, number % 3 == 1));
             assert_eq!((heirloom.input.len(), heirloom.output.len() as u64), (number as usize, 3 * number));
             let mut socket = UnixStream::from(heirloom.socket);
             socket.write_all(&number.to_le_bytes()).unwrap();

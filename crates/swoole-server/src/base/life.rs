@@ -407,8 +407,8 @@ impl<'a, H: Handler> Life<'a, H> {
         for heirloom in self.premises.estates[usize::from(self.duty.id)].leave(heirlooms)? {
             self.desk.disown(&heirloom);
         }
-        // Those that were on their way out take what was sent to them.
-        self.end_connections(reactor, within)?;
+        // Those that are closed already, and have not been told of.
+        self.end_connections(reactor, DETACH_WAIT)?;
         result
     }
 

@@ -36,10 +36,14 @@ fn worker_errors(bed: &Bed) -> usize {
     bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with("on_worker_error")).count()
 }
 
-/// All that a reply to `session` tells of a connection but its traffic.
-fn identity(client: &mut Client) -> Result<String> {
-    let reply = client.ask("session")?;
-    Ok(reply.split(" recv=").next().unwrap_or_default().to_owned())
+/// All that a reply to `session` tells of each connection but its traffic.
+fn identities(clients: &mut [Client]) -> Result<Vec<String>> {
+    clients.iter_mut().try_for_each(|client| client.tell("session"))?;
+    let identity = |(index, client): (usize, &mut Client)| {
+        let reply = client.line().with_context(|| format!("idle client {index}"))?;
+        Ok(reply.split(" recv=").next().unwrap_or_default().to_owned())
+    };
+    clients.iter_mut().enumerate().map(identity).collect()
 }
 
 fn reload_keeps_clients(cx: &Cx) -> Result<()> {
@@ -47,11 +51,8 @@ fn reload_keeps_clients(cx: &Cx) -> Result<()> {
     for mode in ["rolling", "all"] {
         let bed = cx.testbed().flag("worker-num", 2).flag("reload-mode", mode).start()?;
         let address = bed.address()?;
-        let idle = (0..2000).map(|_| Client::connect_small(address)).collect::<Result<Vec<_>>>()?;
-        let mut idle: Vec<(Client, String)> = idle
-            .into_iter()
-            .map(|mut client| identity(&mut client).map(|identity| (client, identity)))
-            .collect::<Result<_>>()?;
+        let mut idle = (0..2000).map(|_| Client::connect_small(address)).collect::<Result<Vec<_>>>()?;
+        let before = identities(&mut idle)?;
         let load = Load::start(address, 4)?;
         for round in 1..=3 {
             let mut halves = (0..4).map(|_| bed.connect()).collect::<Result<Vec<_>>>()?;
@@ -77,10 +78,9 @@ fn reload_keeps_clients(cx: &Cx) -> Result<()> {
                 ensure!(reply[..BIG].iter().all(|byte| *byte == b'x'), "reader {index} got other bytes");
                 client.expect_line("behind it")?;
             }
-            for (index, (client, before)) in idle.iter_mut().enumerate() {
-                let now = identity(client).with_context(|| format!("idle client {index}, round {round}"))?;
-                ensure!(now == *before, "idle client {index} was {before:?} and is {now:?}");
-            }
+            let now = identities(&mut idle)?;
+            let changed = before.iter().zip(&now).find(|(before, now)| before != now);
+            ensure!(changed.is_none(), "round {round}: an idle client's identity changed: {changed:?}");
             let stats = bed.connect()?.ask("stats")?;
             ensure!(stats.contains("\"connection_num\":2013,"), "2000 + 4 + 4 + 4 + 1 clients, but {stats}");
         }
