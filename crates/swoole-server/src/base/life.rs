@@ -97,7 +97,8 @@ struct Life<'a, H> {
     full: bool,
     /// Listeners that pause because accepting failed, until their timer runs out.
     resting: Vec<(TimerId, Token)>,
-    mailbox: Token,
+    /// What other workers send; watched as long as there are clients whom it could be for.
+    mailbox: Option<Token>,
     lifeline: Token,
     /// Watches of other workers' boxes that were full, by worker.
     blocked: HashMap<u16, Token>,
@@ -130,7 +131,6 @@ impl<'a, H: Handler> Life<'a, H> {
         let bell = &shared.bells[usize::from(id)];
         reactor.watch(bell, Interest::READABLE, Trigger::Edge).map_err(watch)?;
         let lifeline = reactor.watch(&shared.lifeline, Interest::READABLE, Trigger::Edge).map_err(watch)?;
-        let mailbox = reactor.watch(mesh.descriptor(), Interest::READABLE, Trigger::Level).map_err(watch)?;
         let life = Life {
             handler,
             duty: Duty::new(id, child.generation, shared)?,
@@ -142,7 +142,7 @@ impl<'a, H: Handler> Life<'a, H> {
             limit: shared.connection_limit.div_ceil(usize::from(config.worker_num)),
             full: false,
             resting: Vec::new(),
-            mailbox,
+            mailbox: None,
             lifeline,
             blocked: HashMap::new(),
             // Not whoever is the parent now: the manager may be dead already.
@@ -169,8 +169,11 @@ impl<'a, H: Handler> Life<'a, H> {
 
     /// Takes the last worker's clients over, and begins to accept.
     fn open(&mut self, reactor: &mut Reactor, stalls: Vec<OwnedFd>) -> Result<()> {
-        let heirlooms = self.premises.estates[usize::from(self.duty.id)].take()?;
+        let (heirlooms, mail) = self.premises.estates[usize::from(self.duty.id)].take()?;
         let Life { handler, duty, outbox, mesh, desk, .. } = self;
+        mesh.inherit(mail);
+        let mailbox = reactor.watch(mesh.descriptor(), Interest::READABLE, Trigger::Level);
+        self.mailbox = Some(mailbox.map_err(|error| Error::setup("watch the worker's box", error))?);
         desk.inherit(reactor, &mut Hands { handler: &mut **handler, duty, outbox, mesh }, heirlooms);
         for (socket, listen) in stalls.into_iter().zip(&self.duty.shared.addresses) {
             let failed = |error| Error::setup(format!("accept on {listen}"), error);
@@ -260,7 +263,7 @@ impl<'a, H: Handler> Life<'a, H> {
                 }
                 None => desk.timer(reactor, id),
             },
-            Event::Ready { token, .. } if token == self.mailbox => self.take_parcels(reactor),
+            Event::Ready { token, .. } if Some(token) == self.mailbox => self.take_parcels(reactor),
             Event::Ready { token, .. } if token == self.lifeline => self.look_for_manager(),
             // A box that was full is not any more.
             Event::Ready { .. } => self.mesh.pump(),
@@ -398,13 +401,13 @@ impl<'a, H: Handler> Life<'a, H> {
         }
         self.tell_departed(reactor);
         let result = self.callback(reactor, callbacks::stop);
-        let within = self.duty.shared.config.max_wait_time;
-        let within = within - MARGIN.min(within / 4);
-        self.turn_until(reactor, within, |life| !life.mesh.is_blocked())?;
+        if let Some(mailbox) = self.mailbox.take() {
+            reactor.unwatch(mailbox);
+        }
         let count = self.desk.detach_all(reactor);
         self.turn_until(reactor, DETACH_WAIT, |life| life.heirlooms.len() >= count)?;
         let heirlooms = std::mem::take(&mut self.heirlooms);
-        for heirloom in self.premises.estates[usize::from(self.duty.id)].leave(heirlooms)? {
+        for heirloom in self.premises.estates[usize::from(self.duty.id)].leave(heirlooms, &self.mesh.leave())? {
             self.desk.disown(&heirloom);
         }
         // Those that are closed already, and have not been told of.

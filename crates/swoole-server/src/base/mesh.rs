@@ -4,7 +4,8 @@
 //! is sent is first kept by the sender, so that it leaves when the callback has returned, and so that nobody ever waits
 //! for a worker that does not read; more than `socket_buffer_size` that one worker has not taken is an error for the
 //! sender. A message is one packet or several ([`FIRST`] .. [`LAST`]), of which each names its sender, since the packets
-//! of several senders may mix. What lies in the box of a dead worker is its successor's.
+//! of several senders may mix. What lies in the box of a dead worker is its successor's, as is what one that retires has
+//! begun to send or to read ([`Mail`]).
 //!
 //! A packet: `kind: u8 | flags: u8 | sender: u16 | 0: u32 | session: u64 | bytes`, little-endian.
 
@@ -64,6 +65,15 @@ pub(super) enum Parcel {
     Close(Session),
 }
 
+/// Messages that a worker leaves in the middle of their way.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Mail {
+    /// What has come of each message that has begun, by sender.
+    pub(super) begun: Vec<(u16, Vec<u8>)>,
+    /// Packets that had no room, with the worker that each is for, in their order.
+    pub(super) outgoing: Vec<(u16, Vec<u8>)>,
+}
+
 /// What one worker has of the mesh.
 pub(crate) struct MeshEnd {
     premises: Arc<Premises>,
@@ -89,6 +99,28 @@ impl MeshEnd {
             dirty: false,
             parts: HashMap::new(),
             buffer: vec![0; HEADER + PIECE].into(),
+        }
+    }
+
+    /// Leaves what is under way to the successor.
+    pub(super) fn leave(&mut self) -> Mail {
+        self.dirty = false;
+        let queues = self.waiting.iter_mut().zip(0..);
+        let outgoing = queues.flat_map(|((queue, waiting), worker)| {
+            *waiting = 0;
+            queue.drain(..).map(move |packet| (worker, packet.into_vec()))
+        });
+        Mail { outgoing: outgoing.collect(), begun: self.parts.drain().collect() }
+    }
+
+    /// Goes on with what the last worker left.
+    pub(super) fn inherit(&mut self, mail: Mail) {
+        self.parts = mail.begun.into_iter().collect();
+        for (worker, packet) in mail.outgoing {
+            let Some((queue, waiting)) = self.waiting.get_mut(usize::from(worker)) else { continue };
+            *waiting += packet.len();
+            queue.push_back(packet.into());
+            self.dirty = true;
         }
     }
 
@@ -284,6 +316,30 @@ mod tests {
         came += std::iter::from_fn(|| ends[1].next()).count();
         assert_eq!(came, sent);
         ends[0].send(1, session(9), &[1; 10_000]).unwrap();
+    }
+
+    #[test]
+    fn messages_under_way_survive_both_ends() {
+        let mut ends = mesh(2);
+        let large = vec![7; 900_000];
+        ends[0].send(1, session(1), &large).unwrap();
+        ends[0].send(1, session(2), b"behind it").unwrap();
+        ends[0].pump();
+        assert_eq!(ends[1].next(), None, "it has begun, and there is no room for all of it");
+        let premises = Arc::clone(&ends[0].premises);
+        for end in &mut ends {
+            let mail = end.leave();
+            assert!(!end.is_blocked() && !(mail.begun.is_empty() && mail.outgoing.is_empty()));
+            *end = MeshEnd::new(&premises, end.own, MAX);
+            end.inherit(mail);
+        }
+        let mut came = Vec::new();
+        while ends[0].is_blocked() {
+            ends[0].pump();
+            came.extend(std::iter::from_fn(|| ends[1].next()));
+        }
+        let behind = Parcel::Send(session(2), b"behind it".to_vec());
+        assert!(came == [Parcel::Send(session(1), large), behind]);
     }
 
     #[test]
