@@ -72,7 +72,9 @@ impl Shared {
             sessions: SessionTable::create(reactors, slots)?,
             connection_limit,
             bells: (0..workers).map(|id| bell("worker-bell", id)).collect::<Result<_>>()?,
-            rooms: (0..workers.min(workers * links)).map(|id| bell("worker-room", id)).collect::<Result<_>>()?,
+            rooms: (0..workers.min(workers * links))
+                .map(|id| bell("worker-room", id))
+                .collect::<Result<_>>()?,
             reactor_bells: (0..links).map(|id| bell("reactor-bell", id)).collect::<Result<_>>()?,
             lifeline,
             keep,

@@ -41,9 +41,8 @@ impl Estate {
             taker.set_buffer_sizes(BUFFER)?;
             Ok(Estate { giver: RefCell::new(giver), taker: RefCell::new(taker) })
         };
-        create().map_err(|error: swoole_ipc::Error| {
-            Error::setup("make a worker's estate (a socketpair)", error)
-        })
+        create()
+            .map_err(|error: swoole_ipc::Error| Error::setup("make a worker's estate (a socketpair)", error))
     }
 
     pub(super) fn keep(&self) -> Vec<RawFd> {
@@ -69,7 +68,8 @@ impl Estate {
                 }
             }
         }
-        let list = write(&left, mail).map_err(|error| Error::setup("list the clients for the next worker", error))?;
+        let list = write(&left, mail)
+            .map_err(|error| Error::setup("list the clients for the next worker", error))?;
         giver.send_with_fds(&[LIST], &[list.as_fd()], Some(Duration::ZERO)).map_err(failed)?;
         Ok(rest)
     }
@@ -199,7 +199,8 @@ mod tests {
         let estate = Estate::create().unwrap();
         assert!(estate.take().unwrap().0.is_empty());
         let (clients, peers): (Vec<_>, Vec<_>) = (1..=700).map(client).unzip();
-        let mail = Mail { begun: vec![(3, b"half".into())], outgoing: vec![(1, b"a".into()), (0, b"b".into())] };
+        let mail =
+            Mail { begun: vec![(3, b"half".into())], outgoing: vec![(1, b"a".into()), (0, b"b".into())] };
         assert!(estate.leave(clients, &mail).unwrap().is_empty());
         let (taken, its_mail) = estate.take().unwrap();
         assert_eq!(its_mail, mail);

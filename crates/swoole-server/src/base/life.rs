@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Signal, getppid};
+use rustix::process::{Pid, Signal, getppid};
 use swoole_reactor::{Close, Event, Interest, Reactor, TimerId, Token, Trigger};
 use swoole_supervisor::Child;
 use swoole_sys::signal::SignalSet;
@@ -15,7 +16,7 @@ use super::Premises;
 use super::hands::Hands;
 use super::mesh::{MeshEnd, Parcel};
 use super::till::Outbox;
-use crate::board::Phase;
+use crate::board::{Clients, Phase};
 use crate::desk::{Desk, Heirloom, Replies, Taker as _};
 use crate::error::{Error, Result};
 use crate::handler::Handler;
@@ -54,9 +55,13 @@ pub(super) fn run<H: Handler>(
             return Ok(());
         }
         life.callback(reactor, callbacks::start)?;
-        child.ready();
+        if life.duty.shared.board.phase() < Phase::Serving {
+            child.ready();
+        }
         if life.wait_for(Phase::Serving, reactor)? {
             life.open(reactor, stalls)?;
+            // Of one that takes clients over, the manager believes it only now.
+            child.ready();
             life.serve(reactor)?;
         }
         match life.why_leave() {
@@ -108,6 +113,8 @@ struct Life<'a, H> {
     heirlooms: Vec<Heirloom>,
     /// No packet is handled any more: what arrives is kept for whoever comes next.
     packing: bool,
+    /// `on_worker_stop` has been called.
+    has_stopped: bool,
 }
 
 impl<'a, H: Handler> Life<'a, H> {
@@ -123,6 +130,12 @@ impl<'a, H: Handler> Life<'a, H> {
         shared
             .protect_from(id)
             .map_err(|error| Error::setup("make what other processes own read-only", error))?;
+        // The kernel ends it if it is too busy to notice that it is an orphan.
+        if let Some(manager) = Pid::from_raw(shared.board.manager_pid()) {
+            swoole_sys::process::outlive_parent(2 * ORPHAN_WAIT, manager).map_err(|error| {
+                Error::setup("limit the life without a manager (a timer)", std::io::Error::from(error))
+            })?;
+        }
         let mut reactor = Reactor::new(shared.reactor_options())
             .map_err(|error| Error::setup("make the worker's event loop", error))?;
         let mesh = MeshEnd::new(premises, id, config.socket_buffer_size);
@@ -150,6 +163,7 @@ impl<'a, H: Handler> Life<'a, H> {
             orphan: false,
             heirlooms: Vec::new(),
             packing: false,
+            has_stopped: false,
         };
         Ok((life, reactor))
     }
@@ -167,15 +181,23 @@ impl<'a, H: Handler> Life<'a, H> {
         }
     }
 
-    /// Takes the last worker's clients over, and begins to accept.
-    fn open(&mut self, reactor: &mut Reactor, stalls: Vec<OwnedFd>) -> Result<()> {
+    /// Takes the last worker's clients over.
+    fn inherit(&mut self, reactor: &mut Reactor) -> Result<()> {
+        self.duty.shared.board.set_clients(self.duty.id, Clients::Own);
         let (heirlooms, mail) = self.premises.estates[usize::from(self.duty.id)].take()?;
         let Life { handler, duty, outbox, mesh, desk, .. } = self;
         mesh.inherit(mail);
         let mailbox = reactor.watch(mesh.descriptor(), Interest::READABLE, Trigger::Level);
         self.mailbox = Some(mailbox.map_err(|error| Error::setup("watch the worker's box", error))?);
         desk.inherit(reactor, &mut Hands { handler: &mut **handler, duty, outbox, mesh }, heirlooms);
-        for (socket, listen) in stalls.into_iter().zip(&self.duty.shared.addresses) {
+        Ok(())
+    }
+
+    /// Takes the last worker's clients over, and begins to accept.
+    fn open(&mut self, reactor: &mut Reactor, stalls: Vec<OwnedFd>) -> Result<()> {
+        self.inherit(reactor)?;
+        let shared = Arc::clone(&self.duty.shared);
+        for (socket, listen) in stalls.into_iter().zip(&shared.addresses) {
             let failed = |error| Error::setup(format!("accept on {listen}"), error);
             self.listeners.push(reactor.accept(socket).map_err(failed)?);
         }
@@ -279,9 +301,9 @@ impl<'a, H: Handler> Life<'a, H> {
         }
     }
 
-    /// The kernel asks to leave when the manager dies, as the manager itself does.
+    /// Who is asked to leave may be so by the manager, or because it is gone.
     fn look_for_manager(&mut self) {
-        let parent = getppid().map_or(0, rustix::process::Pid::as_raw_pid);
+        let parent = getppid().map_or(0, Pid::as_raw_pid);
         self.orphan |= parent != self.manager || self.duty.shared.lifeline.is_cut();
     }
 
@@ -300,7 +322,10 @@ impl<'a, H: Handler> Life<'a, H> {
             tracing::error!("take a connection on: {error}");
         }
         if self.desk.len() >= self.limit && !std::mem::replace(&mut self.full, true) {
-            tracing::warn!("{} connections (max_connection, a worker's share): further ones wait", self.limit);
+            tracing::warn!(
+                "{} connections (max_connection, a worker's share): further ones wait",
+                self.limit
+            );
             self.listeners.iter().for_each(|listener| reactor.pause_accept(*listener));
         }
     }
@@ -365,6 +390,14 @@ impl<'a, H: Handler> Life<'a, H> {
         result
     }
 
+    /// Calls `on_worker_stop`, once.
+    fn say_goodbye(&mut self, reactor: &mut Reactor) -> Result<()> {
+        if std::mem::replace(&mut self.has_stopped, true) {
+            return Ok(());
+        }
+        self.callback(reactor, callbacks::stop)
+    }
+
     /// Turns until `done`, for at most `within`; whether it is.
     fn turn_until(
         &mut self,
@@ -386,6 +419,11 @@ impl<'a, H: Handler> Life<'a, H> {
     /// Leaves the clients to the successor.
     fn retire(&mut self, reactor: &mut Reactor) -> Result<()> {
         self.packing = true;
+        let shared = Arc::clone(&self.duty.shared);
+        let is_open = shared.board.clients(self.duty.id) == Clients::Own;
+        if is_open {
+            shared.board.set_clients(self.duty.id, Clients::Leaving);
+        }
         self.desk.pause_all(reactor);
         // Connections that were accepted, and nobody has been told of yet, come along.
         let listeners: Vec<Token> = self.listeners.clone();
@@ -400,19 +438,38 @@ impl<'a, H: Handler> Life<'a, H> {
             turn.map_err(|error| Error::setup("wait for the listeners", error))?;
         }
         self.tell_departed(reactor);
-        let result = self.callback(reactor, callbacks::stop);
+        let result = self.say_goodbye(reactor);
         if let Some(mailbox) = self.mailbox.take() {
             reactor.unwatch(mailbox);
         }
         let count = self.desk.detach_all(reactor);
         self.turn_until(reactor, DETACH_WAIT, |life| life.heirlooms.len() >= count)?;
-        let heirlooms = std::mem::take(&mut self.heirlooms);
-        for heirloom in self.premises.estates[usize::from(self.duty.id)].leave(heirlooms, &self.mesh.leave())? {
-            self.desk.disown(&heirloom);
+        // One that retires before it has taken anything over leaves what there is.
+        if is_open {
+            let heirlooms = std::mem::take(&mut self.heirlooms);
+            let estate = &self.premises.estates[usize::from(self.duty.id)];
+            for heirloom in estate.leave(heirlooms, &self.mesh.leave())? {
+                self.desk.disown(&heirloom);
+            }
+            shared.board.set_clients(self.duty.id, Clients::Left);
+            // Either the manager has seen that, or the stop is seen here: nobody comes for them, then.
+            fence(Ordering::SeqCst);
+            if shared.board.phase() == Phase::Stopping {
+                return self.stay(reactor).and(result);
+            }
         }
         // Those that are closed already, and have not been told of.
         self.end_connections(reactor, DETACH_WAIT)?;
         result
+    }
+
+    /// Takes its clients back, and stops.
+    fn stay(&mut self, reactor: &mut Reactor) -> Result<()> {
+        self.end_connections(reactor, DETACH_WAIT)?;
+        (self.packing, self.duty.has_heir) = (false, false);
+        self.inherit(reactor)?;
+        let within = self.duty.shared.config.max_wait_time;
+        self.stop(reactor, within - MARGIN.min(within / 4))
     }
 
     /// Answers what has come, and ends.
@@ -428,7 +485,7 @@ impl<'a, H: Handler> Life<'a, H> {
         self.turn(reactor, Some(Duration::ZERO))?;
         self.packing = true;
         self.desk.pause_all(reactor);
-        let result = self.callback(reactor, callbacks::stop);
+        let result = self.say_goodbye(reactor);
         self.desk.close_all(reactor, Close::AfterSend);
         self.turn_until(reactor, within.saturating_sub(begun.elapsed()), |life| !life.mesh.is_blocked())?;
         self.end_connections(reactor, within.saturating_sub(begun.elapsed()))?;

@@ -141,8 +141,7 @@ impl MeshEnd {
         let pieces = bytes.len().div_ceil(PIECE).max(1);
         for piece in 0..pieces {
             let part = &bytes[piece * PIECE..bytes.len().min((piece + 1) * PIECE)];
-            let flags =
-                if piece == 0 { FIRST } else { 0 } | if piece + 1 == pieces { LAST } else { 0 };
+            let flags = if piece == 0 { FIRST } else { 0 } | if piece + 1 == pieces { LAST } else { 0 };
             let [low, high] = self.own.to_le_bytes();
             let head = [kind, flags, low, high, 0, 0, 0, 0];
             let packet = [&head, &session.raw().to_le_bytes()[..], part].concat();

@@ -3,10 +3,10 @@
 use swoole_reactor::{Close, Reactor, TimerId, Token};
 
 use super::Desk;
+use super::LINGER;
 use crate::board::Counter;
 use crate::control::LostPacket;
 use crate::link::Sent;
-use super::LINGER;
 use crate::session::Session;
 use crate::wire::RequestKind;
 
@@ -21,12 +21,7 @@ impl Desk {
         }
     }
 
-    pub(crate) fn failed(
-        &mut self,
-        reactor: &mut Reactor,
-        token: Token,
-        error: &dyn std::fmt::Display,
-    ) {
+    pub(crate) fn failed(&mut self, reactor: &mut Reactor, token: Token, error: &dyn std::fmt::Display) {
         let Some(slot) = self.slot_of(token) else { return };
         tracing::debug!(session = %self.connections[slot].session, "connection lost: {error}");
         if self.connections[slot].closing {

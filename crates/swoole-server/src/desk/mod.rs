@@ -24,9 +24,9 @@ use slab::Slab;
 use swoole_protocol::Framing;
 use swoole_reactor::{Close, Error as ReactorError, Reactor, TimerId, Token};
 
-use connection::{Connection, Fed, feed};
-pub(crate) use connection::Offer;
 use connection::LINGER;
+pub(crate) use connection::Offer;
+use connection::{Connection, Fed, feed};
 pub(crate) use heritage::Heirloom;
 pub(crate) use replies::Replies;
 

@@ -30,6 +30,18 @@ pub(super) static ALL: &[Scenario] = &[
         slow_close,
     )
     .in_base(),
+    full(
+        "base_retire_failed_start",
+        "a successor that fails to start costs no client: they wait for the one that does not",
+        failed_start,
+    )
+    .in_base(),
+    full(
+        "base_retire_late_stop",
+        "a stop between a retirement and the successor's start answers what was left",
+        late_stop,
+    )
+    .in_base(),
 ];
 
 fn worker_errors(bed: &Bed) -> usize {
@@ -104,6 +116,49 @@ fn half_closed(cx: &Cx) -> Result<()> {
     }
     ensure!(worker_errors(&bed) == 0, "a worker did not retire but die");
     bed.stop()?;
+    Ok(())
+}
+
+fn failed_start(cx: &Cx) -> Result<()> {
+    let bed = cx.testbed().flag("worker-num", 2).flag("crash-on-start", "0:2").start()?;
+    let mut clients = (0..10).map(|_| bed.connect_to_worker(0)).collect::<Result<Vec<_>>>()?;
+    let before = identities(&mut clients)?;
+    for client in &mut clients {
+        client.send(b"echo hal")?;
+        client.wait_read(bed.port()?)?;
+    }
+    clients[0].tell("f\nstop")?;
+    clients[0].expect_line("half")?;
+    clients[0].expect_line("ok")?;
+    for client in &mut clients[1..] {
+        client.send(b"f\n")?;
+        client.expect_line("half")?;
+    }
+    ensure!(identities(&mut clients)? == before, "somebody has got another identity");
+    ensure!(bed.lives()[&0].generation == 3, "generation {} took over", bed.lives()[&0].generation);
+    ensure!(worker_errors(&bed) == 1, "one start failed, not {}", worker_errors(&bed));
+    bed.stop()?;
+    Ok(())
+}
+
+fn late_stop(cx: &Cx) -> Result<()> {
+    let mut bed = cx.testbed().flag("worker-num", 2).flag("max-wait-time", 10).start()?;
+    let (mut client, mut other) = (bed.connect_to_worker(0)?, bed.connect_to_worker(1)?);
+    let (manager, pid) = (bed.ready.manager, bed.lives()[&0].pid);
+    // The worker has retired, and the manager, which knows nothing of that yet, finds the stop first.
+    proc::halt(manager)?;
+    client.tell_all(&["sleep 100", "stop", "echo left behind"])?;
+    proc::until("the worker's end", PATIENCE, || (!proc::alive(pid)).then_some(()))?;
+    other.tell("echo to the other")?;
+    bed.signal_master(Signal::TERM)?;
+    proc::signal(manager, Signal::CONT)?;
+    for line in ["slept 100", "ok", "left behind"] {
+        client.expect_line(line)?;
+    }
+    client.expect_close()?;
+    other.expect_line("to the other")?;
+    other.expect_close()?;
+    ensure!(bed.wait_gone(PATIENCE)?.success(), "the stop failed");
     Ok(())
 }
 
