@@ -478,11 +478,20 @@ impl<'a, H: Handler> Life<'a, H> {
         for listener in self.listeners.drain(..) {
             reactor.close(listener, Close::Now);
         }
-        // What waits for a successor, and in one more turn what clients have sent already.
+        // What waits for a successor, and what clients have sent already.
         let Life { handler, duty, outbox, mesh, desk, .. } = self;
         duty.has_heir = false;
         desk.unpark(reactor, &mut Hands { handler: &mut **handler, duty, outbox, mesh }, 0);
-        self.turn(reactor, Some(Duration::ZERO))?;
+        let mut unread = self.desk.unread(reactor);
+        let mut left = Duration::ZERO;
+        loop {
+            self.turn(reactor, Some(left))?;
+            unread.retain(|(session, bytes)| !self.desk.has_read(*session, *bytes));
+            left = (within / 2).saturating_sub(begun.elapsed());
+            if unread.is_empty() || left.is_zero() {
+                break;
+            }
+        }
         self.packing = true;
         self.desk.pause_all(reactor);
         let result = self.say_goodbye(reactor);

@@ -47,6 +47,12 @@ pub(super) static ALL: &[Scenario] = &[
     )
     .in_base(),
     full(
+        "base_stop_answers_all",
+        "a stop answers all that clients have sent to a worker that was busy, be they a thousand",
+        stop_answers_all,
+    )
+    .in_base(),
+    full(
         "base_crash_in_stop",
         "a worker that dies during the stop takes its own clients along, and no others",
         crash_in_stop,
@@ -281,6 +287,26 @@ fn crash_on_start(cx: &Cx) -> Result<()> {
     ensure!(waiting.iter().all(|client| matches!(client.has_reply(), Ok(false))), "who waits got something");
     bed.log.wait_line(Source::Stderr, &["worker 1", "back-off"], PATIENCE)?;
     bed.stop()?;
+    Ok(())
+}
+
+fn stop_answers_all(cx: &Cx) -> Result<()> {
+    const CLIENTS: usize = 1000;
+    let mut bed = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 10).start()?;
+    let mut sleeper = bed.connect()?;
+    let mut clients = (0..CLIENTS).map(|_| bed.connect()).collect::<Result<Vec<_>>>()?;
+    clients.iter_mut().try_for_each(|client| client.tell("echo here"))?;
+    clients.iter_mut().try_for_each(|client| client.expect_line("here"))?;
+    bed.occupy(&mut sleeper, 500)?;
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.tell(&format!("echo {number}"))?;
+    }
+    bed.signal_master(Signal::TERM)?;
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.expect_line(&number.to_string()).with_context(|| format!("client {number}"))?;
+        client.expect_close()?;
+    }
+    ensure!(bed.wait_gone(PATIENCE)?.success(), "the stop failed");
     Ok(())
 }
 

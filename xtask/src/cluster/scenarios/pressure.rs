@@ -188,7 +188,10 @@ fn connect_flood(cx: &Cx) -> Result<()> {
     flood(&bed, 30_000)?;
     let now = bed.private_memory()?;
     ensure!(now < before + GROWTH_MAX, "private memory grew from {before} to {now} bytes");
-    proc::signal(bed.lives()[&0].pid, Signal::KILL)?;
+    // What the worker accepts as it dies goes with it, in Base mode: nobody comes before it is gone.
+    let worker = bed.lives()[&0].pid;
+    proc::signal(worker, Signal::KILL)?;
+    bed.wait_error(worker)?;
     bed.connect()?.expect("echo after the flood", "after the flood")?;
     bed.stop()?;
     Ok(())
