@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
@@ -42,7 +43,7 @@ const MESH_BUDGET: usize = 256;
 pub(super) fn run<H: Handler>(
     handler: &mut H,
     shared: &Arc<Shared>,
-    premises: &Arc<Premises>,
+    premises: &Rc<Premises>,
     stalls: Vec<OwnedFd>,
     mut child: Child,
 ) -> i32 {
@@ -90,7 +91,7 @@ enum Leave {
 struct Life<'a, H> {
     handler: &'a mut H,
     duty: Duty,
-    premises: Arc<Premises>,
+    premises: Rc<Premises>,
     outbox: Outbox,
     mesh: MeshEnd,
     desk: Desk,
@@ -121,7 +122,7 @@ impl<'a, H: Handler> Life<'a, H> {
     fn start(
         handler: &'a mut H,
         shared: &Arc<Shared>,
-        premises: &Arc<Premises>,
+        premises: &Rc<Premises>,
         child: &Child,
     ) -> Result<(Life<'a, H>, Reactor)> {
         let id = child.slot;
@@ -147,7 +148,7 @@ impl<'a, H: Handler> Life<'a, H> {
         let life = Life {
             handler,
             duty: Duty::new(id, child.generation, shared)?,
-            premises: Arc::clone(premises),
+            premises: Rc::clone(premises),
             outbox: Outbox::default(),
             mesh,
             desk: Desk::new(id, Arc::clone(shared), config.framing()?, 1),
@@ -264,12 +265,7 @@ impl<'a, H: Handler> Life<'a, H> {
             Event::Eof { token } if self.packing => desk.keep_end(token),
             Event::Eof { token } => desk.ended(reactor, token),
             Event::Failed { token, error } => desk.failed(reactor, token, &error),
-            Event::Closed { token } => {
-                if desk.closed(reactor, token) && self.full && desk.len() < self.limit {
-                    self.full = false;
-                    self.listeners.iter().for_each(|listener| reactor.resume_accept(*listener));
-                }
-            }
+            Event::Closed { token } => self.closed(reactor, token),
             Event::Detached { token, detached } => self.heirlooms.extend(desk.give_away(token, detached)),
             Event::Accepted { listener, socket, peer } => self.accepted(reactor, listener, socket, peer),
             Event::AcceptFailed { listener, error } => {
@@ -327,6 +323,13 @@ impl<'a, H: Handler> Life<'a, H> {
                 self.limit
             );
             self.listeners.iter().for_each(|listener| reactor.pause_accept(*listener));
+        }
+    }
+
+    fn closed(&mut self, reactor: &mut Reactor, token: Token) {
+        if self.desk.closed(reactor, token) && self.full && self.desk.len() < self.limit {
+            self.full = false;
+            self.listeners.iter().for_each(|listener| reactor.resume_accept(*listener));
         }
     }
 

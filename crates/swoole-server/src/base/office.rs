@@ -2,6 +2,7 @@
 
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use crate::shared::Shared;
 pub(super) struct Office<H> {
     pub(super) staff: Staff<H>,
     master: Master,
-    premises: Arc<Premises>,
+    premises: Rc<Premises>,
     /// A worker must not close the numbers of those that were closed in it.
     stalls: ManuallyDrop<Stalls>,
     /// Slots whose first process has started or has failed to, while that matters.
@@ -37,7 +38,7 @@ pub(super) struct Office<H> {
 }
 
 impl<H: Handler> Office<H> {
-    pub(super) fn new(handler: H, shared: Arc<Shared>, premises: Arc<Premises>, stalls: Stalls) -> Office<H> {
+    pub(super) fn new(handler: H, shared: Arc<Shared>, premises: Rc<Premises>, stalls: Stalls) -> Office<H> {
         Office {
             seen: vec![false; stalls.len()],
             master: Master { shared: Arc::clone(&shared) },
