@@ -202,6 +202,7 @@ impl<'a, H: Handler> Life<'a, H> {
             let failed = |error| Error::setup(format!("accept on {listen}"), error);
             self.listeners.push(reactor.accept(socket).map_err(failed)?);
         }
+        self.pause_if_full(reactor);
         Ok(())
     }
 
@@ -317,6 +318,10 @@ impl<'a, H: Handler> Life<'a, H> {
         if let Err(error) = desk.adopt(reactor, &mut hands, socket, &arrival) {
             tracing::error!("take a connection on: {error}");
         }
+        self.pause_if_full(reactor);
+    }
+
+    fn pause_if_full(&mut self, reactor: &mut Reactor) {
         if self.desk.len() >= self.limit && !std::mem::replace(&mut self.full, true) {
             tracing::warn!(
                 "{} connections (max_connection, a worker's share): further ones wait",

@@ -1,10 +1,11 @@
 //! Packets of every size and cut, and connections in great number.
 
-use crate::cluster::bed::Bed;
+use crate::cluster::bed::{Bed, PATIENCE};
 use crate::cluster::client::{Address, Client};
 use crate::cluster::load::Load;
 use crate::cluster::matrix::{Cx, Scenario, full};
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 
 pub(super) static ALL: &[Scenario] = &[
     full("large_packets", "packets of 1.5 MB and replies of 3 MB arrive whole, side by side", large_packets),
@@ -216,6 +217,11 @@ fn max_connection(cx: &Cx) -> Result<()> {
         ask_all(&mut clients, "second")?;
     }
     ensure!(!waiter.has_reply()?, "the connection above max_connection was served");
+    // New workers have no more room, and in Base mode the same clients.
+    bed.signal_master(Signal::USR1)?;
+    bed.log.wait_count("on_after_reload", 1, PATIENCE)?;
+    ask_all(&mut clients, "with the next")?;
+    ensure!(!waiter.has_reply()?, "the connection above max_connection was served after a reload");
     clients.truncate(9);
     waiter.expect_line("my turn").context("the connection that waited for a place")?;
     clients.push(waiter);
