@@ -261,7 +261,7 @@ mod tests {
 
     use super::*;
 
-    const MAX: usize = 1 << 20;
+    const MAX: usize = 4 << 20;
 
     fn mesh(workers: usize) -> Vec<MeshEnd> {
         let premises = Rc::new(Premises { mesh: Mesh::create(workers).unwrap(), estates: Vec::new() });
@@ -320,7 +320,7 @@ mod tests {
     #[test]
     fn messages_under_way_survive_both_ends() {
         let mut ends = mesh(2);
-        let large = vec![7; 900_000];
+        let large = vec![7; 3_000_000];
         ends[0].send(1, session(1), &large).unwrap();
         ends[0].send(1, session(2), b"behind it").unwrap();
         ends[0].pump();
