@@ -67,14 +67,17 @@ pub(super) fn run<H: Handler>(
         }
         match life.why_leave() {
             Leave::Retire => life.retire(reactor),
-            Leave::Stop => {
-                let within = shared.config.max_wait_time;
-                life.stop(reactor, within - MARGIN.min(within / 4))
-            }
+            Leave::Stop => life.stop(reactor, stop_time(shared)),
             Leave::Orphan => life.stop(reactor, ORPHAN_WAIT),
         }
     };
     exit_code(id, life())
+}
+
+/// What a worker may take for a stop.
+fn stop_time(shared: &Shared) -> Duration {
+    let within = shared.config.max_wait_time;
+    within - MARGIN.min(within / 4)
 }
 
 /// Why a worker leaves.
@@ -114,8 +117,6 @@ struct Life<'a, H> {
     heirlooms: Vec<Heirloom>,
     /// No packet is handled any more: what arrives is kept for whoever comes next.
     packing: bool,
-    /// `on_worker_stop` has been called.
-    has_stopped: bool,
 }
 
 impl<'a, H: Handler> Life<'a, H> {
@@ -164,7 +165,6 @@ impl<'a, H: Handler> Life<'a, H> {
             orphan: false,
             heirlooms: Vec::new(),
             packing: false,
-            has_stopped: false,
         };
         Ok((life, reactor))
     }
@@ -182,22 +182,16 @@ impl<'a, H: Handler> Life<'a, H> {
         }
     }
 
-    /// Takes the last worker's clients over.
-    fn inherit(&mut self, reactor: &mut Reactor) -> Result<()> {
-        self.duty.shared.board.set_clients(self.duty.id, Clients::Own);
+    /// Takes the last worker's clients over, and begins to accept.
+    fn open(&mut self, reactor: &mut Reactor, stalls: Vec<OwnedFd>) -> Result<()> {
+        let shared = Arc::clone(&self.duty.shared);
+        shared.board.set_clients(self.duty.id, Clients::Own);
         let (heirlooms, mail) = self.premises.estates[usize::from(self.duty.id)].take()?;
         let Life { handler, duty, outbox, mesh, desk, .. } = self;
         mesh.inherit(mail);
         let mailbox = reactor.watch(mesh.descriptor(), Interest::READABLE, Trigger::Level);
         self.mailbox = Some(mailbox.map_err(|error| Error::setup("watch the worker's box", error))?);
         desk.inherit(reactor, &mut Hands { handler: &mut **handler, duty, outbox, mesh }, heirlooms);
-        Ok(())
-    }
-
-    /// Takes the last worker's clients over, and begins to accept.
-    fn open(&mut self, reactor: &mut Reactor, stalls: Vec<OwnedFd>) -> Result<()> {
-        self.inherit(reactor)?;
-        let shared = Arc::clone(&self.duty.shared);
         for (socket, listen) in stalls.into_iter().zip(&shared.addresses) {
             let failed = |error| Error::setup(format!("accept on {listen}"), error);
             self.listeners.push(reactor.accept(socket).map_err(failed)?);
@@ -398,14 +392,6 @@ impl<'a, H: Handler> Life<'a, H> {
         result
     }
 
-    /// Calls `on_worker_stop`, once.
-    fn say_goodbye(&mut self, reactor: &mut Reactor) -> Result<()> {
-        if std::mem::replace(&mut self.has_stopped, true) {
-            return Ok(());
-        }
-        self.callback(reactor, callbacks::stop)
-    }
-
     /// Turns until `done`, for at most `within`; whether it is.
     fn turn_until(
         &mut self,
@@ -426,12 +412,18 @@ impl<'a, H: Handler> Life<'a, H> {
 
     /// Leaves the clients to the successor.
     fn retire(&mut self, reactor: &mut Reactor) -> Result<()> {
-        self.packing = true;
         let shared = Arc::clone(&self.duty.shared);
         let is_open = shared.board.clients(self.duty.id) == Clients::Own;
         if is_open {
             shared.board.set_clients(self.duty.id, Clients::Leaving);
+            // Either the manager has seen that, or the stop is seen here: nobody comes for them, then.
+            fence(Ordering::SeqCst);
+            if shared.board.phase() == Phase::Stopping {
+                shared.board.set_clients(self.duty.id, Clients::Own);
+                return self.stop(reactor, stop_time(&shared));
+            }
         }
+        self.packing = true;
         self.desk.pause_all(reactor);
         // Connections that were accepted, and nobody has been told of yet, come along.
         let listeners: Vec<Token> = self.listeners.clone();
@@ -446,7 +438,7 @@ impl<'a, H: Handler> Life<'a, H> {
             turn.map_err(|error| Error::setup("wait for the listeners", error))?;
         }
         self.tell_departed(reactor);
-        let result = self.say_goodbye(reactor);
+        let result = self.callback(reactor, callbacks::stop);
         if let Some(mailbox) = self.mailbox.take() {
             reactor.unwatch(mailbox);
         }
@@ -460,24 +452,10 @@ impl<'a, H: Handler> Life<'a, H> {
                 self.desk.disown(&heirloom);
             }
             shared.board.set_clients(self.duty.id, Clients::Left);
-            // Either the manager has seen that, or the stop is seen here: nobody comes for them, then.
-            fence(Ordering::SeqCst);
-            if shared.board.phase() == Phase::Stopping {
-                return self.stay(reactor).and(result);
-            }
         }
         // Those that are closed already, and have not been told of.
         self.end_connections(reactor, DETACH_WAIT)?;
         result
-    }
-
-    /// Takes its clients back, and stops.
-    fn stay(&mut self, reactor: &mut Reactor) -> Result<()> {
-        self.end_connections(reactor, DETACH_WAIT)?;
-        (self.packing, self.duty.has_heir) = (false, false);
-        self.inherit(reactor)?;
-        let within = self.duty.shared.config.max_wait_time;
-        self.stop(reactor, within - MARGIN.min(within / 4))
     }
 
     /// Answers what has come, and ends.
@@ -502,7 +480,7 @@ impl<'a, H: Handler> Life<'a, H> {
         }
         self.packing = true;
         self.desk.pause_all(reactor);
-        let result = self.say_goodbye(reactor);
+        let result = self.callback(reactor, callbacks::stop);
         self.desk.close_all(reactor, Close::AfterSend);
         self.turn_until(reactor, within.saturating_sub(begun.elapsed()), |life| !life.mesh.is_blocked())?;
         self.end_connections(reactor, within.saturating_sub(begun.elapsed()))?;

@@ -130,7 +130,7 @@ impl<H: Handler> Office<H> {
             return false;
         }
         self.set_phase(Phase::Stopping);
-        // A worker that has left its clients has seen that, or is seen here: on either side a store, then a load.
+        // One that has begun to retire has seen that, or is seen here: on either side a store, then a load.
         fence(Ordering::SeqCst);
         if self.has_heirs() {
             self.set_phase(Phase::Serving);
