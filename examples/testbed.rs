@@ -32,8 +32,8 @@ struct Testbed {
     /// Whether packets are commands, or are to be echoed.
     commands: bool,
     line_end: Vec<u8>,
-    /// This worker panics at its start.
-    crash_on_start: Option<u16>,
+    /// This worker panics at its start, always or in this generation.
+    crash_on_start: Option<(u16, Option<u32>)>,
 }
 
 /// One line to stdout with one write, so that lines of different processes never mix.
@@ -94,10 +94,13 @@ impl Handler for Testbed {
     }
 
     fn on_worker_start(&mut self, worker: &mut Worker) -> Result<()> {
-        if self.crash_on_start == Some(worker.id()) {
-            panic!("--crash-on-start {}", worker.id());
-        }
         let (id, pid, generation) = (worker.id(), worker.pid(), worker.generation());
+        if self
+            .crash_on_start
+            .is_some_and(|(who, when)| who == id && when.is_none_or(|when| when == generation))
+        {
+            panic!("--crash-on-start {id}");
+        }
         say(format!("on_worker_start worker={id} pid={pid} generation={generation}"))
     }
 
@@ -213,6 +216,14 @@ fn raise<T>(signal: Signal) -> Result<T> {
     Err(format!("{signal:?} did not end the process").into())
 }
 
+/// `ID` or `ID:GENERATION` of a worker.
+fn parse_life(text: &str) -> std::result::Result<(u16, Option<u32>), std::num::ParseIntError> {
+    match text.split_once(':') {
+        Some((id, generation)) => Ok((id.parse()?, Some(generation.parse()?))),
+        None => Ok((text.parse()?, None)),
+    }
+}
+
 fn run() -> Result<()> {
     let mut defaults = Config::default();
     defaults.listen = vec!["tcp://127.0.0.1:9501".parse().map_err(Error::other)?];
@@ -221,17 +232,20 @@ fn run() -> Result<()> {
 
     let (mut crash_on_start, mut spawn_thread) = (None, false);
     let config = Sources::new(defaults)
-        .option("crash-on-start", "ID", "this worker panics whenever it starts", &mut crash_on_start)
+        .option(
+            "crash-on-start",
+            "ID[:GENERATION]",
+            "this worker panics whenever it starts, or the first, second, ... time",
+            &mut crash_on_start,
+        )
         .switch(
             "spawn-thread",
             "a thread is started before the server, which refuses that",
             &mut spawn_thread,
         )
         .load_process()?;
-    let crash_on_start = crash_on_start
-        .map(|id| id.parse())
-        .transpose()
-        .map_err(|_| "flag --crash-on-start: must be a worker's id")?;
+    let crash_on_start = crash_on_start.as_deref().map(parse_life).transpose();
+    let crash_on_start = crash_on_start.map_err(|_| "flag --crash-on-start: must be ID or ID:GENERATION")?;
     if spawn_thread {
         std::thread::spawn(std::thread::park);
     }

@@ -281,7 +281,8 @@ impl Reactor {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchToken`], also after [`close`](Self::close); [`Error::WrongKind`] for other sources;
+    /// [`Error::NoSuchToken`], also after [`close`](Self::close), except while that waits for what is queued
+    /// ([`Close::AfterSend`]): closing is up to whoever goes on, then. [`Error::WrongKind`] for other sources;
     /// [`Error::Forked`].
     pub fn detach(&mut self, token: Token) -> Result<(), Error> {
         self.check()?;

@@ -30,6 +30,20 @@ pub(crate) enum Phase {
     Stopping = 3,
 }
 
+/// Whose the clients of a worker's slot are, in Base mode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub(crate) enum Clients {
+    /// There are none.
+    None = 0,
+    /// The worker's: they go with it if it dies.
+    Own = 1,
+    /// The worker is about to leave them to its successor.
+    Leaving = 2,
+    /// They wait for the successor.
+    Left = 3,
+}
+
 // A worker's row. One cache line for what it writes per packet, then one word per reactor.
 const GENERATION: usize = 0;
 const BUSY: usize = 1;
@@ -37,6 +51,8 @@ const HANDLED: usize = 2;
 // Base mode: the packet in hand; session 0 for none.
 const SESSION: usize = 3;
 const SIZE: usize = 4;
+// Base mode: see `Clients`.
+const CLIENTS: usize = 5;
 // Process mode: the record in hand, by reactor.
 const STARTED: usize = 8;
 
@@ -79,7 +95,10 @@ impl Board {
             })
         };
         create().map_err(|error: swoole_ipc::Error| {
-            Error::setup("map the board (a page of shared memory, and one for each worker and reactor)", error)
+            Error::setup(
+                "map the board (a page of shared memory, and one for each worker and reactor)",
+                error,
+            )
         })
     }
 
@@ -185,6 +204,25 @@ impl Board {
         let session = self.worker(worker, SESSION).load(Ordering::Acquire);
         let size = self.worker(worker, SIZE).load(Ordering::Relaxed);
         (session != 0).then(|| LostPacket { session: Session::from_raw(session), size })
+    }
+
+    pub(crate) fn set_clients(&self, worker: u16, clients: Clients) {
+        self.worker(worker, CLIENTS).store(clients as u64, Ordering::Release);
+    }
+
+    pub(crate) fn clients(&self, worker: u16) -> Clients {
+        match self.worker(worker, CLIENTS).load(Ordering::Acquire) {
+            1 => Clients::Own,
+            2 => Clients::Leaving,
+            3 => Clients::Left,
+            _ => Clients::None,
+        }
+    }
+
+    /// All connections of this reactor are gone, those on their way out included.
+    pub(crate) fn close_all(&self, reactor: usize) {
+        let accepted = self.reactor(reactor, ACCEPTED).load(Ordering::Relaxed);
+        self.reactor(reactor, CLOSED).store(accepted, Ordering::Relaxed);
     }
 
     pub(crate) fn set_busy(&self, worker: u16, busy: bool) {

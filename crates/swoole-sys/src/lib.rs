@@ -43,6 +43,7 @@ compile_error!("swoole-sys takes C's long for 64 bits, as it is on every 64-bit 
 
 pub mod fds;
 pub mod msg;
+mod orphan;
 pub mod process;
 pub mod signal;
 pub mod title;

@@ -7,6 +7,8 @@ use std::{fs, io};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
 
+pub use crate::orphan::outlive_parent;
+
 /// On which side of [`fork`] the code goes on.
 #[derive(Debug)]
 #[must_use]

@@ -103,6 +103,19 @@ pub fn set_mask(set: &SignalSet) -> Result<SignalSet> {
     change_mask(libc::SIG_SETMASK, set)
 }
 
+/// The signals that have come and are blocked: `sigpending(2)`.
+///
+/// # Errors
+///
+/// None in practice.
+pub fn pending() -> Result<SignalSet> {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigpending fills in the set that it is given.
+    crate::check(unsafe { libc::sigpending(set.as_mut_ptr()) })?;
+    // SAFETY: initialised by the success above.
+    Ok(SignalSet::from_libc(&unsafe { set.assume_init() }))
+}
+
 fn change_mask(how: libc::c_int, set: &SignalSet) -> Result<SignalSet> {
     let set = set.to_libc();
     let mut old = MaybeUninit::uninit();

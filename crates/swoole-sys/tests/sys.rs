@@ -26,6 +26,7 @@ tests![
     a_child_does_not_print_what_its_parent_has_buffered,
     a_child_dies_with_its_parent,
     a_child_that_was_orphaned_too_early_dies_as_well,
+    a_busy_child_outlives_its_parent_by_no_more_than_it_may,
     a_subreaper_inherits_orphans,
     masks_are_sets,
     a_signalfd_reads_what_is_blocked,
@@ -143,6 +144,38 @@ fn a_child_that_was_orphaned_too_early_dies_as_well() {
         wait_forever()
     });
     assert_eq!(code, -Signal::TERM.as_raw());
+}
+
+fn a_busy_child_outlives_its_parent_by_no_more_than_it_may() {
+    let (read, write) = pipe().unwrap();
+    let within = Duration::from_millis(200);
+    let parent = match fork().unwrap() {
+        Fork::Parent(pid) => pid,
+        Fork::Child => {
+            let parent = getpid();
+            if let Fork::Child = fork().unwrap() {
+                process::outlive_parent(within, parent).unwrap();
+                rustix::io::write(&write, b"!").unwrap();
+                loop {
+                    std::hint::spin_loop();
+                }
+            }
+            wait_forever();
+        }
+    };
+    drop(write);
+    let mut byte = [0];
+    assert_eq!(rustix::io::read(&read, &mut byte), Ok(1));
+    let death = std::time::Instant::now();
+    kill_process(parent, Signal::KILL).unwrap();
+    assert_eq!(rustix::io::read(&read, &mut byte), Ok(0), "end of file: the grandchild is gone too");
+    assert!(death.elapsed() >= within);
+
+    let code = in_child(|| {
+        process::outlive_parent(within, Pid::INIT).unwrap();
+        wait_forever()
+    });
+    assert_eq!(code, -Signal::KILL.as_raw(), "it was orphaned too early");
 }
 
 fn a_subreaper_inherits_orphans() {

@@ -216,6 +216,33 @@ impl Bed {
         proc::until("the worker to sleep", PATIENCE, || asleep().then_some(()))
     }
 
+    /// Whether it is in Base mode, where the process that was started is the manager.
+    pub(super) fn is_base(&self) -> bool {
+        self.ready.master == self.ready.manager
+    }
+
+    /// The processes that hold the clients' connections: the master, or in Base mode the workers.
+    pub(super) fn holders(&self) -> Vec<i32> {
+        if self.is_base() {
+            self.lives().values().map(|life| life.pid).collect()
+        } else {
+            vec![self.ready.master]
+        }
+    }
+
+    /// Private memory of the processes that hold the clients' connections, beside the shared memory that exists from the
+    /// start.
+    pub(super) fn private_memory(&self) -> Result<u64> {
+        self.holders().into_iter().map(|pid| proc::memory(pid, "RssAnon")).sum()
+    }
+
+    /// Waits until all that this client has sent is accepted: the server has read it, or in Base mode, where a worker
+    /// that is busy reads nothing, has it in its socket.
+    pub(super) fn wait_accepted(&self, client: &Client) -> Result<()> {
+        let port = self.port()?;
+        if self.is_base() { client.wait_arrived(port) } else { client.wait_read(port) }
+    }
+
     /// The latest life of each worker, by the lines that workers print as they start.
     pub(super) fn lives(&self) -> BTreeMap<u32, Life> {
         let mut lives = BTreeMap::new();

@@ -266,6 +266,8 @@ impl Client {
                 Ok(0) => return Ok(rest),
                 Ok(count) => rest.extend_from_slice(&chunk[..count]),
                 Err(error) if is_close(&error) => return Ok(rest),
+                // A read with a time limit ends early when the whole machine's scenarios stand still for a while.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
                 Err(error) => return Err(error).context("read until the close"),
             }
@@ -297,6 +299,16 @@ impl Client {
             let received = |row: &proc::TcpRow| row.established && row.unread == 0;
             // What the client's kernel has not got rid of yet shows as unsent on the other row.
             rows.iter().find(ours).is_some_and(received).then_some(())
+        })
+    }
+
+    /// Waits until the server's kernel has every byte that was sent, whether or not its program has read any.
+    pub(super) fn wait_arrived(&self, server_port: u16) -> Result<()> {
+        let port = self.port()?;
+        proc::until("what was sent to arrive", TIMEOUT, || {
+            let rows = proc::tcp_rows();
+            let ours = |row: &&proc::TcpRow| (row.local_port, row.remote_port) == (port, server_port);
+            rows.iter().find(ours).is_some_and(|row| row.unsent == 0).then_some(())
         })
     }
 }

@@ -7,17 +7,37 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// One value of each dimension of the matrix: which event backend, and what lies between the processes.
+/// One value of each dimension of the matrix: which processes there are, which event backend they use, and what lies
+/// between them, which in Base mode is nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Setup {
+    pub(super) mode: &'static str,
     pub(super) backend: &'static str,
-    pub(super) ipc: &'static str,
+    pub(super) ipc: Option<&'static str>,
 }
 
+impl Setup {
+    pub(super) fn is_base(self) -> bool {
+        self.mode == BASE
+    }
+}
+
+const PROCESS: &str = "process";
+const BASE: &str = "base";
+
+pub(super) const MODES: [&str; 2] = [PROCESS, BASE];
 pub(super) const BACKENDS: [&str; 2] = ["epoll", "io_uring"];
 pub(super) const IPCS: [&str; 2] = ["ring", "socketpair"];
 
-/// On which combinations a scenario tells something new.
+/// The values that the command line allows, of which it leaves at least one each.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Choice {
+    pub(super) modes: Vec<&'static str>,
+    pub(super) backends: Vec<&'static str>,
+    pub(super) ipcs: Vec<&'static str>,
+}
+
+/// On which combinations a scenario tells something new, in each of its modes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Matrix {
     /// Each backend with each kind of channel.
@@ -29,14 +49,12 @@ pub(super) enum Matrix {
 }
 
 impl Matrix {
-    /// The combinations to run when the command line allows these values.
-    pub(super) fn setups(self, backends: &[&'static str], ipcs: &[&'static str]) -> Vec<Setup> {
-        let all = backends.iter().flat_map(|&backend| ipcs.iter().map(move |&ipc| Setup { backend, ipc }));
-        match self {
-            Self::Full => all.collect(),
-            Self::Backends => all.filter(|setup| Some(&setup.ipc) == ipcs.first()).collect(),
-            Self::Once => all.take(1).collect(),
-        }
+    fn setups(self, mode: &'static str, choice: &Choice) -> Vec<Setup> {
+        let no_channel = self != Self::Full || mode == BASE;
+        let backends = if self == Self::Once { &choice.backends[..1] } else { &choice.backends };
+        let ipcs = if no_channel { &choice.ipcs[..1] } else { &choice.ipcs };
+        let setup = |backend, ipc| Setup { mode, backend, ipc: (mode != BASE).then_some(ipc) };
+        backends.iter().flat_map(|backend| ipcs.iter().map(move |ipc| setup(*backend, *ipc))).collect()
     }
 }
 
@@ -45,14 +63,43 @@ pub(super) struct Scenario {
     /// One line for `--list`.
     pub(super) about: &'static str,
     pub(super) matrix: Matrix,
+    /// The modes in which it makes sense.
+    pub(super) modes: &'static [&'static str],
     /// When the watchdog ends it.
     pub(super) limit: Duration,
     pub(super) run: fn(&Cx) -> Result<()>,
 }
 
+impl Scenario {
+    const fn new(
+        matrix: Matrix,
+        name: &'static str,
+        about: &'static str,
+        run: fn(&Cx) -> Result<()>,
+    ) -> Self {
+        Self { name, about, matrix, modes: &MODES, limit: Duration::from_secs(60), run }
+    }
+
+    /// Only in Process mode: it is about what only that has, or about what the mode does not matter to.
+    pub(super) const fn in_process(self) -> Self {
+        Self { modes: &[PROCESS], ..self }
+    }
+
+    /// Only in Base mode.
+    pub(super) const fn in_base(self) -> Self {
+        Self { modes: &[BASE], ..self }
+    }
+
+    /// The combinations to run when the command line allows these values.
+    pub(super) fn setups(&self, choice: &Choice) -> Vec<Setup> {
+        let modes = choice.modes.iter().filter(|mode| self.modes.contains(mode));
+        modes.flat_map(|mode| self.matrix.setups(mode, choice)).collect()
+    }
+}
+
 /// A scenario on the full matrix, with the usual time limit.
 pub(super) const fn full(name: &'static str, about: &'static str, run: fn(&Cx) -> Result<()>) -> Scenario {
-    Scenario { name, about, matrix: Matrix::Full, limit: Duration::from_secs(60), run }
+    Scenario::new(Matrix::Full, name, about, run)
 }
 
 /// A scenario of what has no channel between processes.
@@ -61,12 +108,12 @@ pub(super) const fn backends(
     about: &'static str,
     run: fn(&Cx) -> Result<()>,
 ) -> Scenario {
-    Scenario { name, about, matrix: Matrix::Backends, limit: Duration::from_secs(60), run }
+    Scenario::new(Matrix::Backends, name, about, run)
 }
 
 /// A scenario that one combination settles.
 pub(super) const fn once(name: &'static str, about: &'static str, run: fn(&Cx) -> Result<()>) -> Scenario {
-    Scenario { name, about, matrix: Matrix::Once, limit: Duration::from_secs(60), run }
+    Scenario::new(Matrix::Once, name, about, run)
 }
 
 /// What a run of a scenario is given.
@@ -92,9 +139,11 @@ impl Cx {
         Launch::new(self, self.examples.join(name))
     }
 
-    /// The testbed with the backend and channel of this run, but no address to listen on.
+    /// The testbed with the mode, backend and channel of this run, but no address to listen on.
     pub(super) fn testbed_bare(&self) -> Launch<'_> {
-        self.example("testbed").flag("backend", self.setup.backend).flag("ipc", self.setup.ipc)
+        let Setup { mode, backend, ipc } = self.setup;
+        let launch = self.example("testbed").flag("mode", mode).flag("backend", backend);
+        ipc.into_iter().fold(launch, |launch, ipc| launch.flag("ipc", ipc))
     }
 
     /// The testbed on a free TCP port of the loopback.
@@ -119,14 +168,25 @@ pub(super) fn choose(what: &str, known: &[&'static str], value: &str) -> Result<
 mod tests {
     use super::*;
 
+    fn nothing(_: &Cx) -> Result<()> {
+        Ok(())
+    }
+
     #[test]
     fn the_matrix_obeys_the_command_line() {
-        assert_eq!(Matrix::Full.setups(&BACKENDS, &IPCS).len(), 4);
-        assert_eq!(Matrix::Once.setups(&BACKENDS, &IPCS), [Setup { backend: "epoll", ipc: "ring" }]);
-        let backends = Matrix::Backends.setups(&BACKENDS, &["socketpair"]);
+        let everything = || Choice { modes: MODES.into(), backends: BACKENDS.into(), ipcs: IPCS.into() };
+        let (full, once) = (full("a", "", nothing), once("b", "", nothing).in_process());
+        assert_eq!(full.setups(&everything()).len(), 4 + 2);
+        let first = Setup { mode: "process", backend: "epoll", ipc: Some("ring") };
+        assert_eq!(once.setups(&everything()), [first]);
+        let base = Choice { modes: vec!["base"], ..everything() };
+        assert!(once.setups(&base).is_empty());
+        assert!(full.setups(&base).iter().all(|setup| setup.is_base() && setup.ipc.is_none()));
+        let backends = backends("c", "", nothing).in_process();
+        let backends = backends.setups(&Choice { ipcs: vec!["socketpair"], ..everything() });
         assert!(backends.len() == 2 && backends[0].backend != backends[1].backend);
-        let only = Matrix::Full.setups(&["io_uring"], &IPCS);
-        assert!(only.len() == 2 && only.iter().all(|setup| setup.backend == "io_uring"));
+        let only = full.setups(&Choice { backends: vec!["io_uring"], ..everything() });
+        assert!(only.len() == 3 && only.iter().all(|setup| setup.backend == "io_uring"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod scenarios;
 
 use crate::{Verdict, shell};
 use anyhow::{Result, ensure};
-use matrix::{BACKENDS, IPCS, Scenario, choose};
+use matrix::{BACKENDS, Choice, IPCS, MODES, Scenario, choose};
 use runner::Runner;
 pub(crate) use runner::Tally;
 
@@ -21,10 +21,11 @@ cargo xtask test-cluster [OPTIONS]
 Builds the examples in release mode, then runs scenarios against them, one after another. Each is under a watchdog, and
 none may leave a process, a SysV queue, shared memory or a socket file behind. Exit code 0 when all have passed.
 
-  --list            Name the scenarios and what they show, and run none
+  --list            Name the scenarios, their modes and what they show, and run none
   --scenario NAME   Only the one of this name, or all whose names contain it; may repeat
+  --mode NAME       Only process or base; may repeat
   --backend NAME    Only epoll or io_uring; may repeat
-  --ipc NAME        Only ring or socketpair; may repeat
+  --ipc NAME        Only ring or socketpair, between the processes of Process mode; may repeat
   --repeat N        Everything N times, with another seed each time; stops after a round with a failure
   --seed N          The seed of what is random in them; a failure prints it
 ";
@@ -32,8 +33,7 @@ none may leave a process, a SysV queue, shared memory or a socket file behind. E
 struct Options {
     list: bool,
     scenarios: Vec<String>,
-    backends: Vec<&'static str>,
-    ipcs: Vec<&'static str>,
+    choice: Choice,
     repeat: u64,
     seed: u64,
 }
@@ -45,20 +45,21 @@ impl Options {
         let mut options = Self {
             list: false,
             scenarios: Vec::new(),
-            backends: Vec::new(),
-            ipcs: Vec::new(),
+            choice: Choice { modes: Vec::new(), backends: Vec::new(), ipcs: Vec::new() },
             repeat: 1,
             seed,
         };
+        let choice = &mut options.choice;
         while let Some(arg) = args.next()? {
             match arg {
                 Long("help") | Short('h') => return Ok(None),
                 Long("list") => options.list = true,
                 Long("scenario") => options.scenarios.push(args.value()?.string()?),
+                Long("mode") => choice.modes.push(choose("--mode", &MODES, &args.value()?.string()?)?),
                 Long("backend") => {
-                    options.backends.push(choose("--backend", &BACKENDS, &args.value()?.string()?)?)
+                    choice.backends.push(choose("--backend", &BACKENDS, &args.value()?.string()?)?)
                 }
-                Long("ipc") => options.ipcs.push(choose("--ipc", &IPCS, &args.value()?.string()?)?),
+                Long("ipc") => choice.ipcs.push(choose("--ipc", &IPCS, &args.value()?.string()?)?),
                 Long("repeat") => options.repeat = args.value()?.parse()?,
                 Long("seed") => options.seed = args.value()?.parse()?,
                 other => return Err(other.unexpected().into()),
@@ -69,11 +70,11 @@ impl Options {
 
     /// A dimension that the command line does not mention is taken whole.
     fn or_all(mut self) -> Self {
-        if self.backends.is_empty() {
-            self.backends = BACKENDS.to_vec();
-        }
-        if self.ipcs.is_empty() {
-            self.ipcs = IPCS.to_vec();
+        let Choice { modes, backends, ipcs } = &mut self.choice;
+        for (chosen, all) in [(modes, MODES), (backends, BACKENDS), (ipcs, IPCS)] {
+            if chosen.is_empty() {
+                chosen.extend(all);
+            }
         }
         self
     }
@@ -107,7 +108,7 @@ pub(crate) fn main(args: lexopt::Parser) -> Verdict {
     };
     if options.list {
         for scenario in options.chosen()? {
-            println!("{:<26} {}", scenario.name, scenario.about);
+            println!("{:<26} {:<12} {}", scenario.name, scenario.modes.join(" "), scenario.about);
         }
         return Ok(true);
     }
@@ -145,7 +146,7 @@ fn run(options: &Options) -> Result<Tally> {
         println!("test-cluster: {} scenarios, seed {seed}", chosen.len());
         let runner = Runner::new(shell::target_dir().join("release/examples"), seed)?;
         for scenario in &chosen {
-            for setup in scenario.matrix.setups(&options.backends, &options.ipcs) {
+            for setup in scenario.setups(&options.choice) {
                 runner.run(scenario, setup, &mut tally)?;
             }
         }
@@ -178,8 +179,11 @@ mod tests {
     #[test]
     fn options_narrow_the_matrix() {
         let options = parse(&["--backend", "epoll", "--seed", "7", "--scenario", "shape"]).unwrap().unwrap();
-        assert_eq!((options.backends.as_slice(), options.seed), (["epoll"].as_slice(), 7));
-        assert_eq!(options.ipcs, IPCS);
+        assert_eq!((options.choice.backends.as_slice(), options.seed), (["epoll"].as_slice(), 7));
+        assert_eq!(
+            (options.choice.modes.as_slice(), options.choice.ipcs.as_slice()),
+            (&MODES[..], &IPCS[..])
+        );
         assert_eq!(options.chosen().unwrap().len(), 1);
         let crashes = parse(&["--scenario", "crash"]).unwrap().unwrap().chosen().unwrap();
         assert!(crashes.len() > 1 && crashes.iter().all(|scenario| scenario.name.contains("crash")));

@@ -140,12 +140,14 @@ pub(super) fn socket_inodes(pid: i32) -> Result<BTreeSet<u64>> {
     Ok(inodes)
 }
 
-/// One row of `/proc/net/tcp`: ports, connection state, bytes the owner has not read yet.
+/// One row of `/proc/net/tcp`: ports, connection state, bytes that the peer has not confirmed and that the owner has not
+/// read yet.
 #[derive(Debug, PartialEq)]
 pub(super) struct TcpRow {
     pub(super) local_port: u16,
     pub(super) remote_port: u16,
     pub(super) established: bool,
+    pub(super) unsent: u64,
     pub(super) unread: u64,
     pub(super) inode: u64,
 }
@@ -153,11 +155,13 @@ pub(super) struct TcpRow {
 fn parse_tcp_row(line: &str) -> Option<TcpRow> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let port = |field: &str| u16::from_str_radix(field.rsplit_once(':')?.1, 16).ok();
+    let (unsent, unread) = fields.get(4)?.split_once(':')?;
     Some(TcpRow {
         local_port: port(fields.get(1)?)?,
         remote_port: port(fields.get(2)?)?,
         established: *fields.get(3)? == "01",
-        unread: u64::from_str_radix(fields.get(4)?.split_once(':')?.1, 16).ok()?,
+        unsent: u64::from_str_radix(unsent, 16).ok()?,
+        unread: u64::from_str_radix(unread, 16).ok()?,
         inode: fields.get(9)?.parse().ok()?,
     })
 }
@@ -234,10 +238,11 @@ mod tests {
 
     #[test]
     fn a_row_of_the_tcp_table() {
-        let line = "  2: 0100007F:251D 0100007F:E9C2 01 00000000:0000001A 00:00000000 00000000     0        0 12345 1 0";
+        let line = "  2: 0100007F:251D 0100007F:E9C2 01 00000007:0000001A 00:00000000 00000000     0        0 12345 1 0";
         let row = parse_tcp_row(line).unwrap();
+        let (local_port, remote_port) = (9501, 59842);
         let expected =
-            TcpRow { local_port: 9501, remote_port: 59842, established: true, unread: 26, inode: 12345 };
+            TcpRow { local_port, remote_port, established: true, unsent: 7, unread: 26, inode: 12345 };
         assert_eq!(row, expected);
         assert_eq!(parse_tcp_row("  sl  local_address rem_address   st tx_queue rx_queue"), None);
     }

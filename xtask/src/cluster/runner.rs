@@ -55,7 +55,8 @@ impl Runner {
         let outcome = outcome.and_then(|()| before.compare(&dir));
         sweep();
         fs::remove_dir_all(&dir)?;
-        let row = format!("{:<26} {:<9} {:<11}", scenario.name, setup.backend, setup.ipc);
+        let ipc = setup.ipc.unwrap_or("-");
+        let row = format!("{:<26} {:<8} {:<9} {ipc:<11}", scenario.name, setup.mode, setup.backend);
         match outcome {
             Ok(()) => {
                 tally.passed += 1;
@@ -75,8 +76,9 @@ impl Runner {
     }
 
     fn words(&self, scenario: &Scenario, setup: Setup) -> String {
-        let Setup { backend, ipc } = setup;
-        format!("--scenario {} --backend {backend} --ipc {ipc} --seed {}", scenario.name, self.seed)
+        let Setup { mode, backend, ipc } = setup;
+        let ipc = ipc.map(|ipc| format!("--ipc {ipc} ")).unwrap_or_default();
+        format!("--scenario {} --mode {mode} --backend {backend} {ipc}--seed {}", scenario.name, self.seed)
     }
 }
 

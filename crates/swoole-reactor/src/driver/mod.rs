@@ -78,7 +78,7 @@ pub(crate) trait Driver {
     /// Ends any source. No event of it follows but one `Closed`, unless it is `silent`. A stream that is
     /// closing with `AfterSend` may be closed again with something faster; else a second call does nothing.
     fn close(&mut self, token: Token, how: Close, silent: bool);
-    /// Ends a listener or a stream without closing its descriptor, which `Detached` gives back when no operation of
+    /// Ends a listener or a stream, also one that closes `AfterSend`, without closing its descriptor, which `Detached` gives back when no operation of
     /// it is under way. Until then, a listener may still have `Accepted`; else no event of it follows.
     fn detach(&mut self, token: Token) -> Result<(), Error>;
     /// The descriptor of a source that is not closed.

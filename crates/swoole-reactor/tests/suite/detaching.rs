@@ -12,6 +12,8 @@ use crate::{Bed, Seen, random_bytes};
 on_each_backend!(
     a_stream_goes_on_elsewhere_without_gap_or_repetition,
     a_paused_stream_takes_along_what_it_has_read,
+    a_stream_that_closes_after_what_is_queued_goes_on_elsewhere,
+    what_was_queued_last_goes_along,
     a_listener_leaves_no_connection_behind,
     what_is_closed_or_no_stream_is_refused,
 );
@@ -113,6 +115,49 @@ fn a_paused_stream_takes_along_what_it_has_read(backend: Backend) {
     drop(peer);
     (&stream).read_to_end(&mut unread).unwrap();
     assert_eq!(unread, b"before and after");
+}
+
+fn a_stream_that_closes_after_what_is_queued_goes_on_elsewhere(backend: Backend) {
+    let mut bed = Bed::new(backend);
+    let (token, mut peer) = bed.tcp();
+    let output = random_bytes(8_000_000);
+    bed.reactor.send(token, output.clone()).unwrap();
+    bed.fence();
+    bed.reactor.close(token, Close::AfterSend);
+    bed.fence();
+    bed.reactor.detach(token).unwrap();
+    let Detached { socket, unsent, .. } = detached(&mut bed, token);
+    assert!(!unsent.is_empty() && unsent.len() < output.len());
+    let reader = std::thread::spawn(move || {
+        let mut received = Vec::new();
+        peer.read_to_end(&mut received).unwrap();
+        received
+    });
+    let mut other = Bed::new(backend);
+    let token = other.reactor.stream(socket).unwrap();
+    other.reactor.send(token, unsent).unwrap();
+    other.reactor.close(token, Close::AfterSend);
+    other.until_seen("Closed", |seen| matches!(seen, Seen::Closed(_)));
+    assert!(reader.join().unwrap() == output);
+}
+
+/// Queued in the same turn, and the peer takes nothing that could end a send.
+fn what_was_queued_last_goes_along(backend: Backend) {
+    let mut bed = Bed::new(backend);
+    let (token, mut peer) = bed.tcp();
+    bed.reactor.receive(token).unwrap();
+    bed.fence();
+    let output = random_bytes(8_000_000);
+    bed.reactor.send(token, output.clone()).unwrap();
+    bed.reactor.detach(token).unwrap();
+    let Detached { socket, unsent, .. } = detached(&mut bed, token);
+    let stream = TcpStream::from(socket);
+    stream.set_nonblocking(false).unwrap();
+    let writer = std::thread::spawn(move || (&stream).write_all(&unsent).unwrap());
+    let mut received = Vec::new();
+    peer.read_to_end(&mut received).unwrap();
+    writer.join().unwrap();
+    assert!(received == output);
 }
 
 fn a_listener_leaves_no_connection_behind(backend: Backend) {

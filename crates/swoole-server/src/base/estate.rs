@@ -1,4 +1,4 @@
-//! What a retiring worker leaves to its successor: its clients, with every byte under way.
+//! What a retiring worker leaves to its successor: its clients and its mail, with every byte under way.
 //!
 //! A SEQPACKET socketpair for each slot, of which every generation has both ends, holds the clients' descriptors until
 //! somebody takes them; an unsealed memfd lists what belongs to each. The list goes last, and alone makes the estate
@@ -13,6 +13,7 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, memfd_create};
 use swoole_ipc::socketpair::{self, Endpoint, FDS_MAX, Kind};
 
+use super::mesh::Mail;
 use crate::desk::Heirloom;
 use crate::error::{Error, Result};
 use crate::session::Session;
@@ -25,6 +26,7 @@ const CLIENTS: u8 = 1;
 const LIST: u8 = 2;
 
 const ENDED: u8 = 1;
+const CLOSING: u8 = 2;
 
 pub(super) struct Estate {
     giver: RefCell<Endpoint>,
@@ -39,17 +41,16 @@ impl Estate {
             taker.set_buffer_sizes(BUFFER)?;
             Ok(Estate { giver: RefCell::new(giver), taker: RefCell::new(taker) })
         };
-        create().map_err(|error: swoole_ipc::Error| {
-            Error::setup("make a worker's estate (a socketpair)", error)
-        })
+        create()
+            .map_err(|error: swoole_ipc::Error| Error::setup("make a worker's estate (a socketpair)", error))
     }
 
     pub(super) fn keep(&self) -> Vec<RawFd> {
         [&self.giver, &self.taker].map(|end| end.borrow().as_fd().as_raw_fd()).into()
     }
 
-    /// Leaves these clients to the successor. Yields those for whom there was no room.
-    pub(super) fn leave(&self, heirlooms: Vec<Heirloom>) -> Result<Vec<Heirloom>> {
+    /// Leaves these clients and this mail to the successor. Yields the clients for whom there was no room.
+    pub(super) fn leave(&self, heirlooms: Vec<Heirloom>, mail: &Mail) -> Result<Vec<Heirloom>> {
         let failed = |error: swoole_ipc::Error| Error::setup("leave the clients to the next worker", error);
         let mut giver = self.giver.borrow_mut();
         let mut left = heirlooms;
@@ -67,20 +68,23 @@ impl Estate {
                 }
             }
         }
-        let list = write(&left).map_err(|error| Error::setup("list the clients for the next worker", error))?;
+        let list = write(&left, mail)
+            .map_err(|error| Error::setup("list the clients for the next worker", error))?;
         giver.send_with_fds(&[LIST], &[list.as_fd()], Some(Duration::ZERO)).map_err(failed)?;
         Ok(rest)
     }
 
     /// Takes what was left, if it is whole.
-    pub(super) fn take(&self) -> Result<Vec<Heirloom>> {
+    pub(super) fn take(&self) -> Result<(Vec<Heirloom>, Mail)> {
         let mut taker = self.taker.borrow_mut();
         let (mut sockets, mut message) = (Vec::new(), Vec::new());
-        let mut heirlooms = Vec::new();
+        let (mut heirlooms, mut mail) = (Vec::new(), Mail::default());
         loop {
             let mut came = match taker.recv_with_fds(&mut message, Some(Duration::ZERO)) {
                 Ok(came) => came,
-                Err(swoole_ipc::Error::Empty | swoole_ipc::Error::Timeout) => return Ok(heirlooms),
+                Err(swoole_ipc::Error::Empty | swoole_ipc::Error::Timeout) => {
+                    return Ok((heirlooms, mail));
+                }
                 Err(error) => return Err(Error::setup("take over the last worker's clients", error)),
             };
             match (&message[..], came.pop()) {
@@ -88,7 +92,10 @@ impl Estate {
                 ([LIST], Some(list)) => {
                     let sockets = std::mem::take(&mut sockets);
                     match read(list.into(), sockets) {
-                        Ok(left) => heirlooms.extend(left),
+                        Ok((left, last)) => {
+                            heirlooms.extend(left);
+                            mail = last;
+                        }
                         Err(error) => tracing::error!("the last worker's list of clients: {error}"),
                     }
                 }
@@ -98,35 +105,56 @@ impl Estate {
     }
 }
 
-/// The list: for each client its session, flags, and the bytes read and not handled, and made and not sent, each after
-/// its length.
-fn write(heirlooms: &[Heirloom]) -> io::Result<OwnedFd> {
+/// The list: the mail, each kind after its number of messages; then for each client its session, flags, and the bytes
+/// read and not handled, and made and not sent. All bytes stand after their length.
+fn write(heirlooms: &[Heirloom], mail: &Mail) -> io::Result<OwnedFd> {
     let file = memfd_create("swoole-estate", MemfdFlags::CLOEXEC)?;
     let mut list = io::BufWriter::new(File::from(file));
-    for Heirloom { session, ended, input, output, .. } in heirlooms {
-        list.write_all(&session.raw().to_le_bytes())?;
-        list.write_all(&[if *ended { ENDED } else { 0 }])?;
+    for messages in [&mail.begun, &mail.outgoing] {
+        write_word(&mut list, messages.len() as u64)?;
+        for (worker, bytes) in messages {
+            write_word(&mut list, u64::from(*worker))?;
+            write_bytes(&mut list, bytes)?;
+        }
+    }
+    for Heirloom { session, ended, closing, input, output, .. } in heirlooms {
+        write_word(&mut list, session.raw())?;
+        list.write_all(&[if *ended { ENDED } else { 0 } | if *closing { CLOSING } else { 0 }])?;
         for bytes in [input, output] {
-            list.write_all(&(bytes.len() as u64).to_le_bytes())?;
-            list.write_all(bytes)?;
+            write_bytes(&mut list, bytes)?;
         }
     }
     Ok(list.into_inner().map_err(io::IntoInnerError::into_error)?.into())
 }
 
-fn read(mut list: File, sockets: Vec<OwnedFd>) -> io::Result<Vec<Heirloom>> {
+fn write_word(list: &mut impl io::Write, word: u64) -> io::Result<()> {
+    list.write_all(&word.to_le_bytes())
+}
+
+fn write_bytes(list: &mut impl io::Write, bytes: &[u8]) -> io::Result<()> {
+    write_word(list, bytes.len() as u64)?;
+    list.write_all(bytes)
+}
+
+fn read(mut list: File, sockets: Vec<OwnedFd>) -> io::Result<(Vec<Heirloom>, Mail)> {
     list.rewind()?;
     let size = list.metadata()?.len();
     let mut list = io::BufReader::new(list);
+    let mut messages = || -> io::Result<Vec<(u16, Vec<u8>)>> {
+        let count = read_word(&mut list)?;
+        (0..count).map(|_| Ok((read_word(&mut list)? as u16, read_bytes(&mut list, size)?))).collect()
+    };
+    let mail = Mail { begun: messages()?, outgoing: messages()? };
     let mut heirlooms = Vec::new();
     for socket in sockets {
         let session = Session::from_raw(read_word(&mut list)?);
         let mut flags = [0];
         list.read_exact(&mut flags)?;
         let [input, output] = [read_bytes(&mut list, size), read_bytes(&mut list, size)];
-        heirlooms.push(Heirloom { session, socket, ended: flags[0] & ENDED != 0, input: input?, output: output? });
+        let (ended, closing) = (flags[0] & ENDED != 0, flags[0] & CLOSING != 0);
+        heirlooms.push(Heirloom { session, socket, ended, closing, input: input?, output: output? });
     }
-    Ok(heirlooms)
+    Ok((heirlooms, mail))
 }
 
 fn read_word(list: &mut impl io::Read) -> io::Result<u64> {
@@ -159,6 +187,7 @@ mod tests {
             session: Session::from_raw(number),
             socket: socket.into(),
             ended: number % 2 == 1,
+            closing: number % 3 == 1,
             input: vec![1; number as usize],
             output: vec![2; 3 * number as usize],
         };
@@ -168,14 +197,17 @@ mod tests {
     #[test]
     fn clients_come_over_with_their_bytes() {
         let estate = Estate::create().unwrap();
-        assert!(estate.take().unwrap().is_empty());
+        assert!(estate.take().unwrap().0.is_empty());
         let (clients, peers): (Vec<_>, Vec<_>) = (1..=700).map(client).unzip();
-        assert!(estate.leave(clients).unwrap().is_empty());
-        let taken = estate.take().unwrap();
+        let mail =
+            Mail { begun: vec![(3, b"half".into())], outgoing: vec![(1, b"a".into()), (0, b"b".into())] };
+        assert!(estate.leave(clients, &mail).unwrap().is_empty());
+        let (taken, its_mail) = estate.take().unwrap();
+        assert_eq!(its_mail, mail);
         assert_eq!(taken.len(), 700);
         for ((heirloom, mut peer), number) in taken.into_iter().zip(peers).zip(1..) {
             assert_eq!(heirloom.session.raw(), number);
-            assert_eq!(heirloom.ended, number % 2 == 1);
+            assert_eq!((heirloom.ended, heirloom.closing), (number % 2 == 1, number % 3 == 1));
             assert_eq!((heirloom.input.len(), heirloom.output.len() as u64), (number as usize, 3 * number));
             let mut socket = UnixStream::from(heirloom.socket);
             socket.write_all(&number.to_le_bytes()).unwrap();
@@ -183,7 +215,7 @@ mod tests {
             peer.read_exact(&mut word).unwrap();
             assert_eq!(u64::from_le_bytes(word), number);
         }
-        assert!(estate.take().unwrap().is_empty());
+        assert!(estate.take().unwrap().0.is_empty());
     }
 
     #[test]
@@ -192,7 +224,7 @@ mod tests {
         let (heirloom, mut peer) = client(2);
         estate.giver.borrow_mut().send_with_fds(&[CLIENTS], &[heirloom.socket.as_fd()], None).unwrap();
         drop(heirloom);
-        assert!(estate.take().unwrap().is_empty());
+        assert!(estate.take().unwrap().0.is_empty());
         assert_eq!(peer.read(&mut [0]).unwrap(), 0, "closed");
     }
 }

@@ -71,12 +71,15 @@ impl<H: Handler> Taker for Hands<'_, H> {
         _: u16,
         packet: &[u8],
     ) -> Offer {
+        // What else clients have sent is the successor's.
+        if self.duty.retiring && self.duty.has_heir {
+            return Offer::Blocked(0);
+        }
         let Duty { shared, id, .. } = &*self.duty;
         shared.board.hold(*id, Some((session, packet.len())));
         self.message(desk, reactor, RequestKind::Packet, session, packet);
         self.duty.retiring |= self.duty.is_done();
-        // What else this client has sent is its successor's, or nobody's.
-        let last = self.duty.retiring || self.outbox.closes(session) || !desk.is_open(session);
+        let last = self.outbox.closes(session) || !desk.is_open(session);
         if last { Offer::Last } else { Offer::Taken }
     }
 

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Signal, getppid};
+use rustix::process::{Pid, Signal, getppid};
 use swoole_reactor::{Close, Event, Interest, Reactor, TimerId, Token, Trigger};
 use swoole_supervisor::Child;
 use swoole_sys::signal::SignalSet;
@@ -15,7 +17,7 @@ use super::Premises;
 use super::hands::Hands;
 use super::mesh::{MeshEnd, Parcel};
 use super::till::Outbox;
-use crate::board::Phase;
+use crate::board::{Clients, Phase};
 use crate::desk::{Desk, Heirloom, Replies, Taker as _};
 use crate::error::{Error, Result};
 use crate::handler::Handler;
@@ -41,7 +43,7 @@ const MESH_BUDGET: usize = 256;
 pub(super) fn run<H: Handler>(
     handler: &mut H,
     shared: &Arc<Shared>,
-    premises: &Arc<Premises>,
+    premises: &Rc<Premises>,
     stalls: Vec<OwnedFd>,
     mut child: Child,
 ) -> i32 {
@@ -54,21 +56,28 @@ pub(super) fn run<H: Handler>(
             return Ok(());
         }
         life.callback(reactor, callbacks::start)?;
-        child.ready();
+        if life.duty.shared.board.phase() < Phase::Serving {
+            child.ready();
+        }
         if life.wait_for(Phase::Serving, reactor)? {
             life.open(reactor, stalls)?;
+            // Of one that takes clients over, the manager believes it only now.
+            child.ready();
             life.serve(reactor)?;
         }
         match life.why_leave() {
             Leave::Retire => life.retire(reactor),
-            Leave::Stop => {
-                let within = shared.config.max_wait_time;
-                life.stop(reactor, within - MARGIN.min(within / 4))
-            }
+            Leave::Stop => life.stop(reactor, stop_time(shared)),
             Leave::Orphan => life.stop(reactor, ORPHAN_WAIT),
         }
     };
     exit_code(id, life())
+}
+
+/// What a worker may take for a stop.
+fn stop_time(shared: &Shared) -> Duration {
+    let within = shared.config.max_wait_time;
+    within - MARGIN.min(within / 4)
 }
 
 /// Why a worker leaves.
@@ -85,7 +94,7 @@ enum Leave {
 struct Life<'a, H> {
     handler: &'a mut H,
     duty: Duty,
-    premises: Arc<Premises>,
+    premises: Rc<Premises>,
     outbox: Outbox,
     mesh: MeshEnd,
     desk: Desk,
@@ -97,7 +106,8 @@ struct Life<'a, H> {
     full: bool,
     /// Listeners that pause because accepting failed, until their timer runs out.
     resting: Vec<(TimerId, Token)>,
-    mailbox: Token,
+    /// What other workers send; watched as long as there are clients whom it could be for.
+    mailbox: Option<Token>,
     lifeline: Token,
     /// Watches of other workers' boxes that were full, by worker.
     blocked: HashMap<u16, Token>,
@@ -113,7 +123,7 @@ impl<'a, H: Handler> Life<'a, H> {
     fn start(
         handler: &'a mut H,
         shared: &Arc<Shared>,
-        premises: &Arc<Premises>,
+        premises: &Rc<Premises>,
         child: &Child,
     ) -> Result<(Life<'a, H>, Reactor)> {
         let id = child.slot;
@@ -122,6 +132,12 @@ impl<'a, H: Handler> Life<'a, H> {
         shared
             .protect_from(id)
             .map_err(|error| Error::setup("make what other processes own read-only", error))?;
+        // The kernel ends it if it is too busy to notice that it is an orphan.
+        if let Some(manager) = Pid::from_raw(shared.board.manager_pid()) {
+            swoole_sys::process::outlive_parent(2 * ORPHAN_WAIT, manager).map_err(|error| {
+                Error::setup("limit the life without a manager (a timer)", std::io::Error::from(error))
+            })?;
+        }
         let mut reactor = Reactor::new(shared.reactor_options())
             .map_err(|error| Error::setup("make the worker's event loop", error))?;
         let mesh = MeshEnd::new(premises, id, config.socket_buffer_size);
@@ -130,11 +146,10 @@ impl<'a, H: Handler> Life<'a, H> {
         let bell = &shared.bells[usize::from(id)];
         reactor.watch(bell, Interest::READABLE, Trigger::Edge).map_err(watch)?;
         let lifeline = reactor.watch(&shared.lifeline, Interest::READABLE, Trigger::Edge).map_err(watch)?;
-        let mailbox = reactor.watch(mesh.descriptor(), Interest::READABLE, Trigger::Level).map_err(watch)?;
         let life = Life {
             handler,
             duty: Duty::new(id, child.generation, shared)?,
-            premises: Arc::clone(premises),
+            premises: Rc::clone(premises),
             outbox: Outbox::default(),
             mesh,
             desk: Desk::new(id, Arc::clone(shared), config.framing()?, 1, false),
@@ -142,7 +157,7 @@ impl<'a, H: Handler> Life<'a, H> {
             limit: shared.connection_limit.div_ceil(usize::from(config.worker_num)),
             full: false,
             resting: Vec::new(),
-            mailbox,
+            mailbox: None,
             lifeline,
             blocked: HashMap::new(),
             // Not whoever is the parent now: the manager may be dead already.
@@ -169,13 +184,19 @@ impl<'a, H: Handler> Life<'a, H> {
 
     /// Takes the last worker's clients over, and begins to accept.
     fn open(&mut self, reactor: &mut Reactor, stalls: Vec<OwnedFd>) -> Result<()> {
-        let heirlooms = self.premises.estates[usize::from(self.duty.id)].take()?;
+        let shared = Arc::clone(&self.duty.shared);
+        shared.board.set_clients(self.duty.id, Clients::Own);
+        let (heirlooms, mail) = self.premises.estates[usize::from(self.duty.id)].take()?;
         let Life { handler, duty, outbox, mesh, desk, .. } = self;
+        mesh.inherit(mail);
+        let mailbox = reactor.watch(mesh.descriptor(), Interest::READABLE, Trigger::Level);
+        self.mailbox = Some(mailbox.map_err(|error| Error::setup("watch the worker's box", error))?);
         desk.inherit(reactor, &mut Hands { handler: &mut **handler, duty, outbox, mesh }, heirlooms);
-        for (socket, listen) in stalls.into_iter().zip(&self.duty.shared.addresses) {
+        for (socket, listen) in stalls.into_iter().zip(&shared.addresses) {
             let failed = |error| Error::setup(format!("accept on {listen}"), error);
             self.listeners.push(reactor.accept(socket).map_err(failed)?);
         }
+        self.pause_if_full(reactor);
         Ok(())
     }
 
@@ -236,14 +257,10 @@ impl<'a, H: Handler> Life<'a, H> {
                 let mut hands = Hands { handler: &mut **handler, duty, outbox, mesh };
                 desk.received(reactor, &mut hands, token, bytes);
             }
+            Event::Eof { token } if self.packing => desk.keep_end(token),
             Event::Eof { token } => desk.ended(reactor, token),
             Event::Failed { token, error } => desk.failed(reactor, token, &error),
-            Event::Closed { token } => {
-                if desk.closed(reactor, token) && self.full && desk.len() < self.limit {
-                    self.full = false;
-                    self.listeners.iter().for_each(|listener| reactor.resume_accept(*listener));
-                }
-            }
+            Event::Closed { token } => self.closed(reactor, token),
             Event::Detached { token, detached } => self.heirlooms.extend(desk.give_away(token, detached)),
             Event::Accepted { listener, socket, peer } => self.accepted(reactor, listener, socket, peer),
             Event::AcceptFailed { listener, error } => {
@@ -259,7 +276,7 @@ impl<'a, H: Handler> Life<'a, H> {
                 }
                 None => desk.timer(reactor, id),
             },
-            Event::Ready { token, .. } if token == self.mailbox => self.take_parcels(reactor),
+            Event::Ready { token, .. } if Some(token) == self.mailbox => self.take_parcels(reactor),
             Event::Ready { token, .. } if token == self.lifeline => self.look_for_manager(),
             // A box that was full is not any more.
             Event::Ready { .. } => self.mesh.pump(),
@@ -275,9 +292,9 @@ impl<'a, H: Handler> Life<'a, H> {
         }
     }
 
-    /// The kernel asks to leave when the manager dies, as the manager itself does.
+    /// Who is asked to leave may be so by the manager, or because it is gone.
     fn look_for_manager(&mut self) {
-        let parent = getppid().map_or(0, rustix::process::Pid::as_raw_pid);
+        let parent = getppid().map_or(0, Pid::as_raw_pid);
         self.orphan |= parent != self.manager || self.duty.shared.lifeline.is_cut();
     }
 
@@ -295,9 +312,23 @@ impl<'a, H: Handler> Life<'a, H> {
         if let Err(error) = desk.adopt(reactor, &mut hands, socket, &arrival) {
             tracing::error!("take a connection on: {error}");
         }
+        self.pause_if_full(reactor);
+    }
+
+    fn pause_if_full(&mut self, reactor: &mut Reactor) {
         if self.desk.len() >= self.limit && !std::mem::replace(&mut self.full, true) {
-            tracing::warn!("{} connections (max_connection, a worker's share): further ones wait", self.limit);
+            tracing::warn!(
+                "{} connections (max_connection, a worker's share): further ones wait",
+                self.limit
+            );
             self.listeners.iter().for_each(|listener| reactor.pause_accept(*listener));
+        }
+    }
+
+    fn closed(&mut self, reactor: &mut Reactor, token: Token) {
+        if self.desk.closed(reactor, token) && self.full && self.desk.len() < self.limit {
+            self.full = false;
+            self.listeners.iter().for_each(|listener| reactor.resume_accept(*listener));
         }
     }
 
@@ -381,6 +412,17 @@ impl<'a, H: Handler> Life<'a, H> {
 
     /// Leaves the clients to the successor.
     fn retire(&mut self, reactor: &mut Reactor) -> Result<()> {
+        let shared = Arc::clone(&self.duty.shared);
+        let is_open = shared.board.clients(self.duty.id) == Clients::Own;
+        if is_open {
+            shared.board.set_clients(self.duty.id, Clients::Leaving);
+            // Either the manager has seen that, or the stop is seen here: nobody comes for them, then.
+            fence(Ordering::SeqCst);
+            if shared.board.phase() == Phase::Stopping {
+                shared.board.set_clients(self.duty.id, Clients::Own);
+                return self.stop(reactor, stop_time(&shared));
+            }
+        }
         self.packing = true;
         self.desk.pause_all(reactor);
         // Connections that were accepted, and nobody has been told of yet, come along.
@@ -397,17 +439,22 @@ impl<'a, H: Handler> Life<'a, H> {
         }
         self.tell_departed(reactor);
         let result = self.callback(reactor, callbacks::stop);
-        let within = self.duty.shared.config.max_wait_time;
-        let within = within - MARGIN.min(within / 4);
-        self.turn_until(reactor, within, |life| !life.mesh.is_blocked())?;
+        if let Some(mailbox) = self.mailbox.take() {
+            reactor.unwatch(mailbox);
+        }
         let count = self.desk.detach_all(reactor);
         self.turn_until(reactor, DETACH_WAIT, |life| life.heirlooms.len() >= count)?;
-        let heirlooms = std::mem::take(&mut self.heirlooms);
-        for heirloom in self.premises.estates[usize::from(self.duty.id)].leave(heirlooms)? {
-            self.desk.disown(&heirloom);
+        // One that retires before it has taken anything over leaves what there is.
+        if is_open {
+            let heirlooms = std::mem::take(&mut self.heirlooms);
+            let estate = &self.premises.estates[usize::from(self.duty.id)];
+            for heirloom in estate.leave(heirlooms, &self.mesh.leave())? {
+                self.desk.disown(&heirloom);
+            }
+            shared.board.set_clients(self.duty.id, Clients::Left);
         }
-        // Those that were on their way out take what was sent to them.
-        self.end_connections(reactor, within)?;
+        // Those that are closed already, and have not been told of.
+        self.end_connections(reactor, DETACH_WAIT)?;
         result
     }
 
@@ -417,8 +464,20 @@ impl<'a, H: Handler> Life<'a, H> {
         for listener in self.listeners.drain(..) {
             reactor.close(listener, Close::Now);
         }
-        // One more turn, for what clients have sent already.
-        self.turn(reactor, Some(Duration::ZERO))?;
+        // What waits for a successor, and what clients have sent already.
+        let Life { handler, duty, outbox, mesh, desk, .. } = self;
+        duty.has_heir = false;
+        desk.unpark(reactor, &mut Hands { handler: &mut **handler, duty, outbox, mesh }, 0);
+        let mut unread = self.desk.unread(reactor);
+        let mut left = Duration::ZERO;
+        loop {
+            self.turn(reactor, Some(left))?;
+            unread.retain(|(session, bytes)| !self.desk.has_read(*session, *bytes));
+            left = (within / 2).saturating_sub(begun.elapsed());
+            if unread.is_empty() || left.is_zero() {
+                break;
+            }
+        }
         self.packing = true;
         self.desk.pause_all(reactor);
         let result = self.callback(reactor, callbacks::stop);

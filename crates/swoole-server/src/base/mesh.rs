@@ -4,14 +4,15 @@
 //! is sent is first kept by the sender, so that it leaves when the callback has returned, and so that nobody ever waits
 //! for a worker that does not read; more than `socket_buffer_size` that one worker has not taken is an error for the
 //! sender. A message is one packet or several ([`FIRST`] .. [`LAST`]), of which each names its sender, since the packets
-//! of several senders may mix. What lies in the box of a dead worker is its successor's.
+//! of several senders may mix. What lies in the box of a dead worker is its successor's, as is what one that retires has
+//! begun to send or to read ([`Mail`]).
 //!
 //! A packet: `kind: u8 | flags: u8 | sender: u16 | 0: u32 | session: u64 | bytes`, little-endian.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, RawFd};
-use std::sync::Arc;
+use std::rc::Rc;
 
 use swoole_ipc::socketpair::{self, Endpoint, Kind};
 
@@ -64,9 +65,18 @@ pub(super) enum Parcel {
     Close(Session),
 }
 
+/// Messages that a worker leaves in the middle of their way.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Mail {
+    /// What has come of each message that has begun, by sender.
+    pub(super) begun: Vec<(u16, Vec<u8>)>,
+    /// Packets that had no room, with the worker that each is for, in their order.
+    pub(super) outgoing: Vec<(u16, Vec<u8>)>,
+}
+
 /// What one worker has of the mesh.
 pub(crate) struct MeshEnd {
-    premises: Arc<Premises>,
+    premises: Rc<Premises>,
     own: u16,
     /// Bytes that may wait for one worker.
     max: usize,
@@ -80,15 +90,37 @@ pub(crate) struct MeshEnd {
 }
 
 impl MeshEnd {
-    pub(super) fn new(premises: &Arc<Premises>, own: u16, max: usize) -> MeshEnd {
+    pub(super) fn new(premises: &Rc<Premises>, own: u16, max: usize) -> MeshEnd {
         MeshEnd {
             waiting: premises.mesh.boxes.iter().map(|_| (VecDeque::new(), 0)).collect(),
-            premises: Arc::clone(premises),
+            premises: Rc::clone(premises),
             own,
             max,
             dirty: false,
             parts: HashMap::new(),
             buffer: vec![0; HEADER + PIECE].into(),
+        }
+    }
+
+    /// Leaves what is under way to the successor.
+    pub(super) fn leave(&mut self) -> Mail {
+        self.dirty = false;
+        let queues = self.waiting.iter_mut().zip(0..);
+        let outgoing = queues.flat_map(|((queue, waiting), worker)| {
+            *waiting = 0;
+            queue.drain(..).map(move |packet| (worker, packet.into_vec()))
+        });
+        Mail { outgoing: outgoing.collect(), begun: self.parts.drain().collect() }
+    }
+
+    /// Goes on with what the last worker left.
+    pub(super) fn inherit(&mut self, mail: Mail) {
+        self.parts = mail.begun.into_iter().collect();
+        for (worker, packet) in mail.outgoing {
+            let Some((queue, waiting)) = self.waiting.get_mut(usize::from(worker)) else { continue };
+            *waiting += packet.len();
+            queue.push_back(packet.into());
+            self.dirty = true;
         }
     }
 
@@ -109,8 +141,7 @@ impl MeshEnd {
         let pieces = bytes.len().div_ceil(PIECE).max(1);
         for piece in 0..pieces {
             let part = &bytes[piece * PIECE..bytes.len().min((piece + 1) * PIECE)];
-            let flags =
-                if piece == 0 { FIRST } else { 0 } | if piece + 1 == pieces { LAST } else { 0 };
+            let flags = if piece == 0 { FIRST } else { 0 } | if piece + 1 == pieces { LAST } else { 0 };
             let [low, high] = self.own.to_le_bytes();
             let head = [kind, flags, low, high, 0, 0, 0, 0];
             let packet = [&head, &session.raw().to_le_bytes()[..], part].concat();
@@ -230,10 +261,10 @@ mod tests {
 
     use super::*;
 
-    const MAX: usize = 1 << 20;
+    const MAX: usize = 4 << 20;
 
     fn mesh(workers: usize) -> Vec<MeshEnd> {
-        let premises = Arc::new(Premises { mesh: Mesh::create(workers).unwrap(), estates: Vec::new() });
+        let premises = Rc::new(Premises { mesh: Mesh::create(workers).unwrap(), estates: Vec::new() });
         (0..workers as u16).map(|own| MeshEnd::new(&premises, own, MAX)).collect()
     }
 
@@ -284,6 +315,31 @@ mod tests {
         came += std::iter::from_fn(|| ends[1].next()).count();
         assert_eq!(came, sent);
         ends[0].send(1, session(9), &[1; 10_000]).unwrap();
+    }
+
+    #[test]
+    fn messages_under_way_survive_both_ends() {
+        let mut ends = mesh(2);
+        let large = vec![7; 3_000_000];
+        ends[0].send(1, session(1), &large).unwrap();
+        ends[0].send(1, session(2), b"behind it").unwrap();
+        ends[0].pump();
+        assert_eq!(ends[1].next(), None, "it has begun, and there is no room for all of it");
+        let premises = Rc::clone(&ends[0].premises);
+        for end in &mut ends {
+            let mail = end.leave();
+            assert!(!end.is_blocked());
+            assert!(mail != Mail::default());
+            *end = MeshEnd::new(&premises, end.own, MAX);
+            end.inherit(mail);
+        }
+        let mut came = Vec::new();
+        while ends[0].is_blocked() {
+            ends[0].pump();
+            came.extend(std::iter::from_fn(|| ends[1].next()));
+        }
+        let behind = Parcel::Send(session(2), b"behind it".to_vec());
+        assert!(came == [Parcel::Send(session(1), large), behind]);
     }
 
     #[test]

@@ -31,6 +31,7 @@ mod office;
 mod till;
 
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use swoole_supervisor::Supervisor;
@@ -76,7 +77,7 @@ pub(crate) fn run<H: Handler>(handler: H, shared: Arc<Shared>, stalls: Stalls) -
     // A title is a comfort, not a need.
     let _ = swoole_sys::title::set("swoole: manager");
     shared.board.set_manager(shared.board.master_pid());
-    let premises = Arc::new(Premises::create(&shared)?);
+    let premises = Rc::new(Premises::create(&shared)?);
     let office = Office::new(handler, Arc::clone(&shared), premises, stalls);
     let (options, groups) = office.staff.options();
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| Error::setup("run the manager", error);

@@ -1,42 +1,44 @@
 //! The manager of Base mode, which is the whole server's: what the master does in Process mode besides its data path.
 
 use std::mem::ManuallyDrop;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 use swoole_supervisor::{Child, Control, Exited, Program, Report, Scope, Settle, SlotId};
-use swoole_sys::signal::{SignalInfo, SignalSet};
+use swoole_sys::signal::{self, SignalInfo, SignalSet};
 
 use super::{Premises, Stalls, life, raw};
-use crate::board::{Counter, Phase};
+use crate::board::{Clients, Counter, Phase};
 use crate::config::Listen;
 use crate::error::{Error, Result};
 use crate::handler::{Handler, Master};
-use crate::manager::{Staff, is_orderly};
+use crate::manager::Staff;
 use crate::shared::Shared;
 
 pub(super) struct Office<H> {
     pub(super) staff: Staff<H>,
     master: Master,
-    premises: Arc<Premises>,
+    premises: Rc<Premises>,
     /// A worker must not close the numbers of those that were closed in it.
     stalls: ManuallyDrop<Stalls>,
     /// Slots whose first process has started or has failed to, while that matters.
     seen: Vec<bool>,
     /// Asked for before there was anything to reload.
     reload_wanted: bool,
+    /// Asked for while clients wait for a successor: it stops when that has taken them over, or when this timer says so.
+    stop_wanted: Option<Patience>,
     failure: Option<Error>,
 }
 
 impl<H: Handler> Office<H> {
-    pub(super) fn new(
-        handler: H,
-        shared: Arc<Shared>,
-        premises: Arc<Premises>,
-        stalls: Stalls,
-    ) -> Office<H> {
+    pub(super) fn new(handler: H, shared: Arc<Shared>, premises: Rc<Premises>, stalls: Stalls) -> Office<H> {
         Office {
             seen: vec![false; stalls.len()],
             master: Master { shared: Arc::clone(&shared) },
@@ -44,6 +46,7 @@ impl<H: Handler> Office<H> {
             premises,
             stalls: ManuallyDrop::new(stalls),
             reload_wanted: false,
+            stop_wanted: None,
             failure: None,
         }
     }
@@ -52,8 +55,13 @@ impl<H: Handler> Office<H> {
         &self.staff.shared
     }
 
-    /// All processes of the first generation exist: the first callbacks, then the workers' turn.
+    /// All processes of the first generation exist: the first callbacks, then the workers' turn. Nothing starts that was
+    /// asked to stop meanwhile.
     fn start(&mut self, control: &mut Control) {
+        let stops = [Signal::TERM, Signal::INT, Signal::QUIT];
+        if signal::pending().is_ok_and(|pending| stops.iter().any(|stop| pending.contains(*stop))) {
+            return;
+        }
         let Staff { handler, context, .. } = &mut self.staff;
         let started = handler
             .on_start(&mut self.master)
@@ -74,6 +82,13 @@ impl<H: Handler> Office<H> {
     /// A worker has started, or has failed to: clients are served when all have.
     fn see(&mut self, slot: SlotId, control: &mut Control) {
         self.seen[usize::from(slot.slot)] = true;
+        if let Some(Patience { timer, since }) = self.stop_wanted.take() {
+            let within = self.shared().config.max_wait_time.saturating_sub(since.elapsed());
+            if self.stop_if_nobody_waits(control, within) {
+                return control.unwatch(timer.as_raw_fd());
+            }
+            self.stop_wanted = Some(Patience { timer, since });
+        }
         if self.shared().board.phase() != Phase::Running || self.seen.contains(&false) {
             return;
         }
@@ -88,12 +103,60 @@ impl<H: Handler> Office<H> {
 
     /// Ends the server in order.
     fn stop(&mut self, control: &mut Control) {
-        if control.is_stopping() {
+        if self.is_stopping(control) {
             return;
         }
         let within = self.shared().config.max_wait_time;
         tracing::info!("Server is stopping (max_wait_time = {within:?})");
         self.call("on_before_shutdown", |handler, master| handler.on_before_shutdown(master));
+        if self.stop_if_nobody_waits(control, within) {
+            return;
+        }
+        match Patience::new(within / 2) {
+            Ok(patience) => {
+                control.watch(patience.timer.as_raw_fd());
+                self.stop_wanted = Some(patience);
+            }
+            Err(error) => {
+                tracing::error!("wait for the workers that are being replaced (a timer): {error}");
+                self.stop_workers(control);
+            }
+        }
+    }
+
+    /// Stops, unless clients wait for a successor. Whether it does.
+    fn stop_if_nobody_waits(&mut self, control: &mut Control, within: Duration) -> bool {
+        if self.has_heirs() {
+            return false;
+        }
+        self.set_phase(Phase::Stopping);
+        // One that has begun to retire has seen that, or is seen here: on either side a store, then a load.
+        fence(Ordering::SeqCst);
+        if self.has_heirs() {
+            self.set_phase(Phase::Serving);
+            return false;
+        }
+        control.stop(within);
+        true
+    }
+
+    /// Whether clients wait for a successor that has yet to come.
+    fn has_heirs(&self) -> bool {
+        let Shared { board, config, .. } = self.shared();
+        (0..config.worker_num).any(|worker| matches!(board.clients(worker), Clients::Leaving | Clients::Left))
+    }
+
+    fn is_stopping(&self, control: &Control) -> bool {
+        control.is_stopping() || self.stop_wanted.is_some()
+    }
+
+    /// Stops, whoever waits.
+    fn stop_workers(&mut self, control: &mut Control) {
+        let mut within = self.shared().config.max_wait_time;
+        if let Some(Patience { timer, since }) = self.stop_wanted.take() {
+            control.unwatch(timer.as_raw_fd());
+            within = within.saturating_sub(since.elapsed());
+        }
         self.set_phase(Phase::Stopping);
         control.stop(within);
     }
@@ -123,15 +186,35 @@ impl<H: Handler> Office<H> {
         }
     }
 
-    /// The clients of a worker that died are gone with it.
-    fn forget_sessions(&self, worker: u16) {
+    /// The clients that a worker had are gone with it; those that it has left, or has not taken over yet, are not.
+    fn forget_clients(&self, worker: u16) {
         let Shared { sessions, board, .. } = self.shared();
-        let mut gone = 0;
-        for session in sessions.of_reactor(worker) {
-            sessions.close(session);
-            gone += 1;
+        if matches!(board.clients(worker), Clients::Own | Clients::Leaving) {
+            sessions.of_reactor(worker).for_each(|session| sessions.close(session));
+            board.close_all(worker.into());
+            board.set_clients(worker, Clients::None);
         }
-        board.count(worker.into(), Counter::Closed, gone);
+    }
+}
+
+/// How long a stop waits for workers that are being replaced.
+struct Patience {
+    timer: OwnedFd,
+    since: Instant,
+}
+
+impl Patience {
+    fn new(within: Duration) -> rustix::io::Result<Patience> {
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let value =
+            Timespec { tv_sec: within.as_secs() as i64, tv_nsec: within.subsec_nanos().max(1).into() };
+        timerfd_settime(
+            &timer,
+            TimerfdTimerFlags::empty(),
+            &Itimerspec { it_interval: zero, it_value: value },
+        )?;
+        Ok(Patience { timer, since: Instant::now() })
     }
 }
 
@@ -154,10 +237,8 @@ impl<H: Handler> Program for Office<H> {
     fn exited(&mut self, exit: &Exited, control: &mut Control) -> Settle {
         let worker = exit.slot.slot;
         self.shared().board.set_worker_pid(worker, 0);
+        self.forget_clients(worker);
         let held = self.shared().board.held(worker);
-        if !is_orderly(exit) || held.is_some() {
-            self.forget_sessions(worker);
-        }
         if held.is_some() {
             self.shared().board.count(worker.into(), Counter::Lost, 1);
         }
@@ -179,14 +260,23 @@ impl<H: Handler> Program for Office<H> {
         }
     }
 
+    fn readable(&mut self, _: RawFd, control: &mut Control) {
+        tracing::warn!("clients are left that no worker has taken over in time");
+        self.stop_workers(control);
+    }
+
     fn signal(&mut self, info: SignalInfo, control: &mut Control) {
         match info.signal {
-            Signal::INT if control.is_stopping() => {
+            Signal::INT if self.is_stopping(control) => {
                 tracing::warn!("asked again to stop: at once");
+                if self.stop_wanted.is_some() {
+                    self.stop_workers(control);
+                }
                 control.stop(Duration::ZERO);
             }
             Signal::TERM | Signal::INT | Signal::QUIT => self.stop(control),
             Signal::USR1 if self.shared().board.phase() < Phase::Serving => self.reload_wanted = true,
+            Signal::USR1 if self.is_stopping(control) => {}
             Signal::USR1 => control.reload(Scope::All, None),
             Signal::USR2 => tracing::info!("no task workers to reload"),
             Signal::HUP => {

@@ -163,6 +163,7 @@ fn errors_name_the_source_the_key_the_value_and_the_range() {
         error(&["--dispatch-mode=uid"], &[]),
         "flag --dispatch-mode: dispatch_mode = uid: not supported yet; must be fixed, round_robin or idle"
     );
+    assert_eq!(error(&["--mode=threads"], &[]), "flag --mode: mode = threads: must be process or base");
     assert_eq!(
         error(&["--on-crash", "retry"], &[]),
         "flag --on-crash: on_crash = retry: not supported yet; must be close"

@@ -1,13 +1,13 @@
 //! How connections end: by their client, by a worker, by their time, by the stop.
 
+use rustix::io::ioctl_fionread;
 use swoole_reactor::{Close, Reactor, TimerId, Token};
 
-use super::Desk;
 use super::connection::Input;
+use super::{Connection, Desk, LINGER};
 use crate::board::Counter;
 use crate::control::LostPacket;
 use crate::link::Sent;
-use super::LINGER;
 use crate::session::Session;
 use crate::wire::RequestKind;
 
@@ -22,12 +22,7 @@ impl Desk {
         }
     }
 
-    pub(crate) fn failed(
-        &mut self,
-        reactor: &mut Reactor,
-        token: Token,
-        error: &dyn std::fmt::Display,
-    ) {
+    pub(crate) fn failed(&mut self, reactor: &mut Reactor, token: Token, error: &dyn std::fmt::Display) {
         let Some(slot) = self.slot_of(token) else { return };
         tracing::debug!(session = %self.connections[slot].session, "connection lost: {error}");
         if self.connections[slot].closing {
@@ -73,6 +68,21 @@ impl Desk {
                 reactor.pause(connection.token);
             }
         }
+    }
+
+    /// Whose socket holds bytes that were not read, and how many the session has received when they are.
+    pub(crate) fn unread(&self, reactor: &Reactor) -> Vec<(Session, u64)> {
+        let open = self.connections.iter().filter(|(_, connection)| !connection.closing);
+        open.filter_map(|(_, Connection { session, token, .. })| {
+            let waiting = ioctl_fionread(reactor.socket(*token)?).ok().filter(|bytes| *bytes > 0)?;
+            Some((*session, self.shared.sessions.info(*session).ok()?.received + waiting))
+        })
+        .collect()
+    }
+
+    /// Whether the session has received this much, or is gone.
+    pub(crate) fn has_read(&self, session: Session, bytes: u64) -> bool {
+        self.shared.sessions.info(session).is_ok_and(|info| info.received >= bytes) || !self.is_open(session)
     }
 
     /// Closes every connection, after what was sent to it.

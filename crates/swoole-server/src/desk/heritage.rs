@@ -2,7 +2,7 @@
 //! takes its place goes on with them. Session, slot and every byte under way stay.
 
 use rustix::fd::OwnedFd;
-use swoole_reactor::{Detached, Reactor, Token};
+use swoole_reactor::{Close, Detached, Reactor, Token};
 
 use super::{Connection, Desk, Taker};
 use crate::board::Counter;
@@ -15,6 +15,8 @@ pub(crate) struct Heirloom {
     pub(crate) socket: OwnedFd,
     /// The client will send no more.
     pub(crate) ended: bool,
+    /// On its way out: it takes what was sent, and no more.
+    pub(crate) closing: bool,
     /// Read, and not handled.
     pub(crate) input: Vec<u8>,
     /// Made, and not sent.
@@ -34,23 +36,32 @@ impl Desk {
     /// Bytes from a client, for whoever comes next.
     pub(crate) fn keep(&mut self, token: Token, bytes: &[u8]) {
         if let Some(slot) = self.slot_of(token) {
+            self.count_received(slot, bytes.len());
             self.connections[slot].input.add(bytes);
         }
     }
 
-    /// Asks for the descriptors of all connections that are not on their way out: how many.
+    /// A client has shut down its side, which is for whoever comes next.
+    pub(crate) fn keep_end(&mut self, token: Token) {
+        if let Some(slot) = self.slot_of(token) {
+            self.connections[slot].ended = true;
+        }
+    }
+
+    /// Asks for the descriptors of all connections but those that are closed already: how many.
     pub(crate) fn detach_all(&self, reactor: &mut Reactor) -> usize {
-        let open = self.connections.iter().filter(|(_, connection)| !connection.closing);
-        open.filter(|(_, connection)| reactor.detach(connection.token).is_ok()).count()
+        let detached = |(_, connection): &(usize, &Connection)| reactor.detach(connection.token).is_ok();
+        self.connections.iter().filter(detached).count()
     }
 
     /// The descriptor has come: the connection is no longer this desk's.
     pub(crate) fn give_away(&mut self, token: Token, detached: Detached) -> Option<Heirloom> {
         let slot = self.slot_of(token)?;
-        let Connection { session, ended, input, .. } = self.connections.remove(slot);
+        self.count_received(slot, detached.unread.len());
+        let Connection { session, ended, closing, input, .. } = self.connections.remove(slot);
         let mut input = input.into_bytes();
         input.extend(detached.unread);
-        Some(Heirloom { session, socket: detached.socket, ended, input, output: detached.unsent })
+        Some(Heirloom { session, socket: detached.socket, ended, closing, input, output: detached.unsent })
     }
 
     /// A connection that was given away and that nobody takes is closed.
@@ -69,26 +80,30 @@ impl Desk {
         let mut connections = Vec::new();
         let mut bytes = Vec::new();
         for heirloom in heirlooms {
-            let session = heirloom.session;
+            let Heirloom { session, socket, ended, closing, input, output } = heirloom;
             // Counted as lost already if the last worker died after all.
-            if self.shared.sessions.reactor(session) != self.id || !self.shared.sessions.exists(session) {
+            if self.shared.sessions.reactor(session) != self.id
+                || !(closing || self.shared.sessions.exists(session))
+            {
                 continue;
             }
-            let (ended, input, output) = (heirloom.ended, heirloom.input, heirloom.output);
-            match reactor.stream(heirloom.socket) {
+            match reactor.stream(socket) {
                 Ok(token) => {
                     let slot = self.shared.sessions.slot(session);
                     let framer = self.framing.framer(self.shared.config.package_max_length);
                     let mut connection = Connection::new(session, token, taker.home(), framer);
                     (connection.announced, connection.ended, connection.input) = (true, ended, input.into());
+                    connection.closing = closing;
                     connections.push((slot, connection));
                     bytes.push((slot, output));
                 }
                 Err(error) => {
                     tracing::error!(%session, "take a connection over: {error}");
-                    self.shared.sessions.close(session);
                     self.count(Counter::Closed, 1);
-                    self.departed.push((taker.home(), session));
+                    if !closing {
+                        self.shared.sessions.close(session);
+                        self.departed.push((taker.home(), session));
+                    }
                 }
             }
         }
@@ -98,6 +113,9 @@ impl Desk {
             let token = self.connections[slot].token;
             if let Err(error) = reactor.send(token, output) {
                 self.failed(reactor, token, &error);
+            } else if self.connections[slot].closing {
+                self.linger(reactor, slot);
+                reactor.close(token, Close::AfterSend);
             } else {
                 self.resume(reactor, taker, slot);
             }

@@ -5,7 +5,8 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `mod` | connections and their input |
+//! | `mod` | connections, and who waits for room |
+//! | `intake` | bytes in: where they are read to, and how they get on |
 //! | `connection` | one connection, and the cutting of its stream |
 //! | `replies` | what is sent to them |
 //! | `departure` | how they end |
@@ -14,6 +15,7 @@
 mod connection;
 mod departure;
 mod heritage;
+mod intake;
 mod replies;
 
 use std::collections::{HashMap, VecDeque};
@@ -30,7 +32,6 @@ pub(crate) use heritage::Heirloom;
 pub(crate) use replies::Replies;
 
 use crate::board::Counter;
-use crate::link::BATCH_MAX;
 use crate::session::{Arrival, GENERATION_MAX, Session};
 use crate::shared::Shared;
 
@@ -92,12 +93,6 @@ pub(crate) struct Intake {
     pub(crate) rest: Vec<u8>,
     pub(crate) fed: Fed,
 }
-
-/// Bytes that are read at once from a connection whose packets do not go elsewhere.
-const SCRATCH: usize = 64 * 1024;
-/// From so many missing bytes on, the rest of a packet is read to where the packet is, and no more; and at once at most.
-const LARGE: usize = 16 * 1024;
-const PIECE: usize = 256 * 1024;
 
 pub(crate) struct Desk {
     id: u16,
@@ -219,140 +214,6 @@ impl Desk {
         {
             self.displaced.insert(closing.token, before);
         }
-    }
-
-    /// Bytes from a client.
-    pub(crate) fn received(
-        &mut self,
-        reactor: &mut Reactor,
-        taker: &mut impl Taker,
-        token: Token,
-        bytes: &[u8],
-    ) {
-        let Some(slot) = self.slot_of(token) else { return };
-        let connection = &mut self.connections[slot];
-        if connection.closing {
-            return;
-        }
-        self.count_received(slot, bytes.len());
-        let connection = &mut self.connections[slot];
-        if !connection.parked && connection.input.bytes().len() < LARGE {
-            let mut fill = |_: &mut Reactor, space: &mut [u8]| {
-                let len = bytes.len().min(space.len());
-                space[..len].copy_from_slice(&bytes[..len]);
-                len
-            };
-            if let Some(read) = self.take_in(reactor, taker, slot, bytes.len(), &mut fill) {
-                let connection = &mut self.connections[slot];
-                if read < bytes.len() && !connection.closing {
-                    connection.input.add(&bytes[read..]);
-                    if !connection.parked {
-                        self.resume(reactor, taker, slot);
-                    }
-                }
-                return;
-            }
-        }
-        let connection = &mut self.connections[slot];
-        if !connection.input.is_empty() || connection.parked {
-            connection.input.add(bytes);
-            if connection.parked {
-                reactor.pause(token);
-            } else {
-                self.resume(reactor, taker, slot);
-            }
-            return;
-        }
-        let (used, fed) = self.cut(reactor, taker, slot, bytes);
-        let connection = &mut self.connections[slot];
-        if !connection.closing {
-            connection.input.add(&bytes[used..]);
-            self.settle_feed(reactor, slot, fed);
-        }
-    }
-
-    /// A connection can be read from, and the driver asks where to.
-    pub(crate) fn readable(&mut self, reactor: &mut Reactor, taker: &mut impl Taker, token: Token) {
-        let Some(slot) = self.slot_of(token) else { return };
-        let connection = &mut self.connections[slot];
-        if connection.closing || connection.parked && connection.announced {
-            return reactor.pause(token);
-        }
-        // Who has waited longer comes first. (They are woken when something that is under way is finished.)
-        let home = usize::from(connection.home);
-        let queue = self.waiting.get(home).filter(|_| !connection.parked);
-        if queue.is_some_and(|queue| !queue.is_empty()) && taker.is_busy(home) {
-            return self.settle_feed(reactor, slot, Fed::Blocked(home));
-        }
-        self.read(reactor, taker, slot);
-    }
-
-    /// Reads once, to where the bytes are wanted.
-    fn read(&mut self, reactor: &mut Reactor, taker: &mut impl Taker, slot: usize) {
-        let connection = &mut self.connections[slot];
-        let token = connection.token;
-        let (missing, begun) = (connection.missing, connection.input.bytes().len());
-        let last_read = connection.last_read;
-        // Errors mean that the stream is gone, of which it tells itself.
-        let read = |reactor: &mut Reactor, buffer: &mut [u8]| {
-            reactor.read(token, buffer).ok().flatten().unwrap_or(0)
-        };
-        if missing >= LARGE {
-            let read = connection.input.fill(missing.min(PIECE), |buffer| read(reactor, buffer));
-            connection.missing -= read;
-            self.count_received(slot, read);
-            if missing == read {
-                self.resume(reactor, taker, slot);
-            }
-            return;
-        }
-        if begun < LARGE && !connection.parked {
-            let taken = self.take_in(reactor, taker, slot, last_read, &mut |reactor, buffer| read(reactor, buffer));
-            if let Some(read) = taken {
-                return self.count_received(slot, read);
-            }
-        }
-        let mut scratch = std::mem::take(&mut self.scratch);
-        scratch.resize(SCRATCH, 0);
-        let read = read(reactor, &mut scratch);
-        if read > 0 {
-            self.received(reactor, taker, token, &scratch[..read]);
-        }
-        self.scratch = scratch;
-    }
-
-    /// Lets the taker take in what `fill` gives, if it does that: how many bytes.
-    fn take_in(
-        &mut self,
-        reactor: &mut Reactor,
-        taker: &mut impl Taker,
-        slot: usize,
-        least: usize,
-        fill: &mut dyn FnMut(&mut Reactor, &mut [u8]) -> usize,
-    ) -> Option<usize> {
-        let Connection { session, home, ref mut framer, ref input, .. } = self.connections[slot];
-        let mut fill = |space: &mut [u8]| fill(reactor, space);
-        let intake = taker.take_in(session, home, framer, input.bytes(), least, &mut fill)?;
-        let Intake { read, packets, rest, fed } = intake;
-        self.count(Counter::Packets, packets as u64);
-        let connection = &mut self.connections[slot];
-        connection.in_flight += packets;
-        if let Some(read) = read {
-            connection.input = rest.into();
-            connection.last_read = if read > 0 { read } else { connection.last_read };
-        }
-        // As many as one batch holds were taken, and there may be more.
-        if packets == BATCH_MAX && !self.connections[slot].input.is_empty() {
-            self.resume(reactor, taker, slot);
-        } else {
-            self.settle_feed(reactor, slot, fed);
-        }
-        Some(read.unwrap_or(0))
-    }
-
-    fn count_received(&self, slot: usize, bytes: usize) {
-        self.shared.sessions.count(self.connections[slot].session, bytes, 0);
-        self.count(Counter::Received, bytes as u64);
     }
 
     /// Goes on where there was no room, or begins: its home hears of the connection before anybody hears from it.

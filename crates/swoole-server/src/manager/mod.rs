@@ -23,7 +23,7 @@ use crate::control::{self, LostPacket, News, Order};
 use crate::handler::Handler;
 use crate::log::{Identity, Role};
 use crate::shared::{Lanes, Shared};
-pub(crate) use staff::{Staff, WORKERS, is_orderly};
+pub(crate) use staff::{Staff, WORKERS};
 
 /// How long orphans may take to finish: the whole family has to be gone within a second.
 const ORPHAN_WAIT: Duration = Duration::from_millis(300);

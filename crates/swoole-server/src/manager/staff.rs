@@ -110,8 +110,7 @@ impl<H: Handler> Staff<H> {
 }
 
 /// Whether it left as it was asked to. One that is asked to retire before it can listen simply ends by that signal.
-pub(crate) fn is_orderly(exit: &Exited) -> bool {
-    let asked =
-        matches!(exit.status, ExitStatus::Signaled { signal, .. } if signal == Signal::TERM.as_raw());
+fn is_orderly(exit: &Exited) -> bool {
+    let asked = matches!(exit.status, ExitStatus::Signaled { signal, .. } if signal == Signal::TERM.as_raw());
     exit.status.success() || asked
 }

@@ -43,6 +43,8 @@ pub(crate) struct Duty {
     request_limit: u64,
     /// It takes no more packets.
     pub(crate) retiring: bool,
+    /// Whoever comes next takes them.
+    pub(crate) has_heir: bool,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -57,7 +59,8 @@ pub(crate) enum Way<'a> {
 impl Duty {
     pub(crate) fn new(id: u16, generation: u32, shared: &Arc<Shared>) -> Result<Duty> {
         let request_limit = request_limit(shared)?;
-        Ok(Duty { id, generation, handled: 0, request_limit, retiring: false, shared: Arc::clone(shared) })
+        let shared = Arc::clone(shared);
+        Ok(Duty { id, generation, handled: 0, request_limit, retiring: false, has_heir: true, shared })
     }
 
     fn count(&mut self) {

@@ -19,18 +19,22 @@ pub(super) static ALL: &[Scenario] = &[
         "backlog_crash_in_stop",
         "a worker that dies during the stop is replaced, and its queue is answered",
         crash,
-    ),
+    )
+    .in_process(),
     full(
         "backlog_any_worker",
         "a stop where any worker will do answers what waits for any of them",
         any_worker,
-    ),
-    full("backlog_manager_death", "packets that come with the manager's death are answered", manager_death),
+    )
+    .in_process(),
+    full("backlog_manager_death", "packets that come with the manager's death are answered", manager_death)
+        .in_process(),
     full(
         "backlog_orphans",
         "idle workers whose manager has died still answer what comes before the master's stop",
         orphans,
-    ),
+    )
+    .in_process(),
     once(
         "mass_death",
         "two hundred workers that die at once are all replaced, and the server stops",
@@ -38,11 +42,11 @@ pub(super) static ALL: &[Scenario] = &[
     ),
 ];
 
-/// `count` packets in one go, all of which the server has read when this returns.
+/// `count` packets in one go, all of which the server has accepted when this returns.
 fn queue(bed: &Bed, client: &mut Client, count: usize) -> Result<()> {
     let packets: String = (0..count).map(|number| format!("echo {number}\n")).collect();
     client.send(packets.as_bytes())?;
-    client.wait_read(bed.port()?)
+    bed.wait_accepted(client)
 }
 
 fn expect_queue(client: &mut Client, count: usize) -> Result<()> {
@@ -76,7 +80,7 @@ fn retire_then_stop(cx: &Cx) -> Result<()> {
     let mut bed = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 10).start()?;
     let (mut first, mut second) = (bed.connect()?, bed.connect()?);
     first.tell_all(&["sleep 300", "stop"])?;
-    first.wait_read(bed.port()?)?;
+    bed.wait_accepted(&first)?;
     queue(&bed, &mut second, 2000)?;
     bed.log.wait_count("on_worker_stop", 1, PATIENCE)?;
     bed.signal_master(Signal::TERM)?;
@@ -89,7 +93,7 @@ fn crash(cx: &Cx) -> Result<()> {
     let mut bed = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 10).start()?;
     let (mut first, mut second) = (bed.connect()?, bed.connect()?);
     first.tell_all(&["sleep 300", "crash kill"])?;
-    first.wait_read(bed.port()?)?;
+    bed.wait_accepted(&first)?;
     queue(&bed, &mut second, 2000)?;
     bed.signal_master(Signal::TERM)?;
     expect_queue(&mut second, 2000)?;

@@ -14,19 +14,24 @@ pub(super) static ALL: &[Scenario] = &[
         "crash_on_start",
         "a worker that never starts is retried ever slower, the others serve",
         crash_on_start,
-    ),
-    once("start_with_threads", "a process with two threads is refused", start_with_threads),
-    once("start_port_taken", "a taken port is named", start_port_taken),
-    once("start_port_privileged", "a privileged port is named", start_port_privileged),
+    )
+    .in_process(),
+    once("start_with_threads", "a process with two threads is refused", start_with_threads).in_process(),
+    once("start_port_taken", "a taken port is named", start_port_taken).in_process(),
+    once("start_port_privileged", "a privileged port is named", start_port_privileged).in_process(),
     once(
         "start_worker_num",
         "no workers, and absurdly many, are refused with the valid range",
         start_worker_num,
-    ),
-    once("start_bad_config", "unknown keys and impossible values are named", start_bad_config),
-    once("start_pid_dir_missing", "a PID file whose directory is missing is named", start_pid_dir_missing),
-    once("start_memory_short", "address space too small for the shared memory is said", start_memory_short),
-    once("start_file_size_short", "a file size limit below the shared memory is said", start_file_size_short),
+    )
+    .in_process(),
+    once("start_bad_config", "unknown keys and impossible values are named", start_bad_config).in_process(),
+    once("start_pid_dir_missing", "a PID file whose directory is missing is named", start_pid_dir_missing)
+        .in_process(),
+    once("start_memory_short", "address space too small for the shared memory is said", start_memory_short)
+        .in_process(),
+    once("start_file_size_short", "a file size limit below the shared memory is said", start_file_size_short)
+        .in_process(),
     full("start_descriptors_short", "too few descriptors are said", start_descriptors_short),
 ];
 

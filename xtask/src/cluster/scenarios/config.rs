@@ -8,7 +8,8 @@ pub(super) static ALL: &[Scenario] = &[once(
     "config_precedence",
     "a flag wins over the environment, which wins over the file",
     config_precedence,
-)];
+)
+.in_process()];
 
 fn config_precedence(cx: &Cx) -> Result<()> {
     let file = cx.dir.join("server.toml");

@@ -12,13 +12,14 @@ pub(super) static ALL: &[Scenario] = &[
         "all packets of a connection go to one worker, connections to all",
         dispatch_fixed,
     ),
-    full("dispatch_round_robin", "packets spread evenly over the workers", dispatch_round_robin),
-    full("dispatch_idle", "a busy worker is passed over", dispatch_idle),
+    full("dispatch_round_robin", "packets spread evenly over the workers", dispatch_round_robin).in_process(),
+    full("dispatch_idle", "a busy worker is passed over", dispatch_idle).in_process(),
     full(
         "dispatch_full_link",
         "who has filled a blocked worker's link goes on with another",
         dispatch_full_link,
-    ),
+    )
+    .in_process(),
 ];
 
 fn start(cx: &Cx, mode: &str) -> Result<Bed> {

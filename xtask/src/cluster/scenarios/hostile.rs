@@ -3,7 +3,6 @@
 use crate::cluster::bed::Bed;
 use crate::cluster::client::Client;
 use crate::cluster::matrix::{Cx, Scenario, full};
-use crate::cluster::proc;
 use anyhow::{Context, Result, ensure};
 
 pub(super) static ALL: &[Scenario] = &[
@@ -40,7 +39,7 @@ fn hostile(cx: &Cx, framing: &str, bystand: &dyn Fn(&mut Client) -> Result<()>) 
     let launch = cx.testbed().flag("framing", framing).flag("package-max-length", PACKAGE_MAX);
     let bed = launch.flag("worker-num", 2).flag("reactor-num", 2).start()?;
     let mut bystanders = (0..4).map(|_| bed.connect()).collect::<Result<Vec<_>>>()?;
-    let before = proc::memory(bed.ready.master, "RssAnon")?;
+    let before = bed.private_memory()?;
     let workers = bed.lives();
     let mut open = Vec::new();
     for index in 0..CLIENTS {
@@ -54,8 +53,8 @@ fn hostile(cx: &Cx, framing: &str, bystand: &dyn Fn(&mut Client) -> Result<()>) 
         let bystander = rng.usize(..bystanders.len());
         bystand(&mut bystanders[bystander])
             .with_context(|| format!("bystander beside hostile client {index}"))?;
-        let now = proc::memory(bed.ready.master, "RssAnon")?;
-        ensure!(now < before + GROWTH_MAX, "the master's private memory grew from {before} to {now} bytes");
+        let now = bed.private_memory()?;
+        ensure!(now < before + GROWTH_MAX, "private memory grew from {before} to {now} bytes");
     }
     drop(open);
     for bystander in &mut bystanders {

@@ -3,6 +3,9 @@
 use super::matrix::Scenario;
 
 mod backlog;
+mod base;
+mod base_forward;
+mod base_retire;
 mod boot;
 mod commands;
 mod config;
@@ -32,6 +35,9 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         operation::ALL,
         pressure::ALL,
         hostile::ALL,
+        base::ALL,
+        base_retire::ALL,
+        base_forward::ALL,
         programs::ALL,
     ];
     themes.into_iter().flatten()

@@ -1,10 +1,11 @@
 //! Packets of every size and cut, and connections in great number.
 
-use crate::cluster::bed::Bed;
+use crate::cluster::bed::{Bed, PATIENCE};
 use crate::cluster::client::{Address, Client};
 use crate::cluster::load::Load;
 use crate::cluster::matrix::{Cx, Scenario, full};
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 
 pub(super) static ALL: &[Scenario] = &[
     full("large_packets", "packets of 1.5 MB and replies of 3 MB arrive whole, side by side", large_packets),
@@ -20,7 +21,8 @@ pub(super) static ALL: &[Scenario] = &[
         "tiny_rings",
         "packets and replies far larger than a ring pass through it, beside traffic",
         tiny_rings,
-    ),
+    )
+    .in_process(),
     full(
         "max_connection",
         "one connection too many waits, and takes the place that another gives up",
@@ -215,6 +217,11 @@ fn max_connection(cx: &Cx) -> Result<()> {
         ask_all(&mut clients, "second")?;
     }
     ensure!(!waiter.has_reply()?, "the connection above max_connection was served");
+    // New workers have no more room, and in Base mode the same clients.
+    bed.signal_master(Signal::USR1)?;
+    bed.log.wait_count("on_after_reload", 1, PATIENCE)?;
+    ask_all(&mut clients, "with the next")?;
+    ensure!(!waiter.has_reply()?, "the connection above max_connection was served after a reload");
     clients.truncate(9);
     waiter.expect_line("my turn").context("the connection that waited for a place")?;
     clients.push(waiter);
@@ -236,7 +243,8 @@ fn connections(cx: &Cx, count: usize, connect: fn(&Address) -> Result<Client>) -
         .testbed()
         .flag("worker-num", 2)
         .flag("reactor-num", 2)
-        .flag("max-connection", count + 100)
+        // In Base mode each worker has half of them, and the kernel deals clients as it likes.
+        .flag("max-connection", if cx.setup.is_base() { 2 * count } else { count + 100 })
         .start()?;
     let address = bed.address()?;
     let mut clients = Vec::with_capacity(count);

@@ -10,12 +10,12 @@ use rustix::process::Signal;
 use std::fs;
 
 pub(super) static ALL: &[Scenario] = &[
-    once("lifecycle", "what each role sees of the others' state across the forks", lifecycle),
-    backends("reactor_echo", "an echo server on the bare reactor", reactor_echo),
-    once("channels", "parent and child talk over each kind of channel", channels),
-    once("supervise", "plain functions are restarted, reloaded and stopped", supervise),
-    once("frames", "cuts what stands on its input into packets", frames),
-    once("echo", "the smallest server: under 25 lines, and it serves", echo),
+    once("lifecycle", "what each role sees of the others' state across the forks", lifecycle).in_process(),
+    backends("reactor_echo", "an echo server on the bare reactor", reactor_echo).in_process(),
+    once("channels", "parent and child talk over each kind of channel", channels).in_process(),
+    once("supervise", "plain functions are restarted, reloaded and stopped", supervise).in_process(),
+    once("frames", "cuts what stands on its input into packets", frames).in_process(),
+    once("echo", "the smallest server: under 25 lines, and it serves", echo).in_process(),
 ];
 
 const LIFECYCLE: &str = r#"

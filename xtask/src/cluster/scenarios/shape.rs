@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 pub(super) static ALL: &[Scenario] = &[
-    full("shape", "master > manager > workers, their threads, and which sockets a worker holds", shape),
+    full("shape", "master > manager > workers, their threads, and which sockets a worker holds", shape)
+        .in_process(),
     full(
         "callback_order",
         "callbacks run in the documented order, in the documented process",

@@ -33,7 +33,8 @@ pub(super) static ALL: &[Scenario] = &[
         stop_silent_client,
     ),
     full("kill_master", "kill -9 of the master: everybody is gone within a second", kill_master),
-    full("kill_manager", "kill -9 of the manager: the master ends in order and says why", kill_manager),
+    full("kill_manager", "kill -9 of the manager: the master ends in order and says why", kill_manager)
+        .in_process(),
 ];
 
 fn stop_answers_accepted(cx: &Cx) -> Result<()> {
@@ -41,7 +42,7 @@ fn stop_answers_accepted(cx: &Cx) -> Result<()> {
     let mut clients = (0..4).map(|_| bed.connect()).collect::<Result<Vec<_>>>()?;
     for client in &mut clients {
         client.tell_all(&["echo first", "sleep 200", "echo second", "big 1000000"])?;
-        client.wait_read(bed.port()?)?;
+        bed.wait_accepted(client)?;
     }
     bed.signal_master(Signal::TERM)?;
     for (index, client) in clients.iter_mut().enumerate() {
@@ -114,8 +115,9 @@ fn stop_second_signal(cx: &Cx) -> Result<()> {
 }
 
 fn stop_twice_unread(cx: &Cx) -> Result<()> {
-    // At once, and when only the client is waited for.
-    for (first, moment) in [(Signal::TERM, "on_before_shutdown"), (Signal::INT, "on_manager_stop")] {
+    // At once, and when only the client is waited for, which in Base mode is up to the workers.
+    let last = if cx.setup.is_base() { "on_worker_stop" } else { "on_manager_stop" };
+    for (first, moment) in [(Signal::TERM, "on_before_shutdown"), (Signal::INT, last)] {
         let mut bed = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 20).start()?;
         let mut silent = bed.connect()?;
         set_socket_recv_buffer_size(silent.writer()?, 8192)?;
@@ -141,14 +143,17 @@ fn stop_early(cx: &Cx) -> Result<()> {
         let launch = cx.testbed().flag("worker-num", WORKERS).flag("reactor-num", 1);
         let mut process = launch.flag("ring-size", 16384).spawn()?;
         let manager = proc::until("a manager with a worker", PATIENCE, || {
-            let manager = *proc::children(process.pid()).first()?;
+            let child = *proc::children(process.pid()).first()?;
+            let manager = if cx.setup.is_base() { process.pid() } else { child };
             (!proc::children(manager).is_empty()).then_some(manager)
         })?;
         proc::halt(manager)?;
         let early = proc::children(manager).len() < WORKERS;
         let start = Instant::now();
         proc::signal(process.pid(), Signal::TERM)?;
-        process.log.wait_line(Source::Stdout, &["on_before_shutdown"], PATIENCE)?;
+        if !cx.setup.is_base() {
+            process.log.wait_line(Source::Stdout, &["on_before_shutdown"], PATIENCE)?;
+        }
         proc::signal(manager, Signal::CONT)?;
         let status = process.wait_exit(PATIENCE)?;
         process.log.wait_end(Duration::from_secs(1))?;

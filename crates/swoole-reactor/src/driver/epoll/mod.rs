@@ -368,7 +368,6 @@ impl Driver for Epoll {
 
     fn detach(&mut self, token: Token) -> Result<(), Error> {
         match &self.source(token)?.kind {
-            Kind::Stream(stream) if stream.closing => return Err(Error::NoSuchToken(token)),
             Kind::Stream(_) | Kind::Listener { .. } => {}
             _ => return Err(Error::WrongKind { token, expected: "stream or listener" }),
         }

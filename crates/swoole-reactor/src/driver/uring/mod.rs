@@ -335,15 +335,17 @@ impl Driver for Uring {
     }
 
     fn detach(&mut self, token: Token) -> Result<(), Error> {
-        let source = self.source(token)?;
-        match &mut source.kind {
+        let source = self.sources.get_mut(token);
+        let source = source.filter(|source| matches!(source.closing, None | Some(Closing::AfterSend)));
+        let source = source.ok_or(Error::NoSuchToken(token))?;
+        match &source.kind {
             Kind::Stream(_) => {}
             Kind::Listener { held, .. } if held.is_empty() => {}
             // Those that were accepted while it was paused are told of first.
             Kind::Listener { .. } => self.replay.push_back(token),
             _ => return Err(Error::WrongKind { token, expected: "stream or listener" }),
         }
-        self.source(token)?.closing = Some(Closing::Detach);
+        source.closing = Some(Closing::Detach);
         self.settle(token);
         Ok(())
     }
