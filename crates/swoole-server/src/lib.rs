@@ -58,6 +58,7 @@
 
 #![forbid(unsafe_code)]
 
+mod affinity;
 mod base;
 mod board;
 pub mod config;

@@ -14,6 +14,7 @@ use swoole_ipc::Doorbell;
 use swoole_ipc::socketpair::Endpoint;
 use swoole_reactor::Options;
 
+use crate::affinity::Placement;
 use crate::board::Board;
 use crate::config::{Config, Listen, Mode};
 use crate::error::{Error, Result};
@@ -24,6 +25,7 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     /// Where the listeners really listen, in the order of `config.listen`.
     pub(crate) addresses: Vec<Listen>,
+    pub(crate) placement: Placement,
     pub(crate) board: Board,
     pub(crate) sessions: SessionTable,
     /// Clients at one time: `max_connection`, or fewer if the process may not have so many descriptors.
@@ -68,6 +70,7 @@ impl Shared {
         let slots = connection_limit.div_ceil(reactors);
         let (lifeline, hold) = Lifeline::create()?;
         let shared = Shared {
+            placement: Placement::new(&config)?,
             board: Board::create(workers, reactors, links)?,
             sessions: SessionTable::create(reactors, slots)?,
             connection_limit,

@@ -10,7 +10,7 @@
 
 use std::time::{Duration, Instant};
 
-/// At most so long.
+/// At most so long, unless `busy_poll` says otherwise.
 const LIMIT: Duration = Duration::from_micros(40);
 /// After so many fruitless tries in a row, none until work has come another way.
 const FRUITLESS_MAX: u32 = 8;
@@ -18,13 +18,28 @@ const FRUITLESS_MAX: u32 = 8;
 const PAUSE: u32 = 64;
 
 /// Decides whether to spin, from how it went before.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Spin {
+    limit: Duration,
+    /// Whatever came of it before.
+    always: bool,
     fruitless: u32,
     pause: u32,
 }
 
 impl Spin {
+    /// `busy_poll`: see [`Config::busy_poll`](crate::Config::busy_poll).
+    pub(crate) fn new(busy_poll: u32) -> Spin {
+        let asked = Duration::from_micros(busy_poll.into());
+        let always = !asked.is_zero();
+        Spin { limit: if always { asked } else { LIMIT }, always, fruitless: 0, pause: 0 }
+    }
+
+    /// Whether it spins whatever came of it before.
+    pub(crate) fn is_always(&self) -> bool {
+        self.always
+    }
+
     /// Yields the core until `ready` holds; false if it did not in time.
     pub(crate) fn until(&mut self, mut ready: impl FnMut() -> bool) -> bool {
         if self.pause > 0 {
@@ -38,12 +53,12 @@ impl Spin {
                 self.fruitless = 0;
                 return true;
             }
-            if begun.elapsed() >= LIMIT {
+            if begun.elapsed() >= self.limit {
                 break;
             }
         }
         self.fruitless += 1;
-        if self.fruitless >= FRUITLESS_MAX {
+        if self.fruitless >= FRUITLESS_MAX && !self.always {
             (self.fruitless, self.pause) = (0, PAUSE);
         }
         false
@@ -56,7 +71,7 @@ mod tests {
 
     #[test]
     fn it_gives_up_when_it_never_pays() {
-        let mut spin = Spin::default();
+        let mut spin = Spin::new(0);
         let mut looked = 0;
         for _ in 0..FRUITLESS_MAX {
             assert!(!spin.until(|| {
@@ -69,5 +84,18 @@ mod tests {
             assert!(!spin.until(|| unreachable!("passed over")));
         }
         assert!(spin.until(|| true));
+    }
+
+    #[test]
+    fn busy_polling_never_gives_up() {
+        let mut spin = Spin::new(1);
+        for _ in 0..2 * FRUITLESS_MAX {
+            let mut looked = false;
+            assert!(!spin.until(|| {
+                looked = true;
+                false
+            }));
+            assert!(looked);
+        }
     }
 }

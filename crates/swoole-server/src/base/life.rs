@@ -48,7 +48,7 @@ pub(super) fn run<H: Handler>(
     mut child: Child,
 ) -> i32 {
     let id = child.slot;
-    introduce(id);
+    introduce(id, shared);
     let life = || -> Result<()> {
         let (mut life, mut reactor) = Life::start(handler, shared, premises, &child)?;
         let reactor = &mut reactor;
@@ -201,7 +201,7 @@ impl<'a, H: Handler> Life<'a, H> {
     }
 
     fn serve(&mut self, reactor: &mut Reactor) -> Result<()> {
-        let mut spin = Spin::default();
+        let mut spin = Spin::new(self.duty.shared.config.busy_poll);
         let shared = Arc::clone(&self.duty.shared);
         let id = self.duty.id;
         shared.board.set_busy(id, true);

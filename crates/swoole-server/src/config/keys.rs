@@ -37,7 +37,7 @@ const fn key(name: &'static str, kind: Kind, help: &'static str) -> Key {
 }
 
 /// In the order of the fields of [`Config`](super::Config).
-pub(super) static KEYS: [Key; 29] = [
+pub(super) static KEYS: [Key; 31] = [
     key("listen", Listen, "where clients connect; may repeat"),
     key("mode", Choice(&["process", "base"]), "how the work is divided between processes"),
     key("worker_num", Count(1, 1024), "worker processes"),
@@ -74,6 +74,8 @@ pub(super) static KEYS: [Key; 29] = [
     key("backlog", Count(1, 65535), "connections that wait in the kernel to be accepted"),
     key("open_tcp_nodelay", Switch, "send small replies at once"),
     key("socket_buffer_size", Size(64 * KIB, GIB), "bytes of replies that may wait for one slow client"),
+    key("open_cpu_affinity", Switch, "keep each reactor and worker on one core"),
+    key("busy_poll", Count(0, 100_000), "microseconds to look for work before going to sleep, 0 for a few at times"),
     key("reload_mode", Choice(&["rolling", "all"]), "replace one worker after the other or all at once"),
     key("pid_file", Text("FILE", "a path"), "holds the master's process id while the server runs"),
     key("daemonize", Switch, "leave the terminal and go on in the background"),

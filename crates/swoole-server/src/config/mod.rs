@@ -154,6 +154,17 @@ pub struct Config {
     #[serde(with = "value::size")]
     pub socket_buffer_size: usize,
 
+    /// Whether reactors and workers are each kept on a core of their own, a reactor and its workers on neighbouring cores
+    /// of one NUMA node. Default `false`. Which cores there are, the process's own affinity says (`taskset`). Swoole:
+    /// `open_cpu_affinity`.
+    pub open_cpu_affinity: bool,
+
+    /// Microseconds that an event loop goes on looking for work before it sleeps, 0..=100000. Default 0: 40 us, and
+    /// not at all while it has not paid of late. With more it is done always, which takes a core for each reactor and
+    /// worker for as long as there is traffic, and saves their clients the time of a wake-up. (Swoole has no such key;
+    /// the kernel's socket option of the same name is another thing.)
+    pub busy_poll: u32,
+
     /// Whether a reload replaces one worker after the other or all at once. Default [`ReloadMode::Rolling`].
     /// Swoole: `reload_async`.
     pub reload_mode: ReloadMode,
@@ -203,6 +214,8 @@ impl Default for Config {
             backlog: 511,
             open_tcp_nodelay: true,
             socket_buffer_size: 8 * MIB,
+            open_cpu_affinity: false,
+            busy_poll: 0,
             reload_mode: ReloadMode::Rolling,
             pid_file: None,
             daemonize: false,

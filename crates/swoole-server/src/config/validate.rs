@@ -36,6 +36,7 @@ impl Config {
         check_size("package_max_length", self.package_max_length)?;
         check_count("max_connection", self.max_connection as u64)?;
         check_count("backlog", self.backlog.into())?;
+        check_count("busy_poll", self.busy_poll.into())?;
         check_size("socket_buffer_size", self.socket_buffer_size)?;
         check_seconds("max_wait_time", self.max_wait_time.as_secs_f64())?;
         self.check_rings()?;

@@ -4,6 +4,7 @@
 //! of who takes them ([`Taker::take_in`]), the rest of a large packet behind its beginning, and only else into a scratch
 //! from which it is copied.
 
+use swoole_protocol::Cut;
 use swoole_reactor::{Reactor, Token};
 
 use super::connection::{Connection, Fed};
@@ -98,7 +99,7 @@ impl Desk {
             connection.missing -= read;
             self.count_received(slot, read);
             if missing == read {
-                self.resume(reactor, taker, slot);
+                self.hand_over(reactor, taker, slot);
             }
             return;
         }
@@ -115,6 +116,24 @@ impl Desk {
             self.received(reactor, taker, token, &scratch[..read]);
         }
         self.scratch = scratch;
+    }
+
+    /// A large packet is complete.
+    fn hand_over(&mut self, reactor: &mut Reactor, taker: &mut impl Taker, slot: usize) {
+        let connection = &mut self.connections[slot];
+        let len = connection.input.bytes().len();
+        let whole = Cut::Packet { len, payload: 0..len };
+        if connection.framer.clone().cut(connection.input.bytes()) == Ok(whole) {
+            let packet = std::mem::take(&mut connection.input).into_bytes();
+            match taker.take_whole(connection.session, connection.home, packet) {
+                Ok(()) => {
+                    connection.in_flight += 1;
+                    return self.count(Counter::Packets, 1);
+                }
+                Err(packet) => connection.input = packet.into(),
+            }
+        }
+        self.resume(reactor, taker, slot);
     }
 
     /// Lets the taker take in what `fill` gives, if it does that: how many bytes.

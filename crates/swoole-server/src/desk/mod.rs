@@ -74,6 +74,12 @@ pub(crate) trait Taker {
         fill: &mut dyn FnMut(&mut [u8]) -> usize,
     ) -> Option<Intake>;
 
+    /// Takes a large packet as it is, or gives it back: then it is offered like any other.
+    fn take_whole(&mut self, session: Session, home: u16, packet: Vec<u8>) -> Result<(), Vec<u8>> {
+        let _ = (session, home);
+        Err(packet)
+    }
+
     /// The packets of one input are taken: what was answered on the spot goes out.
     fn deliver(&mut self, desk: &mut Desk, reactor: &mut Reactor);
 

@@ -2,7 +2,7 @@
 
 use std::io::IoSlice;
 
-use swoole_reactor::{Close, Reactor};
+use swoole_reactor::{Close, Reactor, Token};
 
 use super::Desk;
 use crate::board::Counter;
@@ -16,12 +16,16 @@ pub(crate) struct Replies<'a> {
     pub(crate) reactor: &'a mut Reactor,
 }
 
-impl ReplySink for Replies<'_> {
-    fn send(&mut self, session: Session, parts: &[IoSlice<'_>]) {
+impl Replies<'_> {
+    fn send_by(
+        &mut self,
+        session: Session,
+        len: usize,
+        send: impl FnOnce(&mut Reactor, Token) -> Result<(), swoole_reactor::Error>,
+    ) {
         // The client has left meanwhile, or the worker lies: nobody gets it.
         let Some(slot) = self.desk.find(session) else { return };
         let token = self.desk.connections[slot].token;
-        let len: usize = parts.iter().map(|part| part.len()).sum();
         let limit = self.desk.shared.config.socket_buffer_size;
         let queued = self.reactor.queued(token);
         // Whoever has taken everything before may be sent more than the limit at once: the worker has bounded that.
@@ -29,12 +33,23 @@ impl ReplySink for Replies<'_> {
             tracing::warn!(%session, "closed, it does not read: {queued} bytes wait for it (socket_buffer_size = {limit})");
             return self.desk.close(self.reactor, slot, Close::Reset);
         }
-        if let Err(error) = self.reactor.send_slices(token, parts) {
+        if let Err(error) = send(self.reactor, token) {
             tracing::debug!(%session, "connection lost: {error}");
             return self.desk.close(self.reactor, slot, Close::Now);
         }
         self.desk.shared.sessions.count(session, 0, len);
         self.desk.count(Counter::Sent, len as u64);
+    }
+}
+
+impl ReplySink for Replies<'_> {
+    fn send(&mut self, session: Session, parts: &[IoSlice<'_>]) {
+        let len = parts.iter().map(|part| part.len()).sum();
+        self.send_by(session, len, |reactor, token| reactor.send_slices(token, parts));
+    }
+
+    fn send_owned(&mut self, session: Session, bytes: Vec<u8>) {
+        self.send_by(session, bytes.len(), |reactor, token| reactor.send(token, bytes));
     }
 
     fn close(&mut self, session: Session) {

@@ -12,6 +12,11 @@ use crate::wire::{HEADER, PLACE, Request, RequestKind, place};
 pub(crate) const BATCH_MAX: usize = 128;
 
 impl ReactorEnd {
+    /// Bytes that a record holds at most.
+    pub(crate) fn record_max(&self) -> usize {
+        self.piece_max
+    }
+
     /// Free memory of the ring to receive into, as much as a record may hold. `None` without a ring, and when there is
     /// no room for `least` bytes, or for as many as a record may hold.
     pub(crate) fn space(&mut self, least: usize) -> Option<&mut [u8]> {

@@ -39,6 +39,8 @@ pub(crate) enum Fault {
 pub(crate) trait ReplySink {
     /// Bytes for a client, in order; the parts belong together.
     fn send(&mut self, session: Session, parts: &[IoSlice<'_>]);
+    /// The same for bytes that can be kept as they are.
+    fn send_owned(&mut self, session: Session, bytes: Vec<u8>);
     /// The worker wants the session closed after what was sent before.
     fn close(&mut self, session: Session);
     /// So many messages of a record are finished; the replies to them have been delivered here before.
@@ -495,7 +497,7 @@ impl Staging {
             match reply.kind {
                 ReplyKind::Ack => {}
                 ReplyKind::Close => sink.close(reply.session),
-                ReplyKind::Send => sink.send(reply.session, &[IoSlice::new(&payload)]),
+                ReplyKind::Send => sink.send_owned(reply.session, payload),
             }
         }
         self.cost = 0;

@@ -9,7 +9,7 @@ use swoole_reactor::Reactor;
 use crate::config::{Config, DispatchMode, Ipc};
 use crate::desk::{Desk, Fed, Intake, Offer, Taker, feed};
 use crate::dispatch::{Dispatcher, Load};
-use crate::link::{BATCH_MAX, ReactorEnd};
+use crate::link::{BATCH_MAX, Parcel, ReactorEnd};
 use crate::session::Session;
 use crate::shared::Shared;
 use crate::wire::RequestKind;
@@ -92,7 +92,11 @@ impl Taker for Dealer {
         }
         let home = usize::from(home);
         let link = &mut self.links[home];
-        let Some(space) = link.space(begun.len() + least.max(1)).filter(|space| space.len() > begun.len()) else {
+        // A packet that hardly fits into a record, or not at all, is put together elsewhere.
+        if begun.len() > link.record_max() / 2 {
+            return None;
+        }
+        let Some(space) = link.space(begun.len() + least.max(1)) else {
             let fed = Fed::Blocked(home);
             return Some(Intake { read: None, packets: 0, rest: Vec::new(), fed });
         };
@@ -110,6 +114,15 @@ impl Taker for Dealer {
         let rest = received[used..].to_vec();
         link.send_batch(session, packets);
         Some(Intake { read: Some(read), packets: packets.len(), rest, fed })
+    }
+
+    fn take_whole(&mut self, session: Session, home: u16, packet: Vec<u8>) -> Result<(), Vec<u8>> {
+        let link = &mut self.links[usize::from(home)];
+        if self.shared.config.dispatch_mode != DispatchMode::Fixed || !link.is_clear() {
+            return Err(packet);
+        }
+        link.enqueue(Parcel { kind: RequestKind::Packet, session, bytes: packet });
+        Ok(())
     }
 
     fn deliver(&mut self, _: &mut Desk, _: &mut Reactor) {}

@@ -38,6 +38,7 @@ pub(super) struct Seat {
 /// Runs a reactor thread to its end.
 pub(super) fn run(seat: Seat, reactor: Reactor, mail: Arc<Mailbox<Command>>) {
     crate::log::set_thread_identity(Identity { role: Role::Reactor, id: u32::from(seat.id) });
+    seat.shared.placement.pin_reactor(seat.id);
     let (id, main) = (seat.id, Arc::clone(&seat.main));
     let life = || ReactorThread::open(seat, mail).and_then(|mut thread| thread.run(reactor));
     // Its message is out; what matters here is that the main thread hears of it.
@@ -114,7 +115,7 @@ impl ReactorThread {
         for worker in 0..self.dealer.links.len() {
             self.watch_link(&mut reactor, worker).map_err(failed)?;
         }
-        let mut spin = Spin::default();
+        let mut spin = Spin::new(shared.config.busy_poll);
         let mut patience = PATIENCE.0;
         loop {
             let worked = self.take_replies(&mut reactor);
@@ -132,7 +133,10 @@ impl ReactorThread {
             let last_look = self.stop == Stop::LastLook;
             if worked || last_look || self.desk.is_glancing() {
                 (timeout, patience) = (Some(Duration::ZERO), PATIENCE.0);
-            } else if waiting && spin.until(|| self.has_replies()) {
+            } else if waiting && !spin.is_always() && spin.until(|| self.has_replies()) {
+                continue;
+            } else if spin.is_always() && self.look_busily(&mut reactor, &mut spin)? {
+                patience = PATIENCE.0;
                 continue;
             } else {
                 bell.arm();
@@ -152,6 +156,20 @@ impl ReactorThread {
                 patience = (patience * 2).min(PATIENCE.1);
             }
         }
+    }
+
+    /// Looks for replies and for clients, for as long as `busy_poll` says; whether there was something.
+    fn look_busily(&mut self, reactor: &mut Reactor, spin: &mut Spin) -> Result<bool> {
+        let mut failure = None;
+        let found = spin.until(|| {
+            let turn = reactor.turn(Some(Duration::ZERO), |reactor, event| self.on_event(reactor, event));
+            let events = turn.unwrap_or_else(|error| {
+                failure = Some(Error::setup("run a reactor thread", error));
+                1
+            });
+            events > 0 || self.has_replies()
+        });
+        failure.map_or(Ok(found), Err)
     }
 
     fn watch_link(&mut self, reactor: &mut Reactor, worker: usize) -> Result<(), swoole_reactor::Error> {

@@ -33,7 +33,7 @@ pub(crate) fn run<H: Handler>(
     mut child: Child,
 ) -> i32 {
     let id = child.slot;
-    super::introduce(id);
+    super::introduce(id, shared);
     let mut life = || -> Result<()> {
         let mut life = Life::start(handler, shared, lanes, &child)?;
         if !life.wait_for_start()? {
@@ -124,7 +124,7 @@ impl<'a, H: Handler> Life<'a, H> {
     fn serve(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.duty.shared);
         let bell = &shared.bells[usize::from(self.duty.id)];
-        let mut spin = Spin::default();
+        let mut spin = Spin::new(self.duty.shared.config.busy_poll);
         shared.board.set_busy(self.duty.id, true);
         loop {
             let worked = self.pass()?;

@@ -90,7 +90,8 @@ fn request_limit(shared: &Shared) -> Result<u64> {
 }
 
 /// The first things that a worker process does, in either mode.
-pub(crate) fn introduce(id: u16) {
+pub(crate) fn introduce(id: u16, shared: &Shared) {
+    shared.placement.pin_worker(id);
     crate::log::set_identity(Identity { role: Role::Worker, id: u32::from(id) });
     // A title is a comfort, not a need.
     let _ = swoole_sys::title::set(&format!("swoole: worker {id}"));

@@ -14,6 +14,7 @@ mod dispatch;
 mod hostile;
 mod operation;
 mod packets;
+mod placement;
 mod pressure;
 mod programs;
 mod reload;
@@ -24,6 +25,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
     let themes = [
         shape::ALL,
         packets::ALL,
+        placement::ALL,
         commands::ALL,
         dispatch::ALL,
         crash::ALL,

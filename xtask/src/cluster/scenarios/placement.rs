@@ -1,0 +1,80 @@
+//! Which core runs what, and how long it stays awake.
+
+use crate::cluster::matrix::{Cx, Scenario, full};
+use crate::cluster::proc;
+use anyhow::{Context, Result, ensure};
+use std::fs;
+
+pub(super) static ALL: &[Scenario] = &[
+    full(
+        "open_cpu_affinity",
+        "reactors and workers keep to one core each, and to all of them without the option",
+        affinity,
+    ),
+    full("busy_poll", "event loops that poll busily serve as others do, and sleep when there is no work", busy_poll),
+];
+
+/// The cores that each thread of a process may use, by the thread's name.
+fn cores(pid: i32) -> Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.map(|value| value.trim().to_owned()).with_context(|| format!("no {name} in {status:?}"))
+        };
+        found.push((field("Name:")?, field("Cpus_allowed_list:")?));
+    }
+    Ok(found)
+}
+
+fn affinity(cx: &Cx) -> Result<()> {
+    let (_, all) = cores(std::process::id().cast_signed())?.into_iter().next().context("own cores")?;
+    for pinned in [false, true] {
+        let launch = cx.testbed().flag("worker-num", 3).flag("reactor-num", 2);
+        let bed = launch.flag("open-cpu-affinity", pinned).start()?;
+        bed.connect()?.expect("echo served", "served")?;
+        let mut threads: Vec<(String, String)> = Vec::new();
+        for &worker in &bed.ready.workers {
+            threads.extend(cores(worker)?);
+        }
+        let reactors = cores(bed.ready.master)?.into_iter().filter(|(name, _)| name.starts_with("reactor"));
+        threads.extend(reactors);
+        let expected = if cx.setup.is_base() { 3 } else { 5 };
+        let threads: Vec<_> = threads.into_iter().filter(|(name, _)| !name.starts_with("iou-")).collect();
+        ensure!(threads.len() == expected, "{threads:?}");
+        for (name, cores) in &threads {
+            let fits = if pinned { cores.parse::<usize>().is_ok() } else { *cores == all };
+            ensure!(fits, "open_cpu_affinity = {pinned}, and {name} may use {cores} of {all}");
+        }
+        // One that takes a dead one's place keeps its core.
+        let (worker, pid) = (0, bed.lives()[&0].pid);
+        proc::signal(pid, rustix::process::Signal::KILL)?;
+        let life = bed.wait_successor(worker, pid)?;
+        for (name, cores) in cores(life.pid)? {
+            ensure!(!pinned || cores.parse::<usize>().is_ok(), "{name} of the successor may use {cores}");
+        }
+        bed.stop()?;
+    }
+    Ok(())
+}
+
+fn busy_poll(cx: &Cx) -> Result<()> {
+    let bed = cx.testbed().flag("worker-num", 2).flag("reactor-num", 2).flag("busy-poll", 2000).start()?;
+    let mut clients = (0..8).map(|_| bed.connect()).collect::<Result<Vec<_>>>()?;
+    for round in 0..200 {
+        for client in &mut clients {
+            client.expect(&format!("echo {round}"), &round.to_string())?;
+        }
+    }
+    let mut pids = proc::descendants(bed.ready.master);
+    pids.push(bed.ready.master);
+    let calm = || {
+        let before = proc::activity(&pids).ok()?;
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        (proc::activity(&pids).ok()? == before).then_some(())
+    };
+    proc::until("the event loops to go to sleep", std::time::Duration::from_secs(10), calm)?;
+    bed.stop()?;
+    Ok(())
+}
