@@ -4,9 +4,10 @@ use crate::config::DispatchMode;
 
 /// One reactor's dispatcher.
 ///
-/// Connections find their home among the reactor's *own* workers, the same number for each reactor as far as that goes:
-/// the fewer rings are busy, the more packets a pass moves over each, and the fewer wake-ups that takes. Reactors get
-/// equal shares of the connections, so workers do.
+/// Connections find their home among the reactor's *own* workers: the fewer rings are busy, the more packets a pass moves
+/// over each, and the fewer wake-ups that takes. Reactors get equal shares of the connections, so workers do, provided
+/// that each reactor has equally many workers of its own, or each worker equally many reactors. If that cannot be, all
+/// workers are everybody's.
 #[derive(Debug)]
 pub(crate) struct Dispatcher {
     mode: DispatchMode,
@@ -32,10 +33,12 @@ impl Dispatcher {
     /// The dispatcher of one of `reactors`, which are numbered from 0.
     pub(crate) fn new(mode: DispatchMode, workers: u16, reactor: u8, reactors: u8) -> Dispatcher {
         let (workers, reactor, reactors) = (workers.max(1), u16::from(reactor), u16::from(reactors.max(1)));
-        let own = if reactors <= workers {
+        let own = if workers.is_multiple_of(reactors) {
             (reactor..workers).step_by(reactors.into()).collect()
-        } else {
+        } else if reactors.is_multiple_of(workers) {
             vec![reactor % workers]
+        } else {
+            (0..workers).map(|step| (reactor + step) % workers).collect()
         };
         let up = vec![false; usize::from(workers)];
         // The reactors do not walk in step.
@@ -128,8 +131,9 @@ mod tests {
             (0..4).map(|_| dispatcher.home()).collect::<Vec<_>>()
         };
         assert_eq!((homes(4, 0, 2), homes(4, 1, 2)), (vec![0, 2, 0, 2], vec![1, 3, 1, 3]));
-        assert_eq!((homes(5, 0, 2), homes(5, 1, 2)), (vec![0, 2, 4, 0], vec![1, 3, 1, 3]));
-        assert_eq!((homes(1, 0, 3), homes(2, 2, 3)), (vec![0; 4], vec![0; 4]));
+        assert_eq!((homes(3, 0, 2), homes(3, 1, 2)), (vec![0, 1, 2, 0], vec![1, 2, 0, 1]));
+        assert_eq!((homes(1, 0, 3), homes(2, 2, 4)), (vec![0; 4], vec![0; 4]));
+        assert_eq!(homes(2, 2, 3), [0, 1, 0, 1]);
     }
 
     #[test]

@@ -1,0 +1,211 @@
+//! Both ends of a link over a ring, in one process.
+
+use std::io::IoSlice;
+use std::ops::Range;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use rustix::fd::OwnedFd;
+
+use super::*;
+use crate::config::Config;
+use crate::session::Session;
+use crate::shared::Shared;
+use crate::wire::RequestKind;
+
+/// What a reactor was given, in order.
+#[derive(Default)]
+struct Replies {
+    sent: Vec<(Session, Vec<u8>)>,
+    finished: usize,
+}
+
+impl ReplySink for Replies {
+    fn send(&mut self, session: Session, parts: &[IoSlice<'_>]) {
+        let bytes = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        self.sent.push((session, bytes));
+    }
+
+    fn send_owned(&mut self, session: Session, bytes: Vec<u8>) {
+        self.sent.push((session, bytes));
+    }
+
+    fn close(&mut self, _: Session) {}
+
+    fn finished(&mut self, _: &Sent, count: u32) {
+        self.finished += count as usize;
+    }
+}
+
+struct Bed {
+    shared: Shared,
+    lanes: Vec<Arc<Lane>>,
+    reactor: ReactorEnd,
+    replies: Replies,
+    _hold: OwnedFd,
+}
+
+impl Bed {
+    fn new() -> Bed {
+        let mut config = Config::default();
+        (config.worker_num, config.reactor_num, config.max_connection, config.ring_size) = (1, 1, 8, 16384);
+        let (shared, mut lanes, hold) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
+        let lanes = lanes.swap_remove(0);
+        let (bell, room) = (shared.bells[0].clone(), shared.rooms[0].clone());
+        let reactor = ReactorEnd::open(Arc::clone(&lanes[0]), bell, room, 1 << 20).unwrap();
+        Bed { shared, lanes, reactor, replies: Replies::default(), _hold: hold }
+    }
+
+    /// The worker's ends, of a new process as it were.
+    fn worker(&self) -> (Inbox, Outlets) {
+        let outlets = Outlets::open(&self.lanes, &self.shared, 0).unwrap();
+        (Inbox::open(&self.lanes[0], 0).unwrap(), outlets)
+    }
+
+    /// Receives these packets as one batch; false if there is no room.
+    fn batch(&mut self, session: Session, packets: &[Vec<u8>]) -> bool {
+        let bytes = packets.concat();
+        let Some(space) = self.reactor.space(bytes.len()) else { return false };
+        space[..bytes.len()].copy_from_slice(&bytes);
+        let mut end = 0;
+        let places: Vec<Range<usize>> = packets
+            .iter()
+            .map(|packet| {
+                end += packet.len();
+                end - packet.len()..end
+            })
+            .collect();
+        self.reactor.send_batch(session, &places);
+        true
+    }
+
+    fn drain(&mut self) {
+        self.reactor.flush();
+        self.reactor.drain(&mut self.replies).unwrap();
+    }
+}
+
+/// Handles up to `count` packets, each answered by itself; what they were.
+fn handle(inbox: &mut Inbox, outlets: &mut Outlets, count: usize) -> Vec<Vec<u8>> {
+    let mut handled = Vec::new();
+    while handled.len() < count {
+        let number = inbox.current();
+        let (session, packet) = match inbox.next().unwrap() {
+            Next::Empty => break,
+            Next::Fragment => {
+                outlets.to(0).begin(number);
+                inbox.finish();
+                continue;
+            }
+            Next::Message(message) => (message.session, message.payload.to_vec()),
+        };
+        outlets.to(0).begin(number);
+        outlets.to(0).send(session, &packet).unwrap();
+        outlets.commit(Some(0)).unwrap();
+        inbox.finish();
+        handled.push(packet);
+    }
+    handled
+}
+
+fn session(number: u64) -> Session {
+    Session::from_raw(number)
+}
+
+fn packets(count: usize) -> Vec<Vec<u8>> {
+    (0..count).map(|number| format!("packet {number}").into_bytes()).collect()
+}
+
+#[test]
+fn a_batch_is_answered_packet_by_packet_and_sent_as_one() {
+    let mut bed = Bed::new();
+    let (mut inbox, mut outlets) = bed.worker();
+    let packets = packets(5);
+    assert!(bed.batch(session(1), &packets));
+    assert!(bed.batch(session(2), &packets[..1]));
+    bed.drain();
+    assert_eq!((bed.reactor.in_flight(), bed.reactor.packets()), (6, 6));
+    assert_eq!(handle(&mut inbox, &mut outlets, 2), packets[..2]);
+    bed.drain();
+    assert_eq!((bed.replies.finished, bed.reactor.packets()), (2, 4));
+    assert_eq!(handle(&mut inbox, &mut outlets, 9).len(), 4);
+    bed.drain();
+    let sent = [(1, packets[..2].concat()), (1, packets[2..].concat()), (2, packets[0].clone())];
+    assert_eq!(bed.replies.sent, sent.map(|(number, bytes)| (session(number), bytes)));
+    assert_eq!((bed.replies.finished, bed.reactor.in_flight()), (6, 0));
+}
+
+#[test]
+fn of_a_batch_that_a_worker_died_in_the_rest_is_its_successors() {
+    let mut bed = Bed::new();
+    let packets = packets(6);
+    let (mut inbox, mut outlets) = bed.worker();
+    assert!(bed.batch(session(1), &packets));
+    bed.drain();
+    handle(&mut inbox, &mut outlets, 2);
+    // The third is in its hands, and has a reply that was not committed.
+    let number = inbox.current();
+    assert!(matches!(inbox.next().unwrap(), Next::Message(_)));
+    outlets.to(0).begin(number);
+    outlets.to(0).send(session(1), b"never").unwrap();
+    drop((inbox, outlets));
+    let lost = bed.reactor.settle(number, &mut bed.replies);
+    assert_eq!(lost.iter().map(|lost| (lost.session, lost.size)).collect::<Vec<_>>(), [(session(1), 8)]);
+    assert_eq!(bed.replies.sent, [(session(1), packets[..2].concat())]);
+
+    let (mut inbox, mut outlets) = bed.worker();
+    assert_eq!(handle(&mut inbox, &mut outlets, 9), packets[3..]);
+    bed.drain();
+    assert_eq!(bed.reactor.in_flight(), 0);
+}
+
+proptest! {
+    /// However packets are batched, mixed with others, handled and interrupted by deaths: each is handled once, in
+    /// its order, and the ring never runs out of room for good.
+    #[test]
+    fn every_packet_has_its_turn(steps in proptest::collection::vec((0u8..5, 1usize..9, 0usize..300), 1..80)) {
+        let mut bed = Bed::new();
+        let (mut inbox, mut outlets) = bed.worker();
+        let (mut made, mut handled) = (0u32, Vec::new());
+        for (step, count, size) in steps {
+            let mut packet = || {
+                made += 1;
+                [&made.to_le_bytes()[..], &vec![7; size]].concat()
+            };
+            match step {
+                0 | 1 => {
+                    let batch: Vec<_> = (0..count).map(|_| packet()).collect();
+                    if !bed.batch(session(1), &batch) {
+                        made -= count as u32;
+                    }
+                }
+                2 => {
+                    let packet = packet();
+                    if !bed.reactor.offer(RequestKind::Packet, session(1), &packet) {
+                        made -= 1;
+                    }
+                }
+                3 => {
+                    bed.drain();
+                    handled.extend(handle(&mut inbox, &mut outlets, count));
+                }
+                _ => {
+                    // Between two packets, with nothing in its hands.
+                    drop((inbox, outlets));
+                    prop_assert!(bed.reactor.settle(0, &mut bed.replies).is_empty());
+                    (inbox, outlets) = bed.worker();
+                }
+            }
+        }
+        for _ in 0..made {
+            bed.drain();
+            handled.extend(handle(&mut inbox, &mut outlets, 8));
+        }
+        bed.drain();
+        let numbers = handled.iter().map(|packet| u32::from_le_bytes(*packet.first_chunk().unwrap()));
+        prop_assert_eq!(numbers.collect::<Vec<_>>(), (1..=made).collect::<Vec<_>>());
+        prop_assert_eq!((bed.reactor.in_flight(), bed.reactor.packets()), (0, 0));
+        prop_assert_eq!(bed.replies.sent.iter().map(|(_, bytes)| bytes.len()).sum::<usize>(),
+            handled.iter().map(Vec::len).sum::<usize>());
+    }
+}
