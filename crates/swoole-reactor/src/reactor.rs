@@ -209,6 +209,12 @@ impl Reactor {
         self.driver.receive(stream, true)
     }
 
+    /// Whether the peer of a stream is known to have closed or failed, although something may be left to read before
+    /// that is told. For who has no room for what is left, and still wants to notice.
+    pub fn has_hung_up(&self, stream: Token) -> bool {
+        self.driver.has_hung_up(stream)
+    }
+
     /// Reads what has arrived, in answer to [`Event::Readable`], up to the length of `buffer`: how many bytes, or
     /// `None` when there is nothing now. An end and a failure are told by [`Event::Eof`] and [`Event::Failed`].
     ///

@@ -56,6 +56,8 @@ pub(crate) trait Driver {
     fn receive(&mut self, token: Token, asks: bool) -> Result<(), Error>;
     /// Reads, in answer to `Readable`. An end and a failure are events of their own.
     fn read(&mut self, token: Token, buffer: &mut [u8]) -> Result<Option<usize>, Error>;
+    /// Whether the peer is known to have closed or failed, although that may not have been delivered yet.
+    fn has_hung_up(&self, token: Token) -> bool;
     /// No `Data` and no `Eof` from now on. What the driver has read already it keeps, in order.
     fn pause(&mut self, token: Token);
     /// Queues bytes; they go out at the next `flush` or `wait`.

@@ -75,10 +75,12 @@ impl Desk {
         if connection.closing || connection.parked && connection.announced {
             return reactor.pause(token);
         }
-        // Who has waited longer comes first. (They are woken when something that is under way is finished.)
+        // Who has waited longer comes first. (They are woken when something that is under way is finished.) Who leaves
+        // need not wait for that.
+        let leaves = reactor.has_hung_up(token);
         let home = usize::from(connection.home);
         let queue = self.waiting.get(home).filter(|_| !connection.parked);
-        if queue.is_some_and(|queue| !queue.is_empty()) && taker.is_busy(home) {
+        if queue.is_some_and(|queue| !queue.is_empty()) && taker.is_busy(home) && !leaves {
             return self.settle_feed(reactor, slot, Fed::Blocked(home));
         }
         self.read(reactor, taker, slot);
@@ -103,7 +105,7 @@ impl Desk {
             }
             return;
         }
-        if begun < LARGE && !connection.parked {
+        if begun < LARGE && !connection.parked && !reactor.has_hung_up(token) {
             let taken = self.take_in(reactor, taker, slot, last_read, &mut |reactor, buffer| read(reactor, buffer));
             if let Some(read) = taken {
                 return self.count_received(slot, read);

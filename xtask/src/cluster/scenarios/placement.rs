@@ -32,7 +32,7 @@ fn affinity(cx: &Cx) -> Result<()> {
     let (_, all) = cores(std::process::id().cast_signed())?.into_iter().next().context("own cores")?;
     for pinned in [false, true] {
         let launch = cx.testbed().flag("worker-num", 3).flag("reactor-num", 2);
-        let bed = launch.flag("open-cpu-affinity", pinned).start()?;
+        let bed = launch.word(&format!("--open-cpu-affinity={pinned}")).start()?;
         bed.connect()?.expect("echo served", "served")?;
         let mut threads: Vec<(String, String)> = Vec::new();
         for &worker in &bed.ready.workers {

@@ -237,6 +237,10 @@ impl Driver for Epoll {
         }
     }
 
+    fn has_hung_up(&self, token: Token) -> bool {
+        matches!(self.sources.get(token), Some(Source { kind: Kind::Stream(stream), .. }) if stream.hung_up)
+    }
+
     fn read(&mut self, token: Token, buffer: &mut [u8]) -> Result<Option<usize>, Error> {
         let stream = self.source(token)?.stream(token)?;
         if stream.eof || stream.failed || buffer.is_empty() {

@@ -257,6 +257,11 @@ impl Driver for Uring {
         Ok(())
     }
 
+    fn has_hung_up(&self, _token: Token) -> bool {
+        // It reads ahead, and tells at once.
+        false
+    }
+
     fn read(&mut self, token: Token, _buffer: &mut [u8]) -> Result<Option<usize>, Error> {
         // It has read already, and never asks.
         self.source(token)?.stream(token).map(|_| None)
