@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::set_socket_reuseport;
 use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, getpid, getrlimit, pidfd_open, pidfd_send_signal,
     setrlimit, waitpid,
@@ -283,21 +284,25 @@ fn open_listeners(config: &Config) -> Result<Listeners> {
 /// Base mode: a socket for each worker and address, except that of a unix socket there can be only one, for all.
 ///
 /// `listeners` were opened as if for one: so a port that somebody else has is noticed, although several sockets of one
-/// user may share a port if all want to. They make way for those that do.
+/// user may share a port if all want to. Now they want to as well, and are the first worker's, with the clients who have
+/// come already.
 fn open_stalls(config: &Config, listeners: Listeners) -> Result<Stalls> {
     let options = ListenOptions { reuse_port: true, ..listen_options(config) };
     let mut stalls: Stalls = (0..config.worker_num).map(|_| Vec::new()).collect();
+    let (first, others) = stalls.split_first_mut().ok_or("no workers")?;
     for (socket, listen) in listeners {
-        let mut first = Some(socket);
-        for stall in &mut stalls {
-            stall.push(match &listen.address {
-                Address::Tcp(_) => {
-                    first = None;
-                    listen_patiently(&listen.address, &options)?
-                }
-                _ => first.as_ref().map(OwnedFd::try_clone).ok_or("a listener is gone")??,
+        let is_tcp = matches!(listen.address, Address::Tcp(_));
+        if is_tcp {
+            set_socket_reuseport(&socket, true).map_err(std::io::Error::from)?;
+        }
+        for stall in &mut *others {
+            stall.push(if is_tcp {
+                listen_patiently(&listen.address, &options)?
+            } else {
+                socket.try_clone()?
             });
         }
+        first.push(socket);
     }
     Ok(stalls)
 }
