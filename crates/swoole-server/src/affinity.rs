@@ -28,9 +28,12 @@ impl Placement {
         if !config.open_cpu_affinity {
             return Ok(Placement::default());
         }
-        let failed = |error: rustix::io::Errno| Error::setup("learn which cores there are", std::io::Error::from(error));
+        let failed = |error: rustix::io::Errno| {
+            Error::setup("learn which cores there are", std::io::Error::from(error))
+        };
         let allowed = sched_getaffinity(None).map_err(failed)?;
-        let cores = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).map(|core| (node_of(core), core));
+        let cores =
+            (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).map(|core| (node_of(core), core));
         let reactors = if config.mode == Mode::Base { 0 } else { usize::from(config.reactor_num) };
         Ok(place(cores.collect(), reactors, config.worker_num.into()))
     }

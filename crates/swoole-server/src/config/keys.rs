@@ -75,7 +75,11 @@ pub(super) static KEYS: [Key; 31] = [
     key("open_tcp_nodelay", Switch, "send small replies at once"),
     key("socket_buffer_size", Size(64 * KIB, GIB), "bytes of replies that may wait for one slow client"),
     key("open_cpu_affinity", Switch, "keep each reactor and worker on one core"),
-    key("busy_poll", Count(0, 100_000), "microseconds to look for work before going to sleep, 0 for a few at times"),
+    key(
+        "busy_poll",
+        Count(0, 100_000),
+        "microseconds to look for work before going to sleep, 0 for a few at times",
+    ),
     key("reload_mode", Choice(&["rolling", "all"]), "replace one worker after the other or all at once"),
     key("pid_file", Text("FILE", "a path"), "holds the master's process id while the server runs"),
     key("daemonize", Switch, "leave the terminal and go on in the background"),

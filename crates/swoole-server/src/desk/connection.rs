@@ -136,11 +136,7 @@ pub(crate) enum Fed {
 
 /// Cuts `input` into packets and offers each, until one is not taken or is the last. Yields how many bytes are done
 /// with.
-pub(crate) fn feed(
-    framer: &mut Framer,
-    input: &[u8],
-    mut offer: impl FnMut(&[u8]) -> Offer,
-) -> (usize, Fed) {
+pub(crate) fn feed(framer: &mut Framer, input: &[u8], mut offer: impl FnMut(&[u8]) -> Offer) -> (usize, Fed) {
     let mut used = 0;
     while used < input.len() {
         match framer.cut(&input[used..]) {

@@ -106,7 +106,8 @@ impl Desk {
             return;
         }
         if begun < LARGE && !connection.parked && !reactor.has_hung_up(token) {
-            let taken = self.take_in(reactor, taker, slot, last_read, &mut |reactor, buffer| read(reactor, buffer));
+            let taken =
+                self.take_in(reactor, taker, slot, last_read, &mut |reactor, buffer| read(reactor, buffer));
             if let Some(read) = taken {
                 return self.count_received(slot, read);
             }

@@ -315,13 +315,16 @@ impl Desk {
                 let Some(slot) = self.find(session) else { continue };
                 let before = self.connections[slot].input.bytes().len();
                 self.resume(reactor, taker, slot);
-                let connection = self.connections.get(slot).filter(|connection| connection.session == session);
+                let connection =
+                    self.connections.get(slot).filter(|connection| connection.session == session);
                 let Some(connection) = connection else { continue };
                 if self.reads && !connection.parked {
                     // Now, before somebody else takes the room.
                     self.read(reactor, taker, slot);
                 }
-                let Some(slot) = self.find(session).filter(|slot| self.connections[*slot].parked) else { continue };
+                let Some(slot) = self.find(session).filter(|slot| self.connections[*slot].parked) else {
+                    continue;
+                };
                 // It has gone to the end of a queue: its turn is over. One that got nothing keeps its place.
                 let same = self.connections[slot].input.bytes().len() == before;
                 if same && self.waiting[queue].back() == Some(&session) {

@@ -52,6 +52,16 @@ impl ReactorEnd {
         requests.commit(request.tag(), size);
         let (items, end) = (packets.len() as u32, requests.position());
         self.dirty = true;
-        self.window.push(Sent { kind, session, last: true, size: bytes, items, done: 0, start, end, kept: None });
+        self.window.push(Sent {
+            kind,
+            session,
+            last: true,
+            size: bytes,
+            items,
+            done: 0,
+            start,
+            end,
+            kept: None,
+        });
     }
 }

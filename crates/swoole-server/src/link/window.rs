@@ -139,7 +139,8 @@ impl Window {
         // other fragments of the same packet.
         let fragments = unread.iter().take_while(|sent| !sent.last).count();
         let plausible = unread.get(fragments).is_some_and(|in_hand| {
-            fragments as u64 == before && unread.iter().take(fragments).all(|sent| sent.session == in_hand.session)
+            fragments as u64 == before
+                && unread.iter().take(fragments).all(|sent| sent.session == in_hand.session)
         });
         if !plausible {
             return Estate { in_hand: None, unread };

@@ -87,7 +87,9 @@ impl Inbox {
     /// Whether a ring has something; a socket's news come through the event loop.
     pub(crate) fn has_news(&self) -> bool {
         match &self.source {
-            Source::Ring { ring, .. } => self.batch.is_some() || !matches!(ring.peek_at(ring.position()), Ok(None)),
+            Source::Ring { ring, .. } => {
+                self.batch.is_some() || !matches!(ring.peek_at(ring.position()), Ok(None))
+            }
             Source::Socket { .. } => false,
         }
     }
@@ -140,8 +142,8 @@ impl Inbox {
                     return Ok(false);
                 };
                 if record.tag & 0xff == RequestKind::Batch as u32 {
-                    let (request, _) = Request::decode(record.tag, record.bytes)
-                        .map_err(|error| broken(reactor, error))?;
+                    let (request, _) =
+                        Request::decode(record.tag, record.bytes).map_err(|error| broken(reactor, error))?;
                     self.batch = Some(Batch { session: request.session, next: 0, count: request.total });
                 }
                 let end = record.end;

@@ -53,14 +53,7 @@ impl Taker for Dealer {
         if self.links[home].offer(RequestKind::Connect, session, &[]) { Ok(()) } else { Err(home) }
     }
 
-    fn packet(
-        &mut self,
-        _: &mut Desk,
-        _: &mut Reactor,
-        session: Session,
-        home: u16,
-        packet: &[u8],
-    ) -> Offer {
+    fn packet(&mut self, _: &mut Desk, _: &mut Reactor, session: Session, home: u16, packet: &[u8]) -> Offer {
         let Dealer { links, dispatcher, shared, .. } = self;
         let chosen = dispatcher.choose(home, |worker| Load {
             busy: !shared.board.is_idle(worker),

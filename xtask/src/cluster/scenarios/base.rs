@@ -2,7 +2,7 @@
 
 use super::crash::wait_worker_count;
 use crate::cluster::bed::{Bed, PATIENCE};
-use crate::cluster::client::Client;
+use crate::cluster::client::{Address, Client};
 use crate::cluster::load::Load;
 use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, full};
@@ -10,6 +10,8 @@ use crate::cluster::proc;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use std::collections::BTreeSet;
+use std::net::TcpListener;
+use std::time::Instant;
 
 pub(super) static ALL: &[Scenario] = &[
     full("base_shape", "manager > workers, one thread each; each worker's own listener and clients", shape)
@@ -20,6 +22,7 @@ pub(super) static ALL: &[Scenario] = &[
         port_taken,
     )
     .in_base(),
+    full("base_early_clients", "whoever connects while the server starts is served", early_clients).in_base(),
     full(
         "base_kill_each_worker",
         "kill -9 of every worker in turn costs its own clients and nobody else's",
@@ -113,6 +116,26 @@ fn port_taken(cx: &Cx) -> Result<()> {
     }
     bed.connect()?.expect("echo unharmed", "unharmed")?;
     bed.stop()?;
+    Ok(())
+}
+
+fn early_clients(cx: &Cx) -> Result<()> {
+    for round in 0..20 {
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let launch = cx.testbed_bare().flag("listen", format!("tcp://{address}")).flag("worker-num", 4);
+        let mut process = launch.spawn()?;
+        let start = Instant::now();
+        // As dense as can be: the moment that matters is the listener's first.
+        let mut client = loop {
+            match Client::connect(&Address::Tcp(address)) {
+                Ok(client) => break client,
+                Err(error) => ensure!(start.elapsed() < PATIENCE, "nobody listens: {error}"),
+            }
+        };
+        client.expect("echo early", "early").with_context(|| format!("start {round}"))?;
+        proc::signal(process.pid(), Signal::TERM)?;
+        ensure!(process.wait_exit(PATIENCE)?.success(), "the stop failed");
+    }
     Ok(())
 }
 

@@ -11,7 +11,11 @@ pub(super) static ALL: &[Scenario] = &[
         "reactors and workers keep to one core each, and to all of them without the option",
         affinity,
     ),
-    full("busy_poll", "event loops that poll busily serve as others do, and sleep when there is no work", busy_poll),
+    full(
+        "busy_poll",
+        "event loops that poll busily serve as others do, and sleep when there is no work",
+        busy_poll,
+    ),
 ];
 
 /// The cores that each thread of a process may use, by the thread's name.
