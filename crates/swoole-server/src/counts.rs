@@ -77,13 +77,15 @@ fn push_and_ack(times: usize) {
             session: SESSION,
             last: true,
             size: 128,
+            items: 1,
+            done: 0,
             start: number * 152,
             end: (number + 1) * 152,
             kept: None,
         }));
         if number % 16 == 0 {
-            let finished = window.ack(black_box(number)).expect("as many were sent");
-            finished.for_each(|sent| drop(black_box(sent)));
+            let freed = window.ack(black_box(number), |sent, count| _ = black_box((sent.end, count)));
+            black_box(freed).expect("as many were sent");
         }
     }
 }

@@ -256,7 +256,7 @@ mod tests {
         assert_eq!(finish(&mut window, 5).unwrap(), [3]);
         let estate = window.settle(6);
         assert_eq!(estate.in_hand.map(|sent| sent.done), Some(1));
-        assert_eq!(estate.unread.iter().map(|sent| sent.done..sent.items).collect::<Vec<_>>(), [2..4]);
+        assert_eq!(estate.unread.iter().map(|sent| (sent.done, sent.items)).collect::<Vec<_>>(), [(2, 4)]);
         assert_eq!((window.in_flight(), window.packets()), (0, 0));
     }
 
