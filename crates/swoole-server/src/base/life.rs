@@ -152,7 +152,7 @@ impl<'a, H: Handler> Life<'a, H> {
             premises: Rc::clone(premises),
             outbox: Outbox::default(),
             mesh,
-            desk: Desk::new(id, Arc::clone(shared), config.framing()?, 1, false),
+            desk: Desk::new(id, Arc::clone(shared), config.framing()?, 1, true),
             listeners: Vec::new(),
             limit: shared.connection_limit.div_ceil(usize::from(config.worker_num)),
             full: false,
@@ -258,6 +258,11 @@ impl<'a, H: Handler> Life<'a, H> {
                 desk.received(reactor, &mut hands, token, bytes);
             }
             Event::Eof { token } if self.packing => desk.keep_end(token),
+            Event::Readable { token } if self.packing => reactor.pause(token),
+            Event::Readable { token } => {
+                let mut hands = Hands { handler: &mut **handler, duty, outbox, mesh };
+                desk.readable(reactor, &mut hands, token);
+            }
             Event::Eof { token } => desk.ended(reactor, token),
             Event::Failed { token, error } => desk.failed(reactor, token, &error),
             Event::Closed { token } => self.closed(reactor, token),

@@ -13,52 +13,70 @@ use crate::session::Session;
 
 /// Memory that an empty outbox keeps, in bytes.
 const KEPT: usize = 1 << 20;
+/// From so many bytes on, what is sent is kept by itself, so that what the client does not take at once need not be
+/// copied again.
+const LARGE: usize = 256 << 10;
 
 /// What waits for a callback's end, in the order in which it was sent.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     bytes: Vec<u8>,
+    /// Bytes that are kept by themselves.
+    large: usize,
     acts: Vec<Act>,
 }
 
 #[derive(Debug)]
 struct Act {
     session: Session,
-    /// Where its bytes end in `bytes`; `None` closes.
-    end: Option<usize>,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    /// What ends here in `bytes`.
+    Send { end: usize },
+    Large(Vec<u8>),
+    Close,
 }
 
 impl Outbox {
     fn send(&mut self, session: Session, bytes: &[u8]) {
+        if bytes.len() >= LARGE {
+            self.large += bytes.len();
+            return self.acts.push(Act { session, what: What::Large(bytes.to_vec()) });
+        }
         self.bytes.extend_from_slice(bytes);
-        let end = Some(self.bytes.len());
+        let now = self.bytes.len();
         match self.acts.last_mut() {
-            Some(last) if last.session == session && last.end.is_some() => last.end = end,
-            _ => self.acts.push(Act { session, end }),
+            Some(Act { session: last, what: What::Send { end } }) if *last == session => *end = now,
+            _ => self.acts.push(Act { session, what: What::Send { end: now } }),
         }
     }
 
     fn close(&mut self, session: Session) {
-        self.acts.push(Act { session, end: None });
+        self.acts.push(Act { session, what: What::Close });
     }
 
     /// Whether the callback wants this session closed.
     pub(super) fn closes(&self, session: Session) -> bool {
-        self.acts.iter().any(|act| act.session == session && act.end.is_none())
+        self.acts.iter().any(|act| act.session == session && matches!(act.what, What::Close))
     }
 
     fn deliver(&mut self, desk: &mut Desk, reactor: &mut Reactor) {
         let mut replies = Replies { desk, reactor };
         let mut start = 0;
-        for Act { session, end } in self.acts.drain(..) {
-            match end {
-                Some(end) => {
+        for Act { session, what } in self.acts.drain(..) {
+            match what {
+                What::Send { end } => {
                     replies.send(session, &[IoSlice::new(&self.bytes[start..end])]);
                     start = end;
                 }
-                None => replies.close(session),
+                What::Large(bytes) => replies.send_owned(session, bytes),
+                What::Close => replies.close(session),
             }
         }
+        self.large = 0;
         self.bytes.clear();
         self.bytes.shrink_to(KEPT);
     }
@@ -78,7 +96,7 @@ impl Till<'_> {
         if owner != self.desk.id() {
             return self.mesh.send(owner, session, bytes);
         }
-        if self.outbox.bytes.len() + bytes.len() > UNCOMMITTED_MAX {
+        if self.outbox.bytes.len() + self.outbox.large + bytes.len() > UNCOMMITTED_MAX {
             self.deliver();
         }
         self.outbox.send(session, bytes);
