@@ -6,7 +6,9 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, Shutdown, recv, shutdown, sockopt};
+use rustix::net::{
+    RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmsg, shutdown, sockopt,
+};
 
 /// How [`Reactor::close`](crate::Reactor::close) ends a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +128,33 @@ impl SendQueue {
 
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
+    }
+}
+
+/// Parts that are smaller than this on average are copied together: the kernel takes one part for less than many.
+const GATHER_MEAN: usize = 1024;
+
+/// Sends what the kernel takes at once; `gathered` is room for small parts.
+pub(crate) fn send_now(
+    socket: BorrowedFd<'_>,
+    parts: &[IoSlice<'_>],
+    gathered: &mut Vec<u8>,
+) -> Result<usize, Errno> {
+    let len: usize = parts.iter().map(|part| part.len()).sum();
+    if parts.len() > 1 && len / parts.len() <= GATHER_MEAN {
+        gathered.clear();
+        parts.iter().for_each(|part| gathered.extend_from_slice(part));
+        return send_parts(socket, &[IoSlice::new(gathered)]);
+    }
+    send_parts(socket, parts)
+}
+
+/// One system call, the cheapest for the number of parts.
+pub(crate) fn send_parts(socket: BorrowedFd<'_>, parts: &[IoSlice<'_>]) -> Result<usize, Errno> {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    match parts {
+        [part] => send(socket, part, flags),
+        parts => sendmsg(socket, parts, &mut SendAncillaryBuffer::default(), flags),
     }
 }
 

@@ -25,7 +25,7 @@ use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 use swoole_sys::signal::SignalFd;
 
-use self::buffers::COUNT;
+use self::buffers::Piece;
 use self::flight::Flight;
 use self::ring::{Completion, Ring};
 use self::source::{Closing, Kind, Source, Stream};
@@ -40,6 +40,7 @@ mod buffers;
 mod flight;
 mod input;
 mod output;
+mod reading;
 mod ring;
 mod source;
 
@@ -58,15 +59,30 @@ pub(crate) struct Uring {
     /// What the last wait returned, and how far it is handled.
     completions: Vec<Completion>,
     handled: usize,
-    /// A datagram socket or signals being read, and how often it may be read in this turn.
+    /// A stream, datagram socket or signals being read, and how often it may be read in this turn.
     current: Option<(Token, usize)>,
     /// The buffer that the last event borrowed.
-    lent: Option<u16>,
+    lent: Option<Piece>,
+    /// Streams that are to be read from in the next turn, whatever the ring says, and those of this turn.
+    ready: Vec<Token>,
+    due: Vec<Token>,
     /// Streams with output that waits for the next submission.
     dirty: Vec<Token>,
+    /// Where small parts become one.
+    gathered: Vec<u8>,
     /// Sources that were resumed with something held back.
     replay: VecDeque<Token>,
     pending: PendingQueue,
+}
+
+/// For experiments.
+fn knob(number: usize) -> usize {
+    static KNOBS: std::sync::OnceLock<Vec<usize>> = std::sync::OnceLock::new();
+    KNOBS.get_or_init(|| {
+        let given: Vec<Option<usize>> = std::env::var("KNOBS").unwrap_or_default().split('/').map(|k| k.parse().ok()).collect();
+        let defaults = [8192, 4096, 16, 0, 0, 4, 4, 0];
+        defaults.iter().enumerate().map(|(n, &d)| given.get(n).copied().flatten().unwrap_or(d)).collect()
+    })[number]
 }
 
 /// What an operation's user data says besides its slot.
@@ -97,14 +113,13 @@ impl Uring {
     ) -> Result<(Self, String), Error> {
         let unavailable = |reason| Error::Unavailable { reason };
         let (ring, features) = Ring::new(fork).map_err(unavailable)?;
-        let buffers = Buffers::new((receive_buffer / 4).max(1))
-            .map_err(|error| unavailable(format!("no memory for receive buffers: {error}")))?;
         // SAFETY: both go into the driver, which drops the ring first and, should the kernel not let go of
         // it, never the buffers.
-        unsafe { buffers.register(&ring.submitter()) }.map_err(|error| {
+        let buffers = unsafe { Buffers::register(receive_buffer.saturating_mul(knob(5)), &ring.submitter()) };
+        let buffers = buffers.map_err(|error| {
             unavailable(format!("no provided buffers (io_uring_register: {error}): it takes Linux 6.0"))
         })?;
-        let description = format!("{features}, {COUNT} receive buffers of {} bytes", buffers.size());
+        let description = format!("{features}, {}", buffers.description());
         let mut driver = Self {
             ring,
             sources: Slots::new(),
@@ -115,7 +130,10 @@ impl Uring {
             handled: 0,
             current: None,
             lent: None,
+            ready: Vec::new(),
+            due: Vec::new(),
             dirty: Vec::new(),
+            gathered: Vec::new(),
             replay: VecDeque::new(),
             pending: PendingQueue::new(),
         };
@@ -175,9 +193,13 @@ impl Uring {
             source.cancelling = true;
             let cancel = opcode::AsyncCancel2::new(CancelBuilder::fd(fd).all()).build();
             cancel.user_data(user_data(token, Operation::Cancel))
-        } else if let Some(entry) = wanted {
+        } else if let Some(entry) = wanted.filter(|_| !source.armed || source.is_suited()) {
             if source.armed {
                 return;
+            }
+            if let Kind::Stream(stream) = &mut source.kind {
+                stream.is_polled = stream.reads;
+                (stream.readable, stream.hung_up) = (false, false);
             }
             source.armed = true;
             source.missed = false;
@@ -241,25 +263,35 @@ impl Driver for Uring {
             flight: None,
             dirty: false,
             receiving: false,
+            asks: false,
+            reads: false,
+            is_polled: false,
+            readable: false,
+            hung_up: false,
+            listed: false,
+            calm: 0,
             held: VecDeque::new(),
             ended: false,
             failed: false,
         }))
     }
 
-    fn receive(&mut self, token: Token, _asks: bool) -> Result<(), Error> {
+    fn receive(&mut self, token: Token, asks: bool) -> Result<(), Error> {
         let stream = self.source(token)?.stream(token)?;
-        stream.receiving = true;
+        (stream.receiving, stream.asks) = (true, asks);
         if !stream.held.is_empty() {
             self.replay.push_back(token);
         }
         self.settle(token);
+        self.list(token);
         Ok(())
     }
 
-    fn read(&mut self, token: Token, _buffer: &mut [u8]) -> Result<Option<usize>, Error> {
-        // It has read already, and never asks.
-        self.source(token)?.stream(token).map(|_| None)
+    fn read(&mut self, token: Token, buffer: &mut [u8]) -> Result<Option<usize>, Error> {
+        self.source(token)?.stream(token)?;
+        let length = self.read_now(token, buffer);
+        self.settle(token);
+        Ok(length)
     }
 
     fn pause(&mut self, token: Token) {
@@ -274,7 +306,7 @@ impl Driver for Uring {
     }
 
     fn send_slices(&mut self, token: Token, parts: &[IoSlice<'_>]) -> Result<(), Error> {
-        self.enqueue(token, |queue| queue.push_slices(parts, 0))
+        self.send_at_once(token, parts)
     }
 
     fn queued(&self, token: Token) -> usize {
@@ -358,7 +390,8 @@ impl Driver for Uring {
             self.write(token);
         }
         self.dirty = dirty;
-        let is_ready = !self.pending.is_empty() || !self.replay.is_empty();
+        let is_ready = !self.pending.is_empty() || !self.replay.is_empty() || !self.ready.is_empty();
+        mem::swap(&mut self.ready, &mut self.due);
         let timeout = if is_ready { Some(Duration::ZERO) } else { timeout };
         self.ring.enter(timeout).map_err(Error::system("wait for events (io_uring_enter)"))?;
         self.completions.clear();
@@ -378,10 +411,13 @@ impl Driver for Uring {
                 self.replay(token)
             } else if let Some((token, left)) = self.current {
                 self.read(token, left, &mut scratch.buffer)
-            } else {
-                let completion = *self.completions.get(self.handled)?;
+            } else if let Some(&completion) = self.completions.get(self.handled) {
                 self.handled += 1;
                 self.complete(completion)
+            } else if self.next_listed() {
+                continue;
+            } else {
+                return None;
             };
             if let Some(found) = found {
                 return Some(self.lend(found, scratch));

@@ -1,6 +1,7 @@
 //! From the send queue to the kernel: one operation at a time for each stream.
 
-use std::os::fd::AsRawFd as _;
+use std::io::IoSlice;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use io_uring::types::Fd;
 use rustix::io::Errno;
@@ -8,8 +9,8 @@ use rustix::io::Errno;
 use super::super::Pending;
 use super::flight::Flight;
 use super::source::{Closing, Kind, Source, Stream};
-use super::{Operation, Uring, user_data};
-use crate::stream::SendQueue;
+use super::{Operation, Uring, knob, user_data};
+use crate::stream::{PARTS_MAX, SendQueue, send_now};
 use crate::{Error, Token};
 
 impl Uring {
@@ -26,6 +27,29 @@ impl Uring {
             self.dirty.push(token);
         }
         Ok(())
+    }
+
+    /// Sends what the kernel takes at once, if nothing is before it, and queues the rest.
+    pub(super) fn send_at_once(&mut self, token: Token, parts: &[IoSlice<'_>]) -> Result<(), Error> {
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        let gathered = &mut self.gathered;
+        let source = self.sources.get_mut(token).filter(|source| source.closing.is_none());
+        let stream = source.ok_or(Error::NoSuchToken(token))?.stream(token)?;
+        let mut taken = 0;
+        if !stream.failed && stream.queue.is_empty() && stream.flight.is_none() && len >= knob(3) {
+            let fd = stream.socket.as_fd();
+            let result = send_now(fd, &parts[..parts.len().min(PARTS_MAX)], gathered);
+            taken = match result {
+                Ok(taken) => taken,
+                // The queue tries again.
+                Err(Errno::AGAIN | Errno::INTR) => 0,
+                Err(error) => {
+                    self.fail(token, error);
+                    return Ok(());
+                }
+            };
+        }
+        self.enqueue(token, |queue| queue.push_slices(parts, taken))
     }
 
     /// Starts to send what is queued, unless a send is under way.

@@ -39,6 +39,11 @@ impl Completion {
         cqueue::buffer_select(self.flags)
     }
 
+    /// Whether further bytes will come into the same provided buffer.
+    pub(super) fn is_buffer_more(&self) -> bool {
+        cqueue::buffer_more(self.flags)
+    }
+
     /// The result as Rust has it.
     pub(super) fn result(&self) -> Result<u32, Errno> {
         u32::try_from(self.result).map_err(|_| Errno::from_raw_os_error(-self.result))
@@ -59,6 +64,9 @@ impl Ring {
     pub(super) fn new(fork: Rc<ForkGuard>) -> Result<(Self, &'static str), String> {
         let (ring, features) = build().map_err(|error| unavailable(&error))?;
         check(&ring)?;
+        if super::knob(4) == 1 {
+            ring.submitter().register_ring_fd().unwrap();
+        }
         let ring = ManuallyDrop::new(ring);
         Ok((Self { ring, backlog: VecDeque::new(), in_flight: 0, fork }, features))
     }
