@@ -68,21 +68,33 @@ impl SendQueue {
         if bytes.is_empty() {
             return;
         }
+        self.push_slice_to(bytes, Vec::new);
+    }
+
+    /// Appends a copy, to `room` where the last part has none.
+    fn push_slice_to(&mut self, bytes: &[u8], room: impl FnOnce() -> Vec<u8>) {
         self.len += bytes.len();
         match self.parts.back_mut() {
             Some(last) if last.len() + bytes.len() <= last.capacity().max(COPY_MAX) => {
                 last.extend_from_slice(bytes);
             }
-            _ => self.parts.push_back(bytes.to_vec()),
+            _ => {
+                let mut room = room();
+                room.extend_from_slice(bytes);
+                self.parts.push_back(room);
+            }
         }
     }
 
-    /// Appends copies of what follows the first `skip` bytes of `slices`.
-    pub(crate) fn push_slices(&mut self, slices: &[IoSlice<'_>], mut skip: usize) {
+    /// Appends copies of what follows the first `skip` bytes of `slices`, to empty vectors out of `rooms` if there
+    /// are some.
+    pub(crate) fn push_slices(&mut self, slices: &[IoSlice<'_>], mut skip: usize, rooms: &mut Vec<Vec<u8>>) {
         for slice in slices {
             let skipped = skip.min(slice.len());
             skip -= skipped;
-            self.push_slice(&slice[skipped..]);
+            if skipped < slice.len() {
+                self.push_slice_to(&slice[skipped..], || rooms.pop().unwrap_or_default());
+            }
         }
     }
 
@@ -112,11 +124,10 @@ impl SendQueue {
 
     /// Takes the first parts out, for an operation that owns them until it is over. Nothing of the first
     /// part may have been sent.
-    pub(crate) fn take_parts(&mut self) -> Vec<Vec<u8>> {
+    pub(crate) fn take_parts(&mut self, into: &mut Vec<Vec<u8>>) {
         debug_assert_eq!(self.sent, 0);
-        let parts: Vec<_> = self.parts.drain(..self.parts.len().min(PARTS_MAX)).collect();
-        self.len -= parts.iter().map(Vec::len).sum::<usize>();
-        parts
+        let parts = self.parts.drain(..self.parts.len().min(PARTS_MAX));
+        into.extend(parts.inspect(|part| self.len -= part.len()));
     }
 
     /// All that is not sent, as one.
@@ -237,7 +248,7 @@ mod tests {
                         let flat = parts.concat();
                         let skip = skip % (flat.len() + 1);
                         model.extend(&flat[skip..]);
-                        queue.push_slices(&slices, skip);
+                        queue.push_slices(&slices, skip, &mut vec![Vec::with_capacity(100)]);
                     }
                     Step::Advance(count) => {
                         let count = count % (contents(&queue).len() + 1);
@@ -245,7 +256,9 @@ mod tests {
                         queue.advance(count);
                     }
                     Step::Take if queue.sent == 0 => {
-                        let taken = queue.take_parts().concat();
+                        let mut taken = Vec::new();
+                        queue.take_parts(&mut taken);
+                        let taken = taken.concat();
                         prop_assert_eq!(&taken[..], &model[..taken.len()]);
                         model.drain(..taken.len());
                     }

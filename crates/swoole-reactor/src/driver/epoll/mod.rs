@@ -283,7 +283,7 @@ impl Driver for Epoll {
             return Err(Error::Ended(token));
         }
         if !stream.queue.is_empty() {
-            stream.queue.push_slices(parts, 0);
+            stream.queue.push_slices(parts, 0, &mut Vec::new());
             return Ok(());
         }
         let first = &parts[..parts.len().min(PARTS_MAX)];
@@ -299,7 +299,7 @@ impl Driver for Epoll {
                 }
             }
         };
-        stream.queue.push_slices(parts, taken);
+        stream.queue.push_slices(parts, taken, &mut Vec::new());
         if !stream.queue.is_empty() {
             if taken < len {
                 (stream.blocked, stream.was_blocked) = (true, true);

@@ -70,6 +70,9 @@ pub(crate) struct Uring {
     dirty: Vec<Token>,
     /// Where small parts become one.
     gathered: Vec<u8>,
+    /// Empty, with the memory that they had: what is sent often and in small pieces allocates nothing.
+    flights: Vec<Flight>,
+    rooms: Vec<Vec<u8>>,
     /// Sources that were resumed with something held back.
     replay: VecDeque<Token>,
     pending: PendingQueue,
@@ -134,6 +137,8 @@ impl Uring {
             due: Vec::new(),
             dirty: Vec::new(),
             gathered: Vec::new(),
+            flights: Vec::new(),
+            rooms: Vec::new(),
             replay: VecDeque::new(),
             pending: PendingQueue::new(),
         };
@@ -302,7 +307,7 @@ impl Driver for Uring {
     }
 
     fn send(&mut self, token: Token, bytes: Vec<u8>) -> Result<(), Error> {
-        self.enqueue(token, |queue| queue.push(bytes))
+        self.enqueue(token, |queue, _| queue.push(bytes))
     }
 
     fn send_slices(&mut self, token: Token, parts: &[IoSlice<'_>]) -> Result<(), Error> {

@@ -7,20 +7,30 @@ use io_uring::types::Fd;
 use rustix::io::Errno;
 
 use super::super::Pending;
-use super::flight::Flight;
 use super::source::{Closing, Kind, Source, Stream};
 use super::{Operation, Uring, knob, user_data};
 use crate::stream::{PARTS_MAX, SendQueue, send_now};
 use crate::{Error, Token};
 
+/// Flights, and rooms for their bytes, that are kept at most.
+const ROOMS_MAX: usize = 64;
+
+/// Bytes in a room that is kept at most.
+const ROOM_MAX: usize = 4096;
+
 impl Uring {
     /// Queues bytes by `push`.
-    pub(super) fn enqueue(&mut self, token: Token, push: impl FnOnce(&mut SendQueue)) -> Result<(), Error> {
-        let stream = self.source(token)?.stream(token)?;
+    pub(super) fn enqueue(
+        &mut self,
+        token: Token,
+        push: impl FnOnce(&mut SendQueue, &mut Vec<Vec<u8>>),
+    ) -> Result<(), Error> {
+        let source = self.sources.get_mut(token).filter(|source| source.closing.is_none());
+        let stream = source.ok_or(Error::NoSuchToken(token))?.stream(token)?;
         if stream.failed {
             return Err(Error::Ended(token));
         }
-        push(&mut stream.queue);
+        push(&mut stream.queue, &mut self.rooms);
         // What comes while a send is under way goes out after it.
         if !stream.queue.is_empty() && stream.flight.is_none() && !stream.dirty {
             stream.dirty = true;
@@ -49,7 +59,7 @@ impl Uring {
                 }
             };
         }
-        self.enqueue(token, |queue| queue.push_slices(parts, taken))
+        self.enqueue(token, |queue, rooms| queue.push_slices(parts, taken, rooms))
     }
 
     /// Starts to send what is queued, unless a send is under way.
@@ -59,7 +69,9 @@ impl Uring {
         if stream.failed || stream.flight.is_some() || stream.queue.is_empty() {
             return;
         }
-        stream.flight = Some(Flight::new(stream.queue.take_parts()));
+        let mut flight = self.flights.pop().unwrap_or_default();
+        flight.load(&mut stream.queue);
+        stream.flight = Some(flight);
         self.submit_flight(token);
     }
 
@@ -95,7 +107,17 @@ impl Uring {
         } else if !is_done {
             return self.submit_flight(token);
         } else {
-            stream.flight = None;
+            if let Some(mut flight) = stream.flight.take()
+                && self.flights.len() < ROOMS_MAX
+            {
+                flight.unload(|mut room| {
+                    if room.capacity() <= ROOM_MAX && self.rooms.len() < ROOMS_MAX {
+                        room.clear();
+                        self.rooms.push(room);
+                    }
+                });
+                self.flights.push(flight);
+            }
             if !stream.queue.is_empty() {
                 return self.write(token);
             }
