@@ -83,7 +83,7 @@ fn knob(number: usize) -> usize {
     static KNOBS: std::sync::OnceLock<Vec<usize>> = std::sync::OnceLock::new();
     KNOBS.get_or_init(|| {
         let given: Vec<Option<usize>> = std::env::var("KNOBS").unwrap_or_default().split('/').map(|k| k.parse().ok()).collect();
-        let defaults = [8192, 4096, 16, 0, 0, 4, 4, 0];
+        let defaults = [8192, 4096, 16, 24576, 0, 4, 4, 24576];
         defaults.iter().enumerate().map(|(n, &d)| given.get(n).copied().flatten().unwrap_or(d)).collect()
     })[number]
 }

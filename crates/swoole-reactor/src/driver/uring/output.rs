@@ -111,7 +111,7 @@ impl Uring {
                 && self.flights.len() < ROOMS_MAX
             {
                 flight.unload(|mut room| {
-                    if room.capacity() <= ROOM_MAX && self.rooms.len() < ROOMS_MAX {
+                    if room.capacity() <= super::knob(7) && self.rooms.len() < ROOMS_MAX {
                         room.clear();
                         self.rooms.push(room);
                     }
