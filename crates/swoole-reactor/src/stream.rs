@@ -68,7 +68,7 @@ impl SendQueue {
         if bytes.is_empty() {
             return;
         }
-        self.push_slice_to(bytes, Vec::new);
+        self.push_slice_to(bytes, || Vec::with_capacity(bytes.len()));
     }
 
     /// Appends a copy, to `room` where the last part has none.
@@ -86,14 +86,16 @@ impl SendQueue {
         }
     }
 
-    /// Appends copies of what follows the first `skip` bytes of `slices`, to empty vectors out of `rooms` if there
-    /// are some.
-    pub(crate) fn push_slices(&mut self, slices: &[IoSlice<'_>], mut skip: usize, rooms: &mut Vec<Vec<u8>>) {
+    /// Appends copies of what follows the first `skip` bytes of `slices`, as one part if the last has no room.
+    pub(crate) fn push_slices(&mut self, slices: &[IoSlice<'_>], mut skip: usize, rooms: &mut Rooms) {
+        let mut left = slices.iter().map(|slice| slice.len()).sum::<usize>().saturating_sub(skip);
         for slice in slices {
             let skipped = skip.min(slice.len());
             skip -= skipped;
-            if skipped < slice.len() {
-                self.push_slice_to(&slice[skipped..], || rooms.pop().unwrap_or_default());
+            let bytes = &slice[skipped..];
+            if !bytes.is_empty() {
+                self.push_slice_to(bytes, || rooms.take(left));
+                left -= bytes.len();
             }
         }
     }
@@ -139,6 +141,42 @@ impl SendQueue {
 
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
+    }
+}
+
+/// Memory for the parts of send queues, to be used again: fresh memory of more than a few KiB costs page faults.
+#[derive(Default)]
+pub(crate) struct Rooms {
+    free: Vec<Vec<u8>>,
+    /// That they could hold.
+    bytes: usize,
+}
+
+impl Rooms {
+    /// Bytes that are kept at most.
+    const BYTES_MAX: usize = 1 << 20;
+    /// Rooms that are kept at most.
+    const COUNT_MAX: usize = 256;
+    /// The most that a single room may have.
+    const ROOM_MAX: usize = 48 << 10;
+
+    /// An empty vector that holds `length` bytes without growing.
+    fn take(&mut self, length: usize) -> Vec<u8> {
+        let mut room = self.free.pop().unwrap_or_default();
+        self.bytes -= room.capacity();
+        room.reserve(length);
+        room
+    }
+
+    /// Keeps the memory of a vector, if it is worth it.
+    pub(crate) fn put(&mut self, mut room: Vec<u8>) {
+        let capacity = room.capacity();
+        let is_small = capacity <= Self::ROOM_MAX && self.bytes + capacity <= Self::BYTES_MAX;
+        if is_small && self.free.len() < Self::COUNT_MAX {
+            room.clear();
+            self.bytes += capacity;
+            self.free.push(room);
+        }
     }
 }
 
@@ -232,6 +270,7 @@ mod tests {
             let mut queue = SendQueue::default();
             let mut model: Vec<u8> = Vec::new();
             let mut next = 0u8;
+            let mut rooms = Rooms::default();
             let mut bytes = |length| -> Vec<u8> {
                 std::iter::repeat_with(|| { next = next.wrapping_add(1); next }).take(length).collect()
             };
@@ -248,7 +287,7 @@ mod tests {
                         let flat = parts.concat();
                         let skip = skip % (flat.len() + 1);
                         model.extend(&flat[skip..]);
-                        queue.push_slices(&slices, skip, &mut vec![Vec::with_capacity(100)]);
+                        queue.push_slices(&slices, skip, &mut rooms);
                     }
                     Step::Advance(count) => {
                         let count = count % (contents(&queue).len() + 1);
@@ -258,7 +297,9 @@ mod tests {
                     Step::Take if queue.sent == 0 => {
                         let mut taken = Vec::new();
                         queue.take_parts(&mut taken);
-                        let taken = taken.concat();
+                        let parts = taken.clone();
+                        taken.into_iter().for_each(|part| rooms.put(part));
+                        let taken = parts.concat();
                         prop_assert_eq!(&taken[..], &model[..taken.len()]);
                         model.drain(..taken.len());
                     }

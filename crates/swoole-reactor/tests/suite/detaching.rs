@@ -53,7 +53,7 @@ fn a_stream_goes_on_elsewhere_without_gap_or_repetition(backend: Backend) {
         })
     };
     let mut received = Vec::new();
-    let mut beds = [&mut one, &mut other];
+    let beds = [&mut one, &mut other];
     for (round, piece) in output.chunks(500_000).enumerate() {
         let bed = &mut *beds[round % 2];
         bed.reactor.receive(token).unwrap();

@@ -22,7 +22,7 @@ use swoole_sys::signal::SignalFd;
 use self::source::{Kind, Source, Stream};
 use super::{Driver, Pending, PendingQueue, Scratch, WAKER};
 use crate::datagram;
-use crate::stream::{self, PARTS_MAX, SendQueue};
+use crate::stream::{self, PARTS_MAX, Rooms, SendQueue};
 use crate::token::Slots;
 use crate::{Close, DatagramPeer, Detached, Error, Event, Interest, Token, Trigger, Waker};
 
@@ -283,7 +283,7 @@ impl Driver for Epoll {
             return Err(Error::Ended(token));
         }
         if !stream.queue.is_empty() {
-            stream.queue.push_slices(parts, 0, &mut Vec::new());
+            stream.queue.push_slices(parts, 0, &mut Rooms::default());
             return Ok(());
         }
         let first = &parts[..parts.len().min(PARTS_MAX)];
@@ -299,7 +299,7 @@ impl Driver for Epoll {
                 }
             }
         };
-        stream.queue.push_slices(parts, taken, &mut Vec::new());
+        stream.queue.push_slices(parts, taken, &mut Rooms::default());
         if !stream.queue.is_empty() {
             if taken < len {
                 (stream.blocked, stream.was_blocked) = (true, true);

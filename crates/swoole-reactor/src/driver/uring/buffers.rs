@@ -54,17 +54,24 @@ pub(in crate::driver) struct Piece {
 }
 
 impl Buffers {
-    /// Hands a pool to the kernel: with `total` bytes where receives share it, else with as many in smaller buffers.
+    /// Hands a pool of `total` bytes to the kernel, with buffers that receives share, if they `can_share` and the
+    /// kernel knows of it.
     ///
     /// # Safety
     ///
     /// The pool must outlive the ring.
-    pub(super) unsafe fn register(total: usize, submitter: &Submitter<'_>) -> io::Result<Self> {
-        let shared = Self::new(total, super::knob(6) as u16)?;
-        // SAFETY: as the caller promises; the kernel keeps nothing of a pool that it refuses.
-        match unsafe { shared.hand_over(submitter, INCREMENTAL) } {
-            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {}
-            result => return result.map(|()| shared),
+    pub(super) unsafe fn register(
+        total: usize,
+        submitter: &Submitter<'_>,
+        can_share: bool,
+    ) -> io::Result<Self> {
+        if can_share {
+            let shared = Self::new(total, SHARED)?;
+            // SAFETY: as the caller promises; the kernel keeps nothing of a pool that it refuses.
+            match unsafe { shared.hand_over(submitter, INCREMENTAL) } {
+                Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {}
+                result => return result.map(|()| shared),
+            }
         }
         let single = Self::new(total, SINGLE)?;
         // SAFETY: as the caller promises.
@@ -176,5 +183,55 @@ impl Drop for Buffers {
         // SAFETY: the mapping is this pool's own; the ring that could write to it is gone, as `register`'s
         // caller has promised, and slices cannot outlive the pool.
         let _unmapped = unsafe { munmap(self.memory.as_ptr().cast(), self.length) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::fd::AsRawFd as _;
+    use std::os::unix::net::UnixStream;
+
+    use io_uring::types::Fd;
+    use io_uring::{IoUring, cqueue, opcode};
+
+    use super::*;
+
+    /// Both kinds of pool, several times round.
+    #[test]
+    fn buffers_come_back_whether_receives_share_them_or_not() {
+        let Ok(mut ring) = IoUring::new(8) else { return };
+        for can_share in [false, true] {
+            // SAFETY: nothing is in flight when it is dropped, and it is unregistered before.
+            let pool = unsafe { Buffers::register(6400, &ring.submitter(), can_share) }.unwrap();
+            let (mut peer, ours) = UnixStream::pair().unwrap();
+            let mut shares = false;
+            for round in 0..1000_u32 {
+                let sent = vec![round as u8; 1 + round as usize % 99];
+                peer.write_all(&sent).unwrap();
+                let mut got = Vec::new();
+                while got.len() < sent.len() {
+                    let recv =
+                        opcode::Recv::new(Fd(ours.as_raw_fd()), std::ptr::null_mut(), 100).buf_group(GROUP);
+                    let recv = recv.build().flags(io_uring::squeue::Flags::BUFFER_SELECT);
+                    // SAFETY: it points to no memory, and the socket stays open.
+                    unsafe { ring.submission().push(&recv) }.unwrap();
+                    ring.submit_and_wait(1).unwrap();
+                    let entry = ring.completion().next().unwrap();
+                    let number = cqueue::buffer_select(entry.flags()).unwrap();
+                    let is_more = cqueue::buffer_more(entry.flags());
+                    shares |= is_more;
+                    let piece = pool.take(number, entry.result().try_into().unwrap(), !is_more);
+                    // SAFETY: taken just now, given back once, after the last look.
+                    unsafe {
+                        got.extend_from_slice(pool.bytes(piece));
+                        pool.give_back(piece);
+                    }
+                }
+                assert_eq!(got, sent);
+            }
+            assert!(can_share || !shares);
+            ring.submitter().unregister_buf_ring(GROUP).unwrap();
+        }
     }
 }

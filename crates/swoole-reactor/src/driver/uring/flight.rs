@@ -4,7 +4,7 @@ use io_uring::types::Fd;
 use io_uring::{opcode, squeue};
 use rustix::net::SendFlags;
 
-use crate::stream::SendQueue;
+use crate::stream::{Rooms, SendQueue};
 
 /// Bytes in one part that one operation sends at most (the kernel stops short of 2³¹).
 const PART_MAX: usize = 1 << 30;
@@ -47,10 +47,10 @@ impl Flight {
         queue.take_parts(&mut self.parts);
     }
 
-    /// Is empty again; what its buffers leave over goes to `room`.
-    pub(super) fn unload(&mut self, room: impl FnMut(Vec<u8>)) {
+    /// Is empty again. The memory of its buffers goes to `rooms`.
+    pub(super) fn unload(&mut self, rooms: &mut Rooms) {
         (self.first, self.sent) = (0, 0);
-        self.parts.drain(..).for_each(room);
+        self.parts.drain(..).for_each(|part| rooms.put(part));
     }
 
     /// Bytes that the kernel has not taken.

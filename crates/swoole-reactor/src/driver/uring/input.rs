@@ -99,7 +99,9 @@ impl Uring {
             return None;
         }
         match result {
-            Ok(socket) if (*accepting || is_detaching) && held.is_empty() => Some(Found::Event(accepted(token, socket))),
+            Ok(socket) if (*accepting || is_detaching) && held.is_empty() => {
+                Some(Found::Event(accepted(token, socket)))
+            }
             Ok(socket) => {
                 held.push_back(socket);
                 None
@@ -220,14 +222,16 @@ impl Uring {
                 let socket = held.pop_front()?;
                 (Some(Found::Event(accepted(token, socket))), held.is_empty())
             }
-            Kind::Stream(stream) if stream.receiving && !stream.failed && !is_detaching => match stream.held.pop_front()? {
-                Held::Data(bytes) => (Some(Found::Held { token, bytes }), stream.held.is_empty()),
-                Held::Eof => (Some(Found::Event(Event::Eof { token })), true),
-                Held::Failed(error) => {
-                    self.fail(token, error);
-                    return None;
+            Kind::Stream(stream) if stream.receiving && !stream.failed && !is_detaching => {
+                match stream.held.pop_front()? {
+                    Held::Data(bytes) => (Some(Found::Held { token, bytes }), stream.held.is_empty()),
+                    Held::Eof => (Some(Found::Event(Event::Eof { token })), true),
+                    Held::Failed(error) => {
+                        self.fail(token, error);
+                        return None;
+                    }
                 }
-            },
+            }
             _ => return None,
         };
         if is_empty {

@@ -1,11 +1,12 @@
 //! Completions from the kernel itself.
 //!
 //! Accepting and receiving are multishot: armed once, they complete again and again. Bytes arrive in
-//! provided buffers, which only a stream with input holds. A stream has at most one send operation at a
-//! time, which owns its bytes until it is over and gathers all that was queued meanwhile into the next.
-//! Everything that the handlers of a turn ask for goes to the kernel in one call, together with the next
-//! wait. Datagrams and signals are polled and then read as with epoll: a datagram may be longer than a
-//! provided buffer.
+//! provided buffers, which only a stream with input holds; streams with much input are polled and read as
+//! with epoll instead (`reading`). A stream has at most one send operation at a time, which owns its bytes
+//! until it is over and gathers all that was queued meanwhile into the next; what is long and need not wait
+//! is sent at once (`output`). Everything else that the handlers of a turn ask for goes to the kernel in one
+//! call, together with the next wait. Datagrams and signals are polled and then read as with epoll: a
+//! datagram may be longer than a provided buffer.
 //!
 //! The state of a source says what should be with the kernel, and [`Uring::settle`] makes it so: it arms,
 //! cancels, and releases a closed source once its last operation is over, not before. So neither memory nor
@@ -32,7 +33,7 @@ use self::source::{Closing, Kind, Source, Stream};
 use super::{Driver, Pending, PendingQueue, Scratch};
 use crate::datagram;
 use crate::fork::ForkGuard;
-use crate::stream::{self, SendQueue};
+use crate::stream::{self, Rooms, SendQueue};
 use crate::token::Slots;
 use crate::{Close, DatagramPeer, Error, Event, Interest, Token, Trigger, Waker};
 
@@ -45,6 +46,9 @@ mod ring;
 mod source;
 
 pub(super) use self::buffers::Buffers;
+
+/// Bytes in the pool of provided buffers, in receive buffers.
+const POOL: usize = 4;
 
 /// How long dropping the driver waits for the kernel to let go of its memory; it takes microseconds.
 const QUIESCE_MAX: Duration = Duration::from_secs(1);
@@ -70,22 +74,12 @@ pub(crate) struct Uring {
     dirty: Vec<Token>,
     /// Where small parts become one.
     gathered: Vec<u8>,
-    /// Empty, with the memory that they had: what is sent often and in small pieces allocates nothing.
+    /// Empty ones for the next sends.
     flights: Vec<Flight>,
-    rooms: Vec<Vec<u8>>,
+    rooms: Rooms,
     /// Sources that were resumed with something held back.
     replay: VecDeque<Token>,
     pending: PendingQueue,
-}
-
-/// For experiments.
-fn knob(number: usize) -> usize {
-    static KNOBS: std::sync::OnceLock<Vec<usize>> = std::sync::OnceLock::new();
-    KNOBS.get_or_init(|| {
-        let given: Vec<Option<usize>> = std::env::var("KNOBS").unwrap_or_default().split('/').map(|k| k.parse().ok()).collect();
-        let defaults = [8192, 4096, 16, 24576, 0, 4, 4, 24576];
-        defaults.iter().enumerate().map(|(n, &d)| given.get(n).copied().flatten().unwrap_or(d)).collect()
-    })[number]
 }
 
 /// What an operation's user data says besides its slot.
@@ -118,7 +112,8 @@ impl Uring {
         let (ring, features) = Ring::new(fork).map_err(unavailable)?;
         // SAFETY: both go into the driver, which drops the ring first and, should the kernel not let go of
         // it, never the buffers.
-        let buffers = unsafe { Buffers::register(receive_buffer.saturating_mul(knob(5)), &ring.submitter()) };
+        let buffers =
+            unsafe { Buffers::register(receive_buffer.saturating_mul(POOL), &ring.submitter(), true) };
         let buffers = buffers.map_err(|error| {
             unavailable(format!("no provided buffers (io_uring_register: {error}): it takes Linux 6.0"))
         })?;
@@ -138,7 +133,7 @@ impl Uring {
             dirty: Vec::new(),
             gathered: Vec::new(),
             flights: Vec::new(),
-            rooms: Vec::new(),
+            rooms: Rooms::default(),
             replay: VecDeque::new(),
             pending: PendingQueue::new(),
         };
@@ -311,7 +306,7 @@ impl Driver for Uring {
     }
 
     fn send_slices(&mut self, token: Token, parts: &[IoSlice<'_>]) -> Result<(), Error> {
-        self.send_at_once(token, parts)
+        self.send_or_queue(token, parts)
     }
 
     fn queued(&self, token: Token) -> usize {

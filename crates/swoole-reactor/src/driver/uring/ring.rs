@@ -64,9 +64,6 @@ impl Ring {
     pub(super) fn new(fork: Rc<ForkGuard>) -> Result<(Self, &'static str), String> {
         let (ring, features) = build().map_err(|error| unavailable(&error))?;
         check(&ring)?;
-        if super::knob(4) == 1 {
-            ring.submitter().register_ring_fd().unwrap();
-        }
         let ring = ManuallyDrop::new(ring);
         Ok((Self { ring, backlog: VecDeque::new(), in_flight: 0, fork }, features))
     }
