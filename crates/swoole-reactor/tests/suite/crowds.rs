@@ -4,7 +4,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use swoole_reactor::{Backend, Close, Event, Options, Reactor, Token};
 
@@ -218,6 +218,10 @@ fn a_flooded_stream_ends_once(backend: Backend) {
         if paused {
             bed.fence();
             assert!(bed.seen.is_empty());
+            // Nor does the end keep the reactor awake.
+            let (start, wait) = (Instant::now(), Duration::from_millis(30));
+            assert_eq!(bed.reactor.turn(Some(wait), |_, _| {}).unwrap(), 0);
+            assert!(start.elapsed() >= wait);
             bed.reactor.receive(token).unwrap();
         }
         bed.until_seen("Eof", |seen| matches!(seen, Seen::Eof(_)));

@@ -96,9 +96,13 @@ impl Buffers {
         Ok(Self { memory, length, offset, size, count, filled: vec![Cell::new(0); count.into()] })
     }
 
+    pub(super) fn is_shared(&self) -> bool {
+        self.count == SHARED
+    }
+
     /// What there is of it.
     pub(super) fn description(&self) -> String {
-        let how = if self.count == SHARED { "shared" } else { "single" };
+        let how = if self.is_shared() { "shared" } else { "single" };
         format!("{} {how} receive buffers of {} bytes", self.count, self.size)
     }
 

@@ -141,6 +141,11 @@ impl Uring {
         Ok((driver, description))
     }
 
+    /// Whether receives share buffers, which Linux knows from 6.12 on.
+    pub(crate) fn shares_buffers(&self) -> bool {
+        self.buffers.is_shared()
+    }
+
     fn arm_waker(&mut self) {
         let fd = Fd(self.waker.eventfd().as_raw_fd());
         let poll = opcode::PollAdd::new(fd, PollFlags::IN.bits().into()).multi(true).build();
