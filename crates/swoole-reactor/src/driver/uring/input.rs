@@ -61,12 +61,12 @@ impl Uring {
         }
         if operation == Operation::Cancel as u8 {
             source.cancelling = false;
-            source.missed = completion.result() == Err(Errno::NOENT);
+            source.cancelled = true;
             self.settle(token);
             return None;
         }
         source.armed = completion.is_more();
-        source.missed = false;
+        source.cancelled = false;
         let found = match &source.kind {
             Kind::Listener { .. } => self.accepted(token, completion.result()),
             Kind::Stream(stream) if stream.is_polled => {

@@ -155,7 +155,7 @@ impl Uring {
 
     fn insert(&mut self, kind: Kind) -> Result<Token, Error> {
         let source =
-            Source { kind, operations: 0, armed: false, cancelling: false, missed: false, closing: None };
+            Source { kind, operations: 0, armed: false, cancelling: false, cancelled: false, closing: None };
         let token = self.sources.insert(source).ok_or(Error::Full)?;
         self.settle(token);
         Ok(token)
@@ -207,9 +207,9 @@ impl Uring {
                 (stream.readable, stream.hung_up) = (false, false);
             }
             source.armed = true;
-            source.missed = false;
+            source.cancelled = false;
             entry.user_data(user_data(token, Operation::Input))
-        } else if source.armed && !source.cancelling && !source.missed {
+        } else if source.armed && !source.cancelling && !source.cancelled {
             source.cancelling = true;
             let cancel = CancelBuilder::user_data(user_data(token, Operation::Input));
             opcode::AsyncCancel2::new(cancel).build().user_data(user_data(token, Operation::Cancel))

@@ -23,8 +23,9 @@ pub(super) struct Source {
     pub(super) armed: bool,
     /// A cancellation is with the kernel.
     pub(super) cancelling: bool,
-    /// The cancellation of the input met nothing: it is repeated when the operation shows up.
-    pub(super) missed: bool,
+    /// A cancellation of the input has ended. It is repeated only if the operation shows up and goes on: then it
+    /// had met nothing.
+    pub(super) cancelled: bool,
     pub(super) closing: Option<Closing>,
 }
 
@@ -140,8 +141,9 @@ impl Source {
             Kind::Stream(stream) if stream.ended || stream.failed => None,
             // Once there it stays: an edge that comes too early is remembered. After a hang-up there is no other.
             Kind::Stream(stream) if stream.reads => {
-                let is_wanted = !stream.hung_up && (stream.receiving || self.armed && stream.is_polled);
-                is_wanted.then(|| poll(PollFlags::IN | PollFlags::RDHUP, true))
+                let is_there = self.armed && stream.is_polled;
+                (is_there || stream.receiving && !stream.hung_up)
+                    .then(|| poll(PollFlags::IN | PollFlags::RDHUP, true))
             }
             Kind::Stream(stream) => (stream.receiving && stream.held.is_empty())
                 .then(|| opcode::RecvMulti::new(fd, GROUP).build()),
