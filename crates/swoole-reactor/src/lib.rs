@@ -61,9 +61,9 @@
 //!
 //! # Backends
 //!
-//! [`Backend::Epoll`] turns readiness into completions; it is what [`Backend::Auto`], the default, chooses. [`Backend::IoUring`] uses
-//! multishot operations and provided buffers. Both pass the same tests, and [`Reactor::choice`] says which
-//! one runs and why.
+//! [`Backend::Epoll`] turns readiness into completions. [`Backend::IoUring`] uses multishot operations and
+//! provided buffers; from Linux 6.12 on it is what [`Backend::Auto`], the default, chooses. Both pass the same
+//! tests, and [`Reactor::choice`] says which one runs and why.
 
 #[cfg(feature = "internals")]
 #[doc(hidden)]

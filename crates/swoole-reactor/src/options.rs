@@ -6,7 +6,8 @@ use std::str::FromStr;
 /// Which of the kernel's interfaces to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
-    /// The one that serves best as far as this project has measured: epoll, on every kernel so far.
+    /// The one that serves best as far as this project has measured: io_uring where it can be used and the
+    /// kernel is Linux 6.12 or later, else epoll.
     #[default]
     Auto,
     /// `epoll(7)`.
@@ -48,16 +49,16 @@ impl FromStr for Backend {
 pub struct Options {
     /// Which of the kernel's interfaces to use. [`Backend::Auto`].
     pub backend: Backend,
-    /// Bytes, default 64 KiB, at least 1. epoll: the most that one [`Event::Data`] or
-    /// [`Event::Datagram`] holds, the same buffer for all. io_uring: one [`Event::Data`] holds at most a
-    /// quarter of it, out of a pool of sixteen times as much that all streams of the reactor share.
+    /// Bytes, default 64 KiB, at least 1: the most that one [`Event::Data`] or [`Event::Datagram`] holds, the
+    /// same buffer for all. io_uring has a pool of four times as much besides, which all streams with little
+    /// input share.
     ///
     /// [`Event::Data`]: crate::Event::Data
     /// [`Event::Datagram`]: crate::Event::Datagram
     pub receive_buffer: usize,
     /// The most reads from one stream, datagrams from one socket, connections from one listener and signals
     /// in one turn, default 16, at least 1, so that a peer who sends without end cannot starve the others.
-    /// What is left waits for the next turn. With io_uring the kernel reads streams and accepts for itself,
+    /// What is left waits for the next turn. With io_uring the kernel accepts, and reads streams with little input, for itself,
     /// with a bound of its own (32 completions of one operation before the next one's turn).
     pub budget: usize,
 }

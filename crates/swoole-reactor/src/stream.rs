@@ -6,7 +6,9 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, Shutdown, recv, shutdown, sockopt};
+use rustix::net::{
+    RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmsg, shutdown, sockopt,
+};
 
 /// How [`Reactor::close`](crate::Reactor::close) ends a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,21 +68,35 @@ impl SendQueue {
         if bytes.is_empty() {
             return;
         }
+        self.push_slice_to(bytes, || Vec::with_capacity(bytes.len()));
+    }
+
+    /// Appends a copy, to `room` where the last part has none.
+    fn push_slice_to(&mut self, bytes: &[u8], room: impl FnOnce() -> Vec<u8>) {
         self.len += bytes.len();
         match self.parts.back_mut() {
             Some(last) if last.len() + bytes.len() <= last.capacity().max(COPY_MAX) => {
                 last.extend_from_slice(bytes);
             }
-            _ => self.parts.push_back(bytes.to_vec()),
+            _ => {
+                let mut room = room();
+                room.extend_from_slice(bytes);
+                self.parts.push_back(room);
+            }
         }
     }
 
-    /// Appends copies of what follows the first `skip` bytes of `slices`.
-    pub(crate) fn push_slices(&mut self, slices: &[IoSlice<'_>], mut skip: usize) {
+    /// Appends copies of what follows the first `skip` bytes of `slices`, as one part if the last has no room.
+    pub(crate) fn push_slices(&mut self, slices: &[IoSlice<'_>], mut skip: usize, rooms: &mut Rooms) {
+        let mut left = slices.iter().map(|slice| slice.len()).sum::<usize>().saturating_sub(skip);
         for slice in slices {
             let skipped = skip.min(slice.len());
             skip -= skipped;
-            self.push_slice(&slice[skipped..]);
+            let bytes = &slice[skipped..];
+            if !bytes.is_empty() {
+                self.push_slice_to(bytes, || rooms.take(left));
+                left -= bytes.len();
+            }
         }
     }
 
@@ -110,11 +126,10 @@ impl SendQueue {
 
     /// Takes the first parts out, for an operation that owns them until it is over. Nothing of the first
     /// part may have been sent.
-    pub(crate) fn take_parts(&mut self) -> Vec<Vec<u8>> {
+    pub(crate) fn take_parts(&mut self, into: &mut Vec<Vec<u8>>) {
         debug_assert_eq!(self.sent, 0);
-        let parts: Vec<_> = self.parts.drain(..self.parts.len().min(PARTS_MAX)).collect();
-        self.len -= parts.iter().map(Vec::len).sum::<usize>();
-        parts
+        let parts = self.parts.drain(..self.parts.len().min(PARTS_MAX));
+        into.extend(parts.inspect(|part| self.len -= part.len()));
     }
 
     /// All that is not sent, as one.
@@ -126,6 +141,69 @@ impl SendQueue {
 
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
+    }
+}
+
+/// Memory for the parts of send queues, to be used again: fresh memory of more than a few KiB costs page faults.
+#[derive(Default)]
+pub(crate) struct Rooms {
+    free: Vec<Vec<u8>>,
+    /// That they could hold.
+    bytes: usize,
+}
+
+impl Rooms {
+    /// Bytes that are kept at most.
+    const BYTES_MAX: usize = 1 << 20;
+    /// Rooms that are kept at most.
+    const COUNT_MAX: usize = 256;
+    /// The most that a single room may have.
+    const ROOM_MAX: usize = 48 << 10;
+
+    /// An empty vector that holds `length` bytes without growing.
+    fn take(&mut self, length: usize) -> Vec<u8> {
+        let mut room = self.free.pop().unwrap_or_default();
+        self.bytes -= room.capacity();
+        room.reserve(length);
+        room
+    }
+
+    /// Keeps the memory of a vector, if it is worth it.
+    pub(crate) fn put(&mut self, mut room: Vec<u8>) {
+        let capacity = room.capacity();
+        let is_small = capacity <= Self::ROOM_MAX && self.bytes + capacity <= Self::BYTES_MAX;
+        if is_small && self.free.len() < Self::COUNT_MAX {
+            room.clear();
+            self.bytes += capacity;
+            self.free.push(room);
+        }
+    }
+}
+
+/// Parts that are smaller than this on average are copied together: the kernel takes one part for less than many.
+const GATHER_MEAN: usize = 1024;
+
+/// Sends what the kernel takes at once; `gathered` is room for small parts.
+pub(crate) fn send_now(
+    socket: BorrowedFd<'_>,
+    parts: &[IoSlice<'_>],
+    gathered: &mut Vec<u8>,
+) -> Result<usize, Errno> {
+    let len: usize = parts.iter().map(|part| part.len()).sum();
+    if parts.len() > 1 && len / parts.len() <= GATHER_MEAN {
+        gathered.clear();
+        parts.iter().for_each(|part| gathered.extend_from_slice(part));
+        return send_parts(socket, &[IoSlice::new(gathered)]);
+    }
+    send_parts(socket, parts)
+}
+
+/// One system call, the cheapest for the number of parts.
+pub(crate) fn send_parts(socket: BorrowedFd<'_>, parts: &[IoSlice<'_>]) -> Result<usize, Errno> {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    match parts {
+        [part] => send(socket, part, flags),
+        parts => sendmsg(socket, parts, &mut SendAncillaryBuffer::default(), flags),
     }
 }
 
@@ -192,6 +270,7 @@ mod tests {
             let mut queue = SendQueue::default();
             let mut model: Vec<u8> = Vec::new();
             let mut next = 0u8;
+            let mut rooms = Rooms::default();
             let mut bytes = |length| -> Vec<u8> {
                 std::iter::repeat_with(|| { next = next.wrapping_add(1); next }).take(length).collect()
             };
@@ -208,7 +287,7 @@ mod tests {
                         let flat = parts.concat();
                         let skip = skip % (flat.len() + 1);
                         model.extend(&flat[skip..]);
-                        queue.push_slices(&slices, skip);
+                        queue.push_slices(&slices, skip, &mut rooms);
                     }
                     Step::Advance(count) => {
                         let count = count % (contents(&queue).len() + 1);
@@ -216,7 +295,11 @@ mod tests {
                         queue.advance(count);
                     }
                     Step::Take if queue.sent == 0 => {
-                        let taken = queue.take_parts().concat();
+                        let mut taken = Vec::new();
+                        queue.take_parts(&mut taken);
+                        let parts = taken.clone();
+                        taken.into_iter().for_each(|part| rooms.put(part));
+                        let taken = parts.concat();
                         prop_assert_eq!(&taken[..], &model[..taken.len()]);
                         model.drain(..taken.len());
                     }

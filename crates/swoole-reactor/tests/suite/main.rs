@@ -31,6 +31,7 @@ macro_rules! on_each_backend {
 }
 
 mod closing;
+mod crowds;
 mod datagrams;
 mod descriptors;
 mod detaching;

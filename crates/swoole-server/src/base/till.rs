@@ -35,7 +35,9 @@ struct Act {
 #[derive(Debug)]
 enum What {
     /// What ends here in `bytes`.
-    Send { end: usize },
+    Send {
+        end: usize,
+    },
     Large(Vec<u8>),
     Close,
 }

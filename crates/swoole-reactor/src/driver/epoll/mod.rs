@@ -16,13 +16,13 @@ use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
+use rustix::net::{RecvFlags, recv};
 use swoole_sys::signal::SignalFd;
 
 use self::source::{Kind, Source, Stream};
 use super::{Driver, Pending, PendingQueue, Scratch, WAKER};
 use crate::datagram;
-use crate::stream::{self, PARTS_MAX, SendQueue};
+use crate::stream::{self, PARTS_MAX, Rooms, SendQueue};
 use crate::token::Slots;
 use crate::{Close, DatagramPeer, Detached, Error, Event, Interest, Token, Trigger, Waker};
 
@@ -31,9 +31,6 @@ mod source;
 
 /// Events taken from the kernel in one call.
 const EVENTS_MAX: usize = 512;
-
-/// Parts that are smaller than this on average are copied together: the kernel takes one part for less than many.
-const GATHER_MEAN: usize = 1024;
 
 pub(crate) struct Epoll {
     epoll: OwnedFd,
@@ -168,7 +165,7 @@ impl Epoll {
             let mut slices = [IoSlice::new(&[]); PARTS_MAX];
             let count = stream.queue.slices(&mut slices);
             let offered: usize = slices[..count].iter().map(|slice| slice.len()).sum();
-            match send_now(stream.socket.as_fd(), &slices[..count]) {
+            match stream::send_parts(stream.socket.as_fd(), &slices[..count]) {
                 Ok(taken) => {
                     stream.queue.advance(taken);
                     if taken < offered {
@@ -290,20 +287,13 @@ impl Driver for Epoll {
             return Err(Error::Ended(token));
         }
         if !stream.queue.is_empty() {
-            stream.queue.push_slices(parts, 0);
+            stream.queue.push_slices(parts, 0, &mut Rooms::default());
             return Ok(());
         }
-        let mut first = &parts[..parts.len().min(PARTS_MAX)];
+        let first = &parts[..parts.len().min(PARTS_MAX)];
         let len: usize = first.iter().map(|part| part.len()).sum();
-        let whole;
-        if first.len() > 1 && len / first.len() <= GATHER_MEAN {
-            gathered.clear();
-            first.iter().for_each(|part| gathered.extend_from_slice(part));
-            whole = [IoSlice::new(gathered)];
-            first = &whole;
-        }
         let taken = loop {
-            match send_now(stream.socket.as_fd(), first) {
+            match stream::send_now(stream.socket.as_fd(), first, gathered) {
                 Ok(taken) => break taken,
                 Err(Errno::AGAIN) => break 0,
                 Err(Errno::INTR) => {}
@@ -313,7 +303,7 @@ impl Driver for Epoll {
                 }
             }
         };
-        stream.queue.push_slices(parts, taken);
+        stream.queue.push_slices(parts, taken, &mut Rooms::default());
         if !stream.queue.is_empty() {
             if taken < len {
                 (stream.blocked, stream.was_blocked) = (true, true);
@@ -473,14 +463,5 @@ impl Driver for Epoll {
                 None => {}
             }
         }
-    }
-}
-
-/// One system call, the cheapest for the number of parts.
-fn send_now(socket: BorrowedFd<'_>, parts: &[IoSlice<'_>]) -> Result<usize, Errno> {
-    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    match parts {
-        [part] => send(socket, part, flags),
-        parts => sendmsg(socket, parts, &mut SendAncillaryBuffer::default(), flags),
     }
 }

@@ -4,6 +4,8 @@ use io_uring::types::Fd;
 use io_uring::{opcode, squeue};
 use rustix::net::SendFlags;
 
+use crate::stream::{Rooms, SendQueue};
+
 /// Bytes in one part that one operation sends at most (the kernel stops short of 2³¹).
 const PART_MAX: usize = 1 << 30;
 
@@ -26,7 +28,8 @@ struct MessageHeader {
     flags: u32,
 }
 
-/// Buffers on their way to the kernel, sent in order by one operation after another.
+/// Buffers on their way to the kernel, sent in order by one operation after another. Empty ones are kept for the next.
+#[derive(Default)]
 pub(super) struct Flight {
     parts: Vec<Vec<u8>>,
     /// The first part that is not sent, and how much of it is.
@@ -39,9 +42,15 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    /// `parts` hold at least one byte, and none is empty.
-    pub(super) fn new(parts: Vec<Vec<u8>>) -> Self {
-        Self { parts, first: 0, sent: 0, slices: Vec::new(), header: Vec::new() }
+    /// Takes over what is queued, to an empty one.
+    pub(super) fn load(&mut self, queue: &mut SendQueue) {
+        queue.take_parts(&mut self.parts);
+    }
+
+    /// Is empty again. The memory of its buffers goes to `rooms`.
+    pub(super) fn unload(&mut self, rooms: &mut Rooms) {
+        (self.first, self.sent) = (0, 0);
+        self.parts.drain(..).for_each(|part| rooms.put(part));
     }
 
     /// Bytes that the kernel has not taken.
@@ -105,13 +114,14 @@ mod tests {
 
     #[test]
     fn a_flight_counts_down_over_its_parts() {
-        let mut flight = Flight::new(vec![vec![1; 3], vec![2; 5], vec![3; 1]]);
+        let flight = |parts| Flight { parts, ..Flight::default() };
+        let mut other = flight(vec![vec![1; 3], vec![2; 5]]);
+        let mut flight = flight(vec![vec![1; 3], vec![2; 5], vec![3; 1]]);
         assert_eq!(flight.remaining(), 9);
         assert!(!flight.advance(2));
         assert_eq!(flight.remaining(), 7);
         assert!(!flight.advance(6));
         assert_eq!((flight.remaining(), flight.first, flight.sent), (1, 2, 0));
-        let mut other = Flight::new(vec![vec![1; 3], vec![2; 5]]);
         other.advance(4);
         assert_eq!(other.into_bytes(), [2; 4]);
         assert!(flight.advance(1));

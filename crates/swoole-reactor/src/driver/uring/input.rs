@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use rustix::net::getpeername;
 
 use super::super::{Scratch, is_accept_transient};
+use super::buffers::Piece;
 use super::ring::Completion;
 use super::source::{Closing, Held, Kind, Source};
 use super::{Operation, Uring, user_data};
@@ -20,7 +21,11 @@ pub(super) enum Found {
     /// In a provided buffer.
     Provided {
         token: Token,
-        number: u16,
+        piece: Piece,
+    },
+    /// In the scratch buffer.
+    Read {
+        token: Token,
         length: usize,
     },
     Held {
@@ -56,14 +61,18 @@ impl Uring {
         }
         if operation == Operation::Cancel as u8 {
             source.cancelling = false;
-            source.missed = completion.result() == Err(Errno::NOENT);
+            source.cancelled = true;
             self.settle(token);
             return None;
         }
         source.armed = completion.is_more();
-        source.missed = false;
+        source.cancelled = false;
         let found = match &source.kind {
             Kind::Listener { .. } => self.accepted(token, completion.result()),
+            Kind::Stream(stream) if stream.is_polled => {
+                self.readable(token, completion.result());
+                None
+            }
             Kind::Stream(_) => self.received(token, completion),
             Kind::Datagram { .. } | Kind::Signals(_) => {
                 // Read first and polled again after that.
@@ -109,38 +118,46 @@ impl Uring {
 
     fn received(&mut self, token: Token, completion: Completion) -> Option<Found> {
         let buffers = Rc::clone(&self.buffers);
+        let piece = completion.buffer().map(|number| {
+            buffers.take(number, completion.result().unwrap_or(0), !completion.is_buffer_more())
+        });
         let source = self.sources.get_mut(token).filter(|source| {
             matches!(source.closing, None | Some(Closing::Detach)) && matches!(source.kind, Kind::Stream(_))
         });
         let Some(Source { kind: Kind::Stream(stream), closing, .. }) = source else {
-            self.give_back(completion.buffer());
+            self.give_back(piece);
             return None;
         };
         let is_due = stream.receiving && stream.held.is_empty() && !stream.failed && closing.is_none();
-        match (completion.result(), completion.buffer()) {
-            (Ok(length), Some(number)) if length > 0 => {
-                let length = length as usize;
+        match (completion.result(), piece) {
+            (Ok(length), Some(piece)) if length > 0 => {
+                stream.has_received(length as usize);
                 if is_due {
-                    return Some(Found::Provided { token, number, length });
+                    return Some(Found::Provided { token, piece });
                 }
                 if !stream.failed {
-                    // SAFETY: this completion hands it over, and it is given back below.
-                    let bytes = unsafe { buffers.bytes(number, length) };
+                    // SAFETY: it is given back below.
+                    let bytes = unsafe { buffers.bytes(piece) };
                     stream.held.push_back(Held::Data(bytes.to_vec()));
                 }
-                self.give_back(Some(number));
+                self.give_back(Some(piece));
                 None
             }
-            (Ok(_), number) => {
+            (Ok(_), piece) => {
                 stream.ended = true;
                 if !is_due {
                     stream.held.push_back(Held::Eof);
                 }
-                self.give_back(number);
+                self.give_back(piece);
                 is_due.then_some(Found::Event(Event::Eof { token }))
             }
-            // Armed again by the caller: by the time the kernel sees it, this turn's buffers are back.
-            (Err(Errno::NOBUFS | Errno::CANCELED | Errno::AGAIN | Errno::INTR), _) => None,
+            // There is more than the pool holds.
+            (Err(Errno::NOBUFS), _) => {
+                stream.has_received(usize::MAX);
+                None
+            }
+            // Armed again by the caller.
+            (Err(Errno::CANCELED | Errno::AGAIN | Errno::INTR), _) => None,
             (Err(error), _) => {
                 stream.ended = true;
                 if is_due {
@@ -169,6 +186,9 @@ impl Uring {
 
     /// Reads once from the datagram socket or the signals in hand.
     pub(super) fn read(&mut self, token: Token, left: usize, buffer: &mut [u8]) -> Option<Found> {
+        if let Some(Source { kind: Kind::Stream(_), .. }) = self.sources.get(token) {
+            return self.step(token, left, buffer);
+        }
         self.current = None;
         let found = match &self.source(token).ok()?.kind {
             Kind::Datagram { failed: true, .. } => return None,
@@ -216,28 +236,30 @@ impl Uring {
         };
         if is_empty {
             self.settle(token);
+            self.list(token);
         } else {
             self.replay.push_front(token);
         }
         found
     }
 
-    pub(super) fn give_back(&mut self, number: Option<u16>) {
-        if let Some(number) = number {
-            // SAFETY: the callers pass the number of a completion, once.
-            unsafe { self.buffers.give_back(number) };
+    pub(super) fn give_back(&mut self, piece: Option<Piece>) {
+        if let Some(piece) = piece {
+            // SAFETY: it was taken out of a completion, whose turn has come: those before it are given back.
+            unsafe { self.buffers.give_back(piece) };
         }
     }
 
     pub(super) fn lend<'a>(&mut self, found: Found, scratch: &'a mut Scratch) -> Event<'a> {
         match found {
             Found::Event(event) => event,
-            Found::Provided { token, number, length } => {
-                self.lent = Some(number);
+            Found::Read { token, length } => Event::Data { token, bytes: &scratch.buffer[..length] },
+            Found::Provided { token, piece } => {
+                self.lent = Some(piece);
                 let buffers = scratch.provided.insert(Rc::clone(&self.buffers));
                 // SAFETY: the completion has handed it over. `next` gives it back; it takes the scratch,
                 // which the event borrows, so it cannot be called before the event is gone.
-                Event::Data { token, bytes: unsafe { buffers.bytes(number, length) } }
+                Event::Data { token, bytes: unsafe { buffers.bytes(piece) } }
             }
             Found::Held { token, bytes } => {
                 scratch.held = bytes;

@@ -1,11 +1,12 @@
 //! Completions from the kernel itself.
 //!
 //! Accepting and receiving are multishot: armed once, they complete again and again. Bytes arrive in
-//! provided buffers, which only a stream with input holds. A stream has at most one send operation at a
-//! time, which owns its bytes until it is over and gathers all that was queued meanwhile into the next.
-//! Everything that the handlers of a turn ask for goes to the kernel in one call, together with the next
-//! wait. Datagrams and signals are polled and then read as with epoll: a datagram may be longer than a
-//! provided buffer.
+//! provided buffers, which only a stream with input holds; streams with much input are polled and read as
+//! with epoll instead (`reading`). A stream has at most one send operation at a time, which owns its bytes
+//! until it is over and gathers all that was queued meanwhile into the next; what is long and need not wait
+//! is sent at once (`output`). Everything else that the handlers of a turn ask for goes to the kernel in one
+//! call, together with the next wait. Datagrams and signals are polled and then read as with epoll: a
+//! datagram may be longer than a provided buffer.
 //!
 //! The state of a source says what should be with the kernel, and [`Uring::settle`] makes it so: it arms,
 //! cancels, and releases a closed source once its last operation is over, not before. So neither memory nor
@@ -25,14 +26,14 @@ use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 use swoole_sys::signal::SignalFd;
 
-use self::buffers::COUNT;
+use self::buffers::Piece;
 use self::flight::Flight;
 use self::ring::{Completion, Ring};
 use self::source::{Closing, Kind, Source, Stream};
 use super::{Driver, Pending, PendingQueue, Scratch};
 use crate::datagram;
 use crate::fork::ForkGuard;
-use crate::stream::{self, SendQueue};
+use crate::stream::{self, Rooms, SendQueue};
 use crate::token::Slots;
 use crate::{Close, DatagramPeer, Error, Event, Interest, Token, Trigger, Waker};
 
@@ -40,10 +41,14 @@ mod buffers;
 mod flight;
 mod input;
 mod output;
+mod reading;
 mod ring;
 mod source;
 
 pub(super) use self::buffers::Buffers;
+
+/// Bytes in the pool of provided buffers, in receive buffers.
+const POOL: usize = 4;
 
 /// How long dropping the driver waits for the kernel to let go of its memory; it takes microseconds.
 const QUIESCE_MAX: Duration = Duration::from_secs(1);
@@ -58,12 +63,20 @@ pub(crate) struct Uring {
     /// What the last wait returned, and how far it is handled.
     completions: Vec<Completion>,
     handled: usize,
-    /// A datagram socket or signals being read, and how often it may be read in this turn.
+    /// A stream, datagram socket or signals being read, and how often it may be read in this turn.
     current: Option<(Token, usize)>,
     /// The buffer that the last event borrowed.
-    lent: Option<u16>,
+    lent: Option<Piece>,
+    /// Streams that are to be read from in the next turn, whatever the ring says, and those of this turn.
+    ready: Vec<Token>,
+    due: Vec<Token>,
     /// Streams with output that waits for the next submission.
     dirty: Vec<Token>,
+    /// Where small parts become one.
+    gathered: Vec<u8>,
+    /// Empty ones for the next sends.
+    flights: Vec<Flight>,
+    rooms: Rooms,
     /// Sources that were resumed with something held back.
     replay: VecDeque<Token>,
     pending: PendingQueue,
@@ -97,14 +110,14 @@ impl Uring {
     ) -> Result<(Self, String), Error> {
         let unavailable = |reason| Error::Unavailable { reason };
         let (ring, features) = Ring::new(fork).map_err(unavailable)?;
-        let buffers = Buffers::new((receive_buffer / 4).max(1))
-            .map_err(|error| unavailable(format!("no memory for receive buffers: {error}")))?;
         // SAFETY: both go into the driver, which drops the ring first and, should the kernel not let go of
         // it, never the buffers.
-        unsafe { buffers.register(&ring.submitter()) }.map_err(|error| {
+        let buffers =
+            unsafe { Buffers::register(receive_buffer.saturating_mul(POOL), &ring.submitter(), true) };
+        let buffers = buffers.map_err(|error| {
             unavailable(format!("no provided buffers (io_uring_register: {error}): it takes Linux 6.0"))
         })?;
-        let description = format!("{features}, {COUNT} receive buffers of {} bytes", buffers.size());
+        let description = format!("{features}, {}", buffers.description());
         let mut driver = Self {
             ring,
             sources: Slots::new(),
@@ -115,12 +128,22 @@ impl Uring {
             handled: 0,
             current: None,
             lent: None,
+            ready: Vec::new(),
+            due: Vec::new(),
             dirty: Vec::new(),
+            gathered: Vec::new(),
+            flights: Vec::new(),
+            rooms: Rooms::default(),
             replay: VecDeque::new(),
             pending: PendingQueue::new(),
         };
         driver.arm_waker();
         Ok((driver, description))
+    }
+
+    /// Whether receives share buffers, which Linux knows from 6.12 on.
+    pub(crate) fn shares_buffers(&self) -> bool {
+        self.buffers.is_shared()
     }
 
     fn arm_waker(&mut self) {
@@ -132,7 +155,7 @@ impl Uring {
 
     fn insert(&mut self, kind: Kind) -> Result<Token, Error> {
         let source =
-            Source { kind, operations: 0, armed: false, cancelling: false, missed: false, closing: None };
+            Source { kind, operations: 0, armed: false, cancelling: false, cancelled: false, closing: None };
         let token = self.sources.insert(source).ok_or(Error::Full)?;
         self.settle(token);
         Ok(token)
@@ -175,14 +198,18 @@ impl Uring {
             source.cancelling = true;
             let cancel = opcode::AsyncCancel2::new(CancelBuilder::fd(fd).all()).build();
             cancel.user_data(user_data(token, Operation::Cancel))
-        } else if let Some(entry) = wanted {
+        } else if let Some(entry) = wanted.filter(|_| !source.armed || source.is_suited()) {
             if source.armed {
                 return;
             }
+            if let Kind::Stream(stream) = &mut source.kind {
+                stream.is_polled = stream.reads;
+                (stream.readable, stream.hung_up) = (false, false);
+            }
             source.armed = true;
-            source.missed = false;
+            source.cancelled = false;
             entry.user_data(user_data(token, Operation::Input))
-        } else if source.armed && !source.cancelling && !source.missed {
+        } else if source.armed && !source.cancelling && !source.cancelled {
             source.cancelling = true;
             let cancel = CancelBuilder::user_data(user_data(token, Operation::Input));
             opcode::AsyncCancel2::new(cancel).build().user_data(user_data(token, Operation::Cancel))
@@ -241,30 +268,40 @@ impl Driver for Uring {
             flight: None,
             dirty: false,
             receiving: false,
+            asks: false,
+            reads: false,
+            is_polled: false,
+            readable: false,
+            hung_up: false,
+            listed: false,
+            calm: 0,
             held: VecDeque::new(),
             ended: false,
             failed: false,
         }))
     }
 
-    fn receive(&mut self, token: Token, _asks: bool) -> Result<(), Error> {
+    fn receive(&mut self, token: Token, asks: bool) -> Result<(), Error> {
         let stream = self.source(token)?.stream(token)?;
-        stream.receiving = true;
+        (stream.receiving, stream.asks) = (true, asks);
         if !stream.held.is_empty() {
             self.replay.push_back(token);
         }
         self.settle(token);
+        self.list(token);
         Ok(())
     }
 
-    fn has_hung_up(&self, _token: Token) -> bool {
-        // It reads ahead, and tells at once.
-        false
+    fn has_hung_up(&self, token: Token) -> bool {
+        // What the kernel reads by itself it reads ahead, and tells at once.
+        matches!(self.sources.get(token), Some(Source { kind: Kind::Stream(stream), .. }) if stream.hung_up)
     }
 
-    fn read(&mut self, token: Token, _buffer: &mut [u8]) -> Result<Option<usize>, Error> {
-        // It has read already, and never asks.
-        self.source(token)?.stream(token).map(|_| None)
+    fn read(&mut self, token: Token, buffer: &mut [u8]) -> Result<Option<usize>, Error> {
+        self.source(token)?.stream(token)?;
+        let length = self.read_now(token, buffer);
+        self.settle(token);
+        Ok(length)
     }
 
     fn pause(&mut self, token: Token) {
@@ -275,11 +312,11 @@ impl Driver for Uring {
     }
 
     fn send(&mut self, token: Token, bytes: Vec<u8>) -> Result<(), Error> {
-        self.enqueue(token, |queue| queue.push(bytes))
+        self.enqueue(token, |queue, _| queue.push(bytes))
     }
 
     fn send_slices(&mut self, token: Token, parts: &[IoSlice<'_>]) -> Result<(), Error> {
-        self.enqueue(token, |queue| queue.push_slices(parts, 0))
+        self.send_or_queue(token, parts)
     }
 
     fn queued(&self, token: Token) -> usize {
@@ -365,7 +402,8 @@ impl Driver for Uring {
             self.write(token);
         }
         self.dirty = dirty;
-        let is_ready = !self.pending.is_empty() || !self.replay.is_empty();
+        let is_ready = !self.pending.is_empty() || !self.replay.is_empty() || !self.ready.is_empty();
+        mem::swap(&mut self.ready, &mut self.due);
         let timeout = if is_ready { Some(Duration::ZERO) } else { timeout };
         self.ring.enter(timeout).map_err(Error::system("wait for events (io_uring_enter)"))?;
         self.completions.clear();
@@ -385,10 +423,13 @@ impl Driver for Uring {
                 self.replay(token)
             } else if let Some((token, left)) = self.current {
                 self.read(token, left, &mut scratch.buffer)
-            } else {
-                let completion = *self.completions.get(self.handled)?;
+            } else if let Some(&completion) = self.completions.get(self.handled) {
                 self.handled += 1;
                 self.complete(completion)
+            } else if self.next_listed() {
+                continue;
+            } else {
+                return None;
             };
             if let Some(found) = found {
                 return Some(self.lend(found, scratch));

@@ -39,6 +39,11 @@ impl Completion {
         cqueue::buffer_select(self.flags)
     }
 
+    /// Whether further bytes will come into the same provided buffer.
+    pub(super) fn is_buffer_more(&self) -> bool {
+        cqueue::buffer_more(self.flags)
+    }
+
     /// The result as Rust has it.
     pub(super) fn result(&self) -> Result<u32, Errno> {
         u32::try_from(self.result).map_err(|_| Errno::from_raw_os_error(-self.result))

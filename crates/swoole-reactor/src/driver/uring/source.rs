@@ -23,8 +23,9 @@ pub(super) struct Source {
     pub(super) armed: bool,
     /// A cancellation is with the kernel.
     pub(super) cancelling: bool,
-    /// The cancellation of the input met nothing: it is repeated when the operation shows up.
-    pub(super) missed: bool,
+    /// A cancellation of the input has ended. It is repeated only if the operation shows up and goes on: then it
+    /// had met nothing.
+    pub(super) cancelled: bool,
     pub(super) closing: Option<Closing>,
 }
 
@@ -64,7 +65,21 @@ pub(super) struct Stream {
     pub(super) flight: Option<Flight>,
     /// Listed in `Uring::dirty`.
     pub(super) dirty: bool,
+    /// The caller wants data; with `asks`, it wants to be asked where to.
     pub(super) receiving: bool,
+    pub(super) asks: bool,
+    /// The driver reads, when a poll says so; else the kernel receives.
+    pub(super) reads: bool,
+    /// The input operation that was armed last is a poll.
+    pub(super) is_polled: bool,
+    /// There may be something to read: the poll has said so, and no read since has found otherwise.
+    pub(super) readable: bool,
+    /// The peer has closed or failed: a short read is not yet the end of what can be read.
+    pub(super) hung_up: bool,
+    /// Listed in `Uring::ready` or `Uring::due`.
+    pub(super) listed: bool,
+    /// Reads in a row that found little.
+    pub(super) calm: u32,
     /// Came while the stream was paused, or after something that is still held.
     pub(super) held: VecDeque<Held>,
     /// The kernel has reported end-of-file or an error: there is nothing to arm any more.
@@ -123,10 +138,15 @@ impl Source {
                 let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
                 opcode::AcceptMulti::new(fd).flags(flags.bits().cast_signed()).build()
             }),
-            Kind::Stream(stream) => {
-                (stream.receiving && stream.held.is_empty() && !stream.ended && !stream.failed)
-                    .then(|| opcode::RecvMulti::new(fd, GROUP).build())
+            Kind::Stream(stream) if stream.ended || stream.failed => None,
+            // Once there it stays: an edge that comes too early is remembered. After a hang-up there is no other.
+            Kind::Stream(stream) if stream.reads => {
+                let is_there = self.armed && stream.is_polled;
+                (is_there || stream.receiving && !stream.hung_up)
+                    .then(|| poll(PollFlags::IN | PollFlags::RDHUP, true))
             }
+            Kind::Stream(stream) => (stream.receiving && stream.held.is_empty())
+                .then(|| opcode::RecvMulti::new(fd, GROUP).build()),
             Kind::Datagram { failed, .. } => (!failed).then(|| poll(PollFlags::IN, false)),
             Kind::Signals(_) => Some(poll(PollFlags::IN, false)),
             Kind::Watch { interest, trigger, .. } => {
@@ -137,6 +157,11 @@ impl Source {
                 Some(poll(flags, *trigger == Trigger::Edge))
             }
         }
+    }
+
+    /// What is armed is of the kind that is wanted.
+    pub(super) fn is_suited(&self) -> bool {
+        !matches!(&self.kind, Kind::Stream(stream) if stream.is_polled != stream.reads)
     }
 
     pub(super) fn stream(&mut self, token: Token) -> Result<&mut Stream, Error> {
