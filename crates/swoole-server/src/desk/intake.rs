@@ -13,7 +13,7 @@ use crate::board::Counter;
 use crate::link::BATCH_MAX;
 
 /// Bytes that are read at once from a connection whose packets do not go elsewhere.
-const SCRATCH: usize = 64 * 1024;
+const SCRATCH: usize = 256 * 1024;
 /// From so many missing bytes on, the rest of a packet is read to where the packet is, and no more; and at once at most.
 const LARGE: usize = 16 * 1024;
 const PIECE: usize = 256 * 1024;
