@@ -27,6 +27,9 @@ use crate::worker::Worker;
 /// | manager | [`Manager`] | `on_manager_start`, `on_manager_stop`, `on_worker_error`, `on_before_reload`, `on_after_reload` |
 /// | worker | [`Worker`] | `on_worker_start`, `on_worker_stop`, `on_connect`, `on_receive`, `on_close` |
 ///
+/// In Base mode there is no master process: its callbacks run in the manager, once, in the same order among the others,
+/// and on the same value as the manager's.
+///
 /// At the start they run in this order, each after the one before has returned: `on_start`, `on_manager_start`,
 /// `on_worker_start` in all workers side by side, `on_ready`. At the end: `on_before_shutdown`, `on_worker_stop`,
 /// `on_manager_stop`, `on_shutdown`.

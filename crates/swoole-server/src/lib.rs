@@ -31,6 +31,10 @@
 //!
 //! Try it with `nc 127.0.0.1 9501`; `kill -9` a worker; `kill -USR1` the master; stop it with Ctrl-C.
 //!
+//! That is Process mode. [`Base mode`](config::Mode::Base) runs the same handler without a master: each worker accepts,
+//! reads and answers its own clients in one thread. A worker that dies takes its clients along there, and only those; one
+//! that retires hands them over to its successor.
+//!
 //! # Where to go on
 //!
 //! | | |

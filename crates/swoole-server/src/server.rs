@@ -120,7 +120,7 @@ impl Server {
     /// Runs the server until it is stopped by `SIGTERM`, `SIGINT` (a second one does not wait), or
     /// [`shutdown`](crate::Worker::shutdown).
     ///
-    /// | signal to the master | what happens |
+    /// | signal to the master (in Base mode, the manager) | what happens |
     /// |---|---|
     /// | `SIGTERM`, `SIGINT`, `SIGQUIT` | stop in order: every packet that came is answered, within `max_wait_time` |
     /// | `SIGINT` while it stops | stop at once: what is not answered yet is lost |
