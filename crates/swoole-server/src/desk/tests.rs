@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use swoole_reactor::{Event, Options};
+use swoole_reactor::{Backend, Event, Options};
 
 use super::*;
 use crate::config::Config;
@@ -63,7 +63,7 @@ fn a_connection_whose_place_is_taken_before_it_is_reported_closed_still_leaves()
     let shared = Arc::new(shared);
     let mut taker = Nobody;
     let mut desk = Desk::new(0, Arc::clone(&shared), framing, 1, false);
-    let mut reactor = Reactor::new(Options::default()).unwrap();
+    let mut reactor = Reactor::new(Options { backend: Backend::Epoll, ..Options::default() }).unwrap();
 
     let (first, _first_client) = client();
     let (second, _second_client) = client();
