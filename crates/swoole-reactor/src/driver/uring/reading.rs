@@ -25,7 +25,8 @@ use super::input::Found;
 use super::source::{Kind, Source, Stream};
 use crate::{Event, Token};
 
-/// A receive of so many bytes shows much input. (4 to 12 KiB cost the same either way, 16 KiB do not.)
+/// A receive of so many bytes shows much input. (4 KiB are better received by the kernel, 7 to 12 KiB cost the same
+/// either way, 16 KiB are a tenth cheaper as here.)
 const MUCH: usize = 8 << 10;
 
 /// Reads that find less than this show little input ...
