@@ -1,11 +1,10 @@
 //! Takes packets off the desk and handles them at once.
 
-use swoole_protocol::Framer;
 use swoole_reactor::Reactor;
 
 use super::mesh::MeshEnd;
 use super::till::{Outbox, Till};
-use crate::desk::{Desk, Intake, Offer, Taker};
+use crate::desk::{Desk, Offer, Taker};
 use crate::handler::Handler;
 use crate::session::Session;
 use crate::wire::RequestKind;
@@ -81,18 +80,6 @@ impl<H: Handler> Taker for Hands<'_, H> {
         self.duty.retiring |= self.duty.is_done();
         let last = self.outbox.closes(session) || !desk.is_open(session);
         if last { Offer::Last } else { Offer::Taken }
-    }
-
-    fn take_in(
-        &mut self,
-        _: Session,
-        _: u16,
-        _: &mut Framer,
-        _: &[u8],
-        _: usize,
-        _: &mut dyn FnMut(&mut [u8]) -> usize,
-    ) -> Option<Intake> {
-        None
     }
 
     fn deliver(&mut self, desk: &mut Desk, reactor: &mut Reactor) {

@@ -72,7 +72,10 @@ pub(crate) trait Taker {
         begun: &[u8],
         least: usize,
         fill: &mut dyn FnMut(&mut [u8]) -> usize,
-    ) -> Option<Intake>;
+    ) -> Option<Intake> {
+        let _ = (session, home, framer, begun, least, fill);
+        None
+    }
 
     /// Takes a large packet as it is, or gives it back: then it is offered like any other.
     fn take_whole(&mut self, session: Session, home: u16, packet: Vec<u8>) -> Result<(), Vec<u8>> {

@@ -26,18 +26,6 @@ impl Taker for Nobody {
         Offer::Taken
     }
 
-    fn take_in(
-        &mut self,
-        _: Session,
-        _: u16,
-        _: &mut Framer,
-        _: &[u8],
-        _: usize,
-        _: &mut dyn FnMut(&mut [u8]) -> usize,
-    ) -> Option<Intake> {
-        None
-    }
-
     fn deliver(&mut self, _: &mut Desk, _: &mut Reactor) {}
 
     fn is_clear(&self, _: usize) -> bool {

@@ -24,6 +24,7 @@
 
 mod batch;
 mod reactor_end;
+mod replies;
 mod window;
 mod worker_end;
 

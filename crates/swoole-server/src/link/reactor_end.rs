@@ -9,13 +9,11 @@ use swoole_ipc::Doorbell;
 use swoole_ipc::socketpair::Endpoint;
 use swoole_ipc::{Consumer, Producer, Ring};
 
+use super::replies::{Gather, Staging};
 use super::window::{FalseAck, Parcel, Sent, Window};
-use super::{Lane, SOCKET_PIECE, UNCOMMITTED_MAX, reply_cost};
+use super::{Lane, SOCKET_PIECE, UNCOMMITTED_MAX};
 use crate::session::Session;
-use crate::wire::{HEADER, Malformed, Reply, ReplyKind, Request, RequestKind, packet_of};
-
-/// Replies to one session that go out in one system call.
-const GATHER: usize = 32;
+use crate::wire::{HEADER, Malformed, Reply, Request, RequestKind, packet_of};
 
 /// Packets that are taken from one socket in one go: others wait, too.
 const SOCKET_BUDGET: usize = 256;
@@ -94,7 +92,7 @@ impl ReactorEnd {
             window: Window::default(),
             backlog: VecDeque::new(),
             // One reply may be begun when the worker has almost come to its limit.
-            staging: Staging { replies: Vec::new(), cost: 0, max: 2 * UNCOMMITTED_MAX + 2 * reply_max },
+            staging: Staging::new(2 * UNCOMMITTED_MAX + 2 * reply_max),
             faulty: false,
             broken: None,
             dirty: false,
@@ -430,83 +428,11 @@ fn copy_out(ring: &Consumer, sent: &Sent) -> Option<Vec<Parcel>> {
     Some(packets.into_iter().map(|bytes| Parcel { kind, session: sent.session, bytes }).collect())
 }
 
-/// Replies that follow each other to one session, until another one's turn.
-struct Gather<'a> {
-    to: Session,
-    parts: [IoSlice<'a>; GATHER],
-    count: usize,
-}
-
-impl Default for Gather<'_> {
-    fn default() -> Self {
-        Self { to: Session::from_raw(0), parts: [IoSlice::new(&[]); GATHER], count: 0 }
-    }
-}
-
-impl<'a> Gather<'a> {
-    fn take(&mut self, sink: &mut dyn ReplySink, reply: Reply, payload: &'a [u8]) {
-        let joins = reply.kind == ReplyKind::Send && self.to == reply.session && self.count < GATHER;
-        if !joins {
-            self.flush(sink);
-        }
-        match reply.kind {
-            ReplyKind::Ack => {}
-            ReplyKind::Close => sink.close(reply.session),
-            ReplyKind::Send => {
-                self.parts[self.count] = IoSlice::new(payload);
-                self.count += 1;
-                self.to = reply.session;
-            }
-        }
-    }
-
-    fn flush(&mut self, sink: &mut dyn ReplySink) {
-        if self.count > 0 {
-            sink.send(self.to, &self.parts[..self.count]);
-            self.count = 0;
-        }
-    }
-}
-
 /// What one drain has taken.
 #[derive(Default)]
 struct Taken {
     came: bool,
     ack: Option<u64>,
-}
-
-/// Replies whose commit has not come yet.
-struct Staging {
-    replies: Vec<(Reply, Vec<u8>)>,
-    cost: usize,
-    max: usize,
-}
-
-impl Staging {
-    fn push(&mut self, reply: Reply, payload: &[u8]) -> Result<(), Fault> {
-        self.cost += reply_cost(payload.len());
-        if self.cost > self.max {
-            return Err(Fault::Hoarding(self.max));
-        }
-        self.replies.push((reply, payload.to_vec()));
-        Ok(())
-    }
-
-    fn deliver(&mut self, sink: &mut dyn ReplySink) {
-        for (reply, payload) in self.replies.drain(..) {
-            match reply.kind {
-                ReplyKind::Ack => {}
-                ReplyKind::Close => sink.close(reply.session),
-                ReplyKind::Send => sink.send_owned(reply.session, payload),
-            }
-        }
-        self.cost = 0;
-    }
-
-    fn clear(&mut self) {
-        self.replies.clear();
-        self.cost = 0;
-    }
 }
 
 fn ring(bell: &Doorbell) {

@@ -1,18 +1,20 @@
 //! A worker's life in Base mode, from the fork to the exit.
 
+mod leave;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, getppid};
-use swoole_reactor::{Close, Event, Interest, Reactor, TimerId, Token, Trigger};
+use swoole_reactor::{Event, Interest, Reactor, TimerId, Token, Trigger};
 use swoole_supervisor::Child;
 use swoole_sys::signal::SignalSet;
 
+use self::leave::stop_time;
 use super::Premises;
 use super::hands::Hands;
 use super::mesh::{MeshEnd, Parcel};
@@ -30,12 +32,8 @@ use crate::worker::{Duty, SIGNALS, callbacks, exit_code, introduce};
 
 /// How long accepting pauses when there are no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// What a worker leaves of `max_wait_time`, at the end of which it would be killed.
-const MARGIN: Duration = Duration::from_millis(500);
 /// How long a worker may take to leave when the manager is gone: the whole family has to be gone within a second.
 const ORPHAN_WAIT: Duration = Duration::from_millis(300);
-/// How long the kernel may take to give up all connections of a worker that retires; it takes microseconds.
-const DETACH_WAIT: Duration = Duration::from_secs(1);
 /// Messages of other workers that are taken in one go: clients wait, too.
 const MESH_BUDGET: usize = 256;
 
@@ -72,12 +70,6 @@ pub(super) fn run<H: Handler>(
         }
     };
     exit_code(id, life())
-}
-
-/// What a worker may take for a stop.
-fn stop_time(shared: &Shared) -> Duration {
-    let within = shared.config.max_wait_time;
-    within - MARGIN.min(within / 4)
 }
 
 /// Why a worker leaves.
@@ -169,6 +161,12 @@ impl<'a, H: Handler> Life<'a, H> {
         Ok((life, reactor))
     }
 
+    /// What handles packets, and the desk that they come from.
+    fn hands(&mut self) -> (Hands<'_, H>, &mut Desk) {
+        let Life { handler, duty, outbox, mesh, desk, .. } = self;
+        (Hands { handler, duty, outbox, mesh }, desk)
+    }
+
     /// False if this worker leaves before the server has come so far.
     fn wait_for(&mut self, phase: Phase, reactor: &mut Reactor) -> Result<bool> {
         loop {
@@ -187,11 +185,11 @@ impl<'a, H: Handler> Life<'a, H> {
         let shared = Arc::clone(&self.duty.shared);
         shared.board.set_clients(self.duty.id, Clients::Own);
         let (heirlooms, mail) = self.premises.estates[usize::from(self.duty.id)].take()?;
-        let Life { handler, duty, outbox, mesh, desk, .. } = self;
-        mesh.inherit(mail);
-        let mailbox = reactor.watch(mesh.descriptor(), Interest::READABLE, Trigger::Level);
+        self.mesh.inherit(mail);
+        let mailbox = reactor.watch(self.mesh.descriptor(), Interest::READABLE, Trigger::Level);
         self.mailbox = Some(mailbox.map_err(|error| Error::setup("watch the worker's box", error))?);
-        desk.inherit(reactor, &mut Hands { handler: &mut **handler, duty, outbox, mesh }, heirlooms);
+        let (mut hands, desk) = self.hands();
+        desk.inherit(reactor, &mut hands, heirlooms);
         for (socket, listen) in stalls.into_iter().zip(&shared.addresses) {
             let failed = |error| Error::setup(format!("accept on {listen}"), error);
             self.listeners.push(reactor.accept(socket).map_err(failed)?);
@@ -250,23 +248,24 @@ impl<'a, H: Handler> Life<'a, H> {
     }
 
     fn on_event(&mut self, reactor: &mut Reactor, event: Event<'_>) {
-        let Life { handler, duty, outbox, mesh, desk, .. } = self;
         match event {
-            Event::Data { token, bytes } if self.packing => desk.keep(token, bytes),
+            Event::Data { token, bytes } if self.packing => self.desk.keep(token, bytes),
             Event::Data { token, bytes } => {
-                let mut hands = Hands { handler: &mut **handler, duty, outbox, mesh };
+                let (mut hands, desk) = self.hands();
                 desk.received(reactor, &mut hands, token, bytes);
             }
-            Event::Eof { token } if self.packing => desk.keep_end(token),
+            Event::Eof { token } if self.packing => self.desk.keep_end(token),
             Event::Readable { token } if self.packing => reactor.pause(token),
             Event::Readable { token } => {
-                let mut hands = Hands { handler: &mut **handler, duty, outbox, mesh };
+                let (mut hands, desk) = self.hands();
                 desk.readable(reactor, &mut hands, token);
             }
-            Event::Eof { token } => desk.ended(reactor, token),
-            Event::Failed { token, error } => desk.failed(reactor, token, &error),
+            Event::Eof { token } => self.desk.ended(reactor, token),
+            Event::Failed { token, error } => self.desk.failed(reactor, token, &error),
             Event::Closed { token } => self.closed(reactor, token),
-            Event::Detached { token, detached } => self.heirlooms.extend(desk.give_away(token, detached)),
+            Event::Detached { token, detached } => {
+                self.heirlooms.extend(self.desk.give_away(token, detached))
+            }
             Event::Accepted { listener, socket, peer } => self.accepted(reactor, listener, socket, peer),
             Event::AcceptFailed { listener, error } => {
                 tracing::warn!("accept: {error}; next try in {ACCEPT_PAUSE:?}");
@@ -279,7 +278,7 @@ impl<'a, H: Handler> Life<'a, H> {
                         reactor.resume_accept(listener);
                     }
                 }
-                None => desk.timer(reactor, id),
+                None => self.desk.timer(reactor, id),
             },
             Event::Ready { token, .. } if Some(token) == self.mailbox => self.take_parcels(reactor),
             Event::Ready { token, .. } if token == self.lifeline => self.look_for_manager(),
@@ -312,8 +311,7 @@ impl<'a, H: Handler> Life<'a, H> {
     ) {
         let Some(index) = self.listeners.iter().position(|token| *token == listener) else { return };
         let arrival = Arrival::new(&self.duty.shared.addresses[index], index, peer);
-        let Life { handler, duty, outbox, mesh, desk, .. } = self;
-        let mut hands = Hands { handler: &mut **handler, duty, outbox, mesh };
+        let (mut hands, desk) = self.hands();
         if let Err(error) = desk.adopt(reactor, &mut hands, socket, &arrival) {
             tracing::error!("take a connection on: {error}");
         }
@@ -351,8 +349,7 @@ impl<'a, H: Handler> Life<'a, H> {
 
     /// Calls `on_close` for those that have gone.
     fn tell_departed(&mut self, reactor: &mut Reactor) {
-        let Life { handler, duty, outbox, mesh, desk, .. } = self;
-        let mut hands = Hands { handler: &mut **handler, duty, outbox, mesh };
+        let (mut hands, desk) = self.hands();
         loop {
             let departed = desk.take_departed();
             if departed.is_empty() {
@@ -390,8 +387,7 @@ impl<'a, H: Handler> Life<'a, H> {
         reactor: &mut Reactor,
         run: impl FnOnce(&mut H, &mut crate::worker::Worker<'_>) -> Result<()>,
     ) -> Result<()> {
-        let Life { handler, duty, outbox, mesh, desk, .. } = self;
-        let mut hands = Hands { handler: &mut **handler, duty, outbox, mesh };
+        let (mut hands, desk) = self.hands();
         let result = hands.call(desk, reactor, run);
         hands.deliver(desk, reactor);
         result
@@ -413,91 +409,5 @@ impl<'a, H: Handler> Life<'a, H> {
             self.turn(reactor, Some(left))?;
         }
         Ok(true)
-    }
-
-    /// Leaves the clients to the successor.
-    fn retire(&mut self, reactor: &mut Reactor) -> Result<()> {
-        let shared = Arc::clone(&self.duty.shared);
-        let is_open = shared.board.clients(self.duty.id) == Clients::Own;
-        if is_open {
-            shared.board.set_clients(self.duty.id, Clients::Leaving);
-            // Either the manager has seen that, or the stop is seen here: nobody comes for them, then.
-            fence(Ordering::SeqCst);
-            if shared.board.phase() == Phase::Stopping {
-                shared.board.set_clients(self.duty.id, Clients::Own);
-                return self.stop(reactor, stop_time(&shared));
-            }
-        }
-        self.packing = true;
-        self.desk.pause_all(reactor);
-        // Connections that were accepted, and nobody has been told of yet, come along.
-        let listeners: Vec<Token> = self.listeners.clone();
-        let expected = listeners.iter().filter(|listener| reactor.detach(**listener).is_ok()).count();
-        let mut closed = 0;
-        let deadline = Instant::now() + DETACH_WAIT;
-        while closed < expected && Instant::now() < deadline {
-            let turn = reactor.turn(Some(DETACH_WAIT), |reactor, event| match event {
-                Event::Detached { token, .. } if listeners.contains(&token) => closed += 1,
-                event => self.on_event(reactor, event),
-            });
-            turn.map_err(|error| Error::setup("wait for the listeners", error))?;
-        }
-        self.tell_departed(reactor);
-        let result = self.callback(reactor, callbacks::stop);
-        if let Some(mailbox) = self.mailbox.take() {
-            reactor.unwatch(mailbox);
-        }
-        let count = self.desk.detach_all(reactor);
-        self.turn_until(reactor, DETACH_WAIT, |life| life.heirlooms.len() >= count)?;
-        // One that retires before it has taken anything over leaves what there is.
-        if is_open {
-            let heirlooms = std::mem::take(&mut self.heirlooms);
-            let estate = &self.premises.estates[usize::from(self.duty.id)];
-            for heirloom in estate.leave(heirlooms, &self.mesh.leave())? {
-                self.desk.disown(&heirloom);
-            }
-            shared.board.set_clients(self.duty.id, Clients::Left);
-        }
-        // Those that are closed already, and have not been told of.
-        self.end_connections(reactor, DETACH_WAIT)?;
-        result
-    }
-
-    /// Answers what has come, and ends.
-    fn stop(&mut self, reactor: &mut Reactor, within: Duration) -> Result<()> {
-        let begun = Instant::now();
-        for listener in self.listeners.drain(..) {
-            reactor.close(listener, Close::Now);
-        }
-        // What waits for a successor, and what clients have sent already.
-        let Life { handler, duty, outbox, mesh, desk, .. } = self;
-        duty.has_heir = false;
-        desk.unpark(reactor, &mut Hands { handler: &mut **handler, duty, outbox, mesh }, 0);
-        let mut unread = self.desk.unread(reactor);
-        let mut left = Duration::ZERO;
-        loop {
-            self.turn(reactor, Some(left))?;
-            unread.retain(|(session, bytes)| !self.desk.has_read(*session, *bytes));
-            left = (within / 2).saturating_sub(begun.elapsed());
-            if unread.is_empty() || left.is_zero() {
-                break;
-            }
-        }
-        self.packing = true;
-        self.desk.pause_all(reactor);
-        let result = self.callback(reactor, callbacks::stop);
-        self.desk.close_all(reactor, Close::AfterSend);
-        self.turn_until(reactor, within.saturating_sub(begun.elapsed()), |life| !life.mesh.is_blocked())?;
-        self.end_connections(reactor, within.saturating_sub(begun.elapsed()))?;
-        result
-    }
-
-    /// Waits until all connections that are left have taken what was sent to them, or their time is over.
-    fn end_connections(&mut self, reactor: &mut Reactor, within: Duration) -> Result<()> {
-        if !self.turn_until(reactor, within, |life| life.desk.is_empty())? {
-            self.desk.close_all(reactor, Close::Reset);
-            self.turn_until(reactor, MARGIN / 5, |life| life.desk.is_empty())?;
-        }
-        Ok(())
     }
 }
