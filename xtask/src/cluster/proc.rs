@@ -217,6 +217,18 @@ pub(super) fn until<T>(what: &str, within: Duration, mut probe: impl FnMut() -> 
     }
 }
 
+/// Waits until these processes do nothing for half a second: doing nothing has no event to wait for, it takes time.
+///
+/// # Errors
+/// They are still active after ten seconds.
+pub(super) fn until_calm(what: &str, pids: &[i32]) -> Result<()> {
+    until(what, Duration::from_secs(10), || {
+        let before = activity(pids).ok()?;
+        std::thread::sleep(Duration::from_millis(500));
+        (activity(pids).ok()? == before).then_some(())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -73,12 +73,7 @@ fn busy_poll(cx: &Cx) -> Result<()> {
     }
     let mut pids = proc::descendants(bed.ready.master);
     pids.push(bed.ready.master);
-    let calm = || {
-        let before = proc::activity(&pids).ok()?;
-        std::thread::sleep(std::time::Duration::from_millis(500));
-        (proc::activity(&pids).ok()? == before).then_some(())
-    };
-    proc::until("the event loops to go to sleep", std::time::Duration::from_secs(10), calm)?;
+    proc::until_calm("the event loops to go to sleep", &pids)?;
     bed.stop()?;
     Ok(())
 }

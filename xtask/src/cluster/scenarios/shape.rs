@@ -103,13 +103,7 @@ fn idle_costs_nothing(cx: &Cx) -> Result<()> {
     let mut pids = proc::descendants(bed.ready.master);
     pids.push(bed.ready.master);
     // What the traffic has started may take a moment to calm down, but has to.
-    let window = Duration::from_millis(500);
-    let calm = || {
-        let before = proc::activity(&pids).ok()?;
-        std::thread::sleep(window);
-        (proc::activity(&pids).ok()? == before).then_some(())
-    };
-    proc::until("the server to calm down after traffic", Duration::from_secs(10), calm)?;
+    proc::until_calm("the server to calm down after traffic", &pids)?;
     let before = proc::activity(&pids)?;
     std::thread::sleep(Duration::from_secs(5));
     let after = proc::activity(&pids)?;
