@@ -1,10 +1,10 @@
 //! `connections`: connect, one request of 128 bytes, close; 32 side by side. HTTP servers answer a `GET` instead.
 
-use super::{Entry, Plan, Planned};
+use super::{Entry, Plan, Planned, costs};
 use crate::account::{Snapshot, memory_kib};
 use crate::churn::{self, Service};
 use crate::options::{Options, or};
-use crate::sample::{CONNECTIONS, CPU, MEMORY, P50, P99, P999, SWITCHES, Sample};
+use crate::sample::{CONNECTIONS, Sample};
 use crate::subject::{Chosen, Dialect, Setup, Subject};
 use anyhow::Result;
 
@@ -40,13 +40,7 @@ fn measure(subject: &Subject, slots: usize, seconds: f64) -> Result<Sample> {
     server.stop()?;
 
     let connections = summary.connections as f64;
-    Ok(vec![
-        (&CONNECTIONS, connections / summary.seconds),
-        (&CPU, used.cpu.as_secs_f64() * 1e6 / connections),
-        (&P50, summary.p50_us),
-        (&P99, summary.p99_us),
-        (&P999, summary.p999_us),
-        (&SWITCHES, used.switches as f64 / connections),
-        (&MEMORY, memory as f64 / 1024.0),
-    ])
+    let mut sample: Sample = vec![(&CONNECTIONS, connections / summary.seconds)];
+    sample.extend(costs(&used, memory, connections, [summary.p50_us, summary.p99_us, summary.p999_us]));
+    Ok(sample)
 }

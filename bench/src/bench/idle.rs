@@ -1,11 +1,11 @@
 //! `idle`: what connections cost that do nothing. Each has had one request answered before.
 
-use super::{Entry, Plan, Planned};
+use super::{Entry, Plan, Planned, costs};
 use crate::Protocol;
 use crate::account::{Snapshot, memory_kib};
 use crate::load::{self, Load};
 use crate::options::{Options, or};
-use crate::sample::{CONNECTION_MEMORY, CPU, IDLE_CPU, MEMORY, P50, P99, P999, REQUESTS, SWITCHES, Sample};
+use crate::sample::{CONNECTION_MEMORY, IDLE_CPU, REQUESTS, Sample};
 use crate::subject::{Chosen, Setup, Subject};
 use anyhow::Result;
 use std::thread;
@@ -62,15 +62,11 @@ fn measure(subject: &Subject, idle: usize, seconds: f64) -> Result<Sample> {
     server.stop()?;
 
     let requests = summary.requests as f64;
-    Ok(vec![
+    let mut sample: Sample = vec![
         (&CONNECTION_MEMORY, memory.saturating_sub(memory_before) as f64 / idle as f64),
         (&IDLE_CPU, silent.since(&before).cpu.as_secs_f64() * 1e3 / SILENCE.as_secs_f64()),
         (&REQUESTS, summary.requests_per_second),
-        (&CPU, used.cpu.as_secs_f64() * 1e6 / requests),
-        (&P50, summary.p50_us),
-        (&P99, summary.p99_us),
-        (&P999, summary.p999_us),
-        (&SWITCHES, used.switches as f64 / requests),
-        (&MEMORY, memory as f64 / 1024.0),
-    ])
+    ];
+    sample.extend(costs(&used, memory, requests, [summary.p50_us, summary.p99_us, summary.p999_us]));
+    Ok(sample)
 }

@@ -13,9 +13,10 @@ mod scaling;
 mod start;
 mod under_load;
 
+use crate::account::Usage;
 use crate::options::Options;
 use crate::report::{Cell, Point, Report, Row};
-use crate::sample::Sample;
+use crate::sample::{CPU, MEMORY, P50, P99, P999, SWITCHES, Sample};
 use anyhow::{Result, bail};
 
 /// A bench.
@@ -152,6 +153,18 @@ impl Planned {
         }
         Cell { title: self.title, point: self.point, rows }
     }
+}
+
+/// What it took to serve so many, with the latencies at p50, p99 and p99.9 in microseconds.
+fn costs(used: &Usage, memory_kib: u64, served: f64, [p50, p99, p999]: [f64; 3]) -> Sample {
+    vec![
+        (&CPU, used.cpu.as_secs_f64() * 1e6 / served),
+        (&P50, p50),
+        (&P99, p99),
+        (&P999, p999),
+        (&SWITCHES, used.switches as f64 / served),
+        (&MEMORY, memory_kib as f64 / 1024.0),
+    ]
 }
 
 #[cfg(test)]

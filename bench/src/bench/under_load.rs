@@ -1,14 +1,12 @@
 //! One measurement of a server under load: what `echo`, `large` and `scaling` have in common.
 
-use super::{Counted, Entry};
+use super::{Counted, Entry, costs};
 use crate::Protocol;
 use crate::account::{Snapshot, memory_kib};
 use crate::calls::Counts;
 use crate::load::{self, Load};
 use crate::options::show_size;
-use crate::sample::{
-    CALLS, CALLS_IPC, CALLS_WAIT, CALLS_YIELD, CPU, MEMORY, MIB, P50, P99, P999, REQUESTS, SWITCHES, Sample,
-};
+use crate::sample::{CALLS, CALLS_IPC, CALLS_WAIT, CALLS_YIELD, MIB, REQUESTS, Sample};
 use crate::server::Server;
 use crate::subject::{Dialect, Program, Setup, Subject};
 use anyhow::Result;
@@ -88,14 +86,7 @@ impl Shape {
             let mib = (self.size as f64) / f64::from(1 << 20);
             sample.push((&MIB, summary.requests_per_second * mib));
         }
-        sample.extend::<Sample>(vec![
-            (&CPU, used.cpu.as_secs_f64() * 1e6 / requests),
-            (&P50, summary.p50_us),
-            (&P99, summary.p99_us),
-            (&P999, summary.p999_us),
-            (&SWITCHES, used.switches as f64 / requests),
-            (&MEMORY, memory as f64 / 1024.0),
-        ]);
+        sample.extend(costs(&used, memory, requests, [summary.p50_us, summary.p99_us, summary.p999_us]));
         Ok(sample)
     }
 
