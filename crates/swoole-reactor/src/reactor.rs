@@ -22,8 +22,9 @@ use crate::{
 /// the same rounds of `cargo xtask bench echo --framing length` (Linux 6.18, 64 connections over loopback, two cores
 /// shared with the load; base mode, process mode): 128 B 0.69, 0.55; 16 x 128 B 0.65, 0.77; 4 KiB 0.76, 0.72;
 /// 16 x 4 KiB 0.96, 1.03; 64 KiB 1.05, 0.97; 16 x 64 KiB 0.95, 0.91; connect, 128 B, close 0.88, 0.90. The spread of a
-/// run was ±2 to ±10 %, on a busy machine up to ±30 %, with 64 KiB more: what differs by less than a tenth is a tie.
-const AUTO_IO_URING: &str = "chosen by auto: it saves a third of the CPU with small packets";
+/// run was ±2 to ±10 %, on a busy machine up to ±30 %, with 64 KiB more: what differs by less than a tenth is a tie. Later
+/// runs of the same, noisier ones, gave 0.66 to 0.90 for 128 B at depth 1, and 1.07 for 16 x 4 KiB in both modes.
+const AUTO_IO_URING: &str = "chosen by auto: it takes less CPU with small packets";
 
 /// Why it is epoll elsewhere.
 const AUTO_EPOLL: &str =

@@ -5,8 +5,9 @@
 //! 1.3 times the throughput when there are as many threads as cores. Spinning without yielding hurts there.
 //!
 //! How long: a lone client's next request comes 25 to 35 us after its last one was answered, so 40 us catch it where
-//! 20 us do not. With one connection in Process mode that is 40,000 requests per second at 30 us of CPU each instead
-//! of 13,000 at 40; 80 us gain nothing more, and with 8 or 64 connections it makes no difference.
+//! 20 us do not. With one connection in Process mode that was 40,000 requests per second at 30 us of CPU each instead
+//! of 13,000 at 40; later runs of the same gave 29,000 ± 41 %. 80 us gain nothing more, and with 8 or 64 connections it
+//! makes no difference.
 
 use std::time::{Duration, Instant};
 
