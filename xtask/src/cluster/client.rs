@@ -4,6 +4,7 @@ use super::log::field;
 use super::proc;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::SendFlags;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -299,6 +300,25 @@ impl Client {
             let received = |row: &proc::TcpRow| row.established && row.unread == 0;
             // What the client's kernel has not got rid of yet shows as unsent on the other row.
             rows.iter().find(ours).is_some_and(received).then_some(())
+        })
+    }
+
+    /// Sends as much of this as goes without waiting; how much of it has arrived when the server's kernel takes no more.
+    pub(super) fn fill(&mut self, bytes: &[u8], server_port: u16) -> Result<usize> {
+        // Looks without a change: a window opens bit by bit.
+        const SAME: usize = 20;
+        let port = self.port()?;
+        let (mut sent, mut before, mut same) = (0, 0, 0);
+        proc::until("the server's kernel to take no more", TIMEOUT, || {
+            let stream = self.stream.get_ref();
+            while let Ok(count @ 1..) = rustix::net::send(stream, &bytes[sent..], SendFlags::DONTWAIT) {
+                sent += count;
+            }
+            let rows = proc::tcp_rows();
+            let ours = |row: &&proc::TcpRow| (row.local_port, row.remote_port) == (port, server_port);
+            let arrived = sent.saturating_sub(rows.iter().find(ours)?.unsent as usize);
+            same = if std::mem::replace(&mut before, arrived) == arrived { same + 1 } else { 0 };
+            (same == SAME).then_some(arrived)
         })
     }
 

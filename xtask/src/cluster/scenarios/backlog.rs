@@ -5,8 +5,9 @@ use crate::cluster::client::Client;
 use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, full, once};
 use crate::cluster::proc;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use rustix::process::Signal;
+use std::io::Write;
 
 pub(super) static ALL: &[Scenario] = &[
     full("backlog_reload", "a reload in the middle of a long queue kills nobody and loses nothing", reload),
@@ -27,6 +28,11 @@ pub(super) static ALL: &[Scenario] = &[
         any_worker,
     )
     .in_process(),
+    full(
+        "backlog_unread",
+        "a stop answers what the kernel holds because the server has had no room for it",
+        unread,
+    ),
     full("backlog_manager_death", "packets that come with the manager's death are answered", manager_death)
         .in_process(),
     full(
@@ -50,7 +56,9 @@ fn queue(bed: &Bed, client: &mut Client, count: usize) -> Result<()> {
 }
 
 fn expect_queue(client: &mut Client, count: usize) -> Result<()> {
-    (0..count).try_for_each(|number| client.expect_line(&number.to_string()))
+    (0..count).try_for_each(|number| {
+        client.expect_line(&number.to_string()).with_context(|| format!("packet {number} of {count}"))
+    })
 }
 
 fn worker_errors(bed: &Bed) -> usize {
@@ -120,6 +128,45 @@ fn any_worker(cx: &Cx) -> Result<()> {
         }
     }
     ensure!(bed.wait_gone(PATIENCE)?.success(), "the stop failed");
+    Ok(())
+}
+
+/// Megabytes of packets, of which the kernel holds what the server has no room for.
+fn unread(cx: &Cx) -> Result<()> {
+    let testbed = cx.testbed().flag("worker-num", 1).flag("reactor-num", 1);
+    let mut bed = testbed.flag("max-wait-time", 20).start()?;
+    let mut clients = (0..3).map(|_| bed.connect()).collect::<Result<Vec<_>>>()?;
+    for client in &mut clients {
+        widen(client)?;
+    }
+    let packets: String = (0..1_000_000).map(|number| format!("echo {number}\n")).collect();
+    bed.occupy(&mut clients[0], 1500)?;
+    let mut arrived = Vec::new();
+    for client in &mut clients {
+        let bytes = client.fill(packets.as_bytes(), bed.port()?)?;
+        arrived.push(packets[..bytes].matches('\n').count());
+    }
+    bed.signal_master(Signal::TERM)?;
+    clients[0].expect_line("slept 1500")?;
+    for (index, (client, count)) in clients.iter_mut().zip(arrived).enumerate() {
+        expect_queue(client, count).with_context(|| format!("client {index}, {count} packets"))?;
+    }
+    ensure!(bed.wait_gone(PATIENCE)?.success(), "the stop failed");
+    Ok(())
+}
+
+/// Has the server's kernel give the connection the large receive buffer that who sends much gets.
+fn widen(client: &mut Client) -> Result<()> {
+    const COUNT: usize = 80;
+    let large = format!("echo {}\n", "x".repeat(60_000)).repeat(COUNT);
+    for _ in 0..8 {
+        let mut writer = client.writer()?;
+        std::thread::scope(|scope| {
+            let sending = scope.spawn(|| writer.write_all(large.as_bytes()));
+            client.exactly(COUNT * 60_001)?;
+            sending.join().map_err(|_| anyhow!("the sender panicked"))?.context("send")
+        })?;
+    }
     Ok(())
 }
 
