@@ -17,13 +17,16 @@ pub struct Options {
     pub protocol: Protocol,
     /// Bytes of the largest packet.
     pub packet_max: usize,
+    /// So many microseconds a thread of `bare_echo` yields its core before it sleeps.
+    pub yield_us: u64,
 }
 
 const HELP: &str = "\
-[--listen tcp://127.0.0.1:0] [--threads 2] [--framing raw|length] [--packet-max BYTES]
+[--listen tcp://127.0.0.1:0] [--threads 2] [--framing raw|length] [--packet-max BYTES] [--yield-us N]
 
 A peer for the benchmark. Prints `ready listen=tcp://HOST:PORT`, and ends on SIGTERM. --framing is for those that echo:
-raw gives back what comes, length whole packets with a header of 4 bytes.";
+raw gives back what comes, length whole packets with a header of 4 bytes. --yield-us is for bare_echo: so long a thread
+yields its core in a loop before it sleeps.";
 
 /// Reads at least so much at once.
 pub const READ_SIZE: usize = 64 * 1024;
@@ -40,6 +43,7 @@ pub fn options() -> Result<Option<Options>> {
         threads: 2,
         protocol: Protocol::Raw,
         packet_max: 2 << 20,
+        yield_us: 0,
     };
     let mut args = lexopt::Parser::from_env();
     while let Some(arg) = args.next()? {
@@ -51,6 +55,7 @@ pub fn options() -> Result<Option<Options>> {
             Long("threads") => options.threads = args.value()?.parse()?,
             Long("framing") => options.protocol = args.value()?.parse()?,
             Long("packet-max") => options.packet_max = args.value()?.parse()?,
+            Long("yield-us") => options.yield_us = args.value()?.parse()?,
             Long("help") | Short('h') => {
                 println!("{HELP}");
                 return Ok(None);
@@ -98,7 +103,7 @@ mod tests {
     #[test]
     fn whole_packets_are_counted() {
         let listen = ([127, 0, 0, 1], 0).into();
-        let options = Options { listen, threads: 1, protocol: Protocol::Length, packet_max: 8 };
+        let options = Options { listen, threads: 1, protocol: Protocol::Length, packet_max: 8, yield_us: 0 };
         let packets = b"\0\0\0\x02ab\0\0\0\0\0\0\0\x03ab";
         assert_eq!(options.whole(packets).unwrap(), (10, 1));
         assert_eq!(options.whole(&packets[..3]).unwrap(), (0, HEADER));

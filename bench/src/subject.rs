@@ -16,6 +16,10 @@ use std::{env, fs};
 pub enum Program {
     /// Ours, `examples/testbed.rs`.
     Testbed,
+    /// `recv` and `send` in a loop around `epoll_wait`: what the kernel alone costs.
+    Bare,
+    /// The same, yielding its core for a moment before it sleeps.
+    BareYield,
     /// A tokio echo.
     Tokio,
     /// A monoio echo (io_uring).
@@ -80,6 +84,8 @@ const VARIANTS: &[(&str, &str)] = &[
 ];
 
 const PEERS: &[(&str, Program)] = &[
+    ("bare", Program::Bare),
+    ("bare-yield", Program::BareYield),
     ("tokio", Program::Tokio),
     ("monoio", Program::Monoio),
     ("hyper", Program::Hyper),
@@ -95,6 +101,8 @@ const NOBODY: &str = "none";
 const LENGTH_FLAGS: &str =
     "--framing length --package-length-type N --package-length-offset 0 --package-body-offset 4";
 const HEADER: usize = 4;
+/// How long our server yields at most.
+const YIELD_US: u64 = 40;
 /// The testbed's own.
 const SOCKET_BUFFER: usize = 8 << 20;
 
@@ -169,6 +177,12 @@ impl Subject {
     pub fn command(&self, setup: &Setup, address: SocketAddr) -> Result<Command> {
         match self.program {
             Program::Testbed => self.testbed(setup, address),
+            Program::Bare => own("bare_echo", setup, address),
+            Program::BareYield => {
+                let mut command = own("bare_echo", setup, address)?;
+                command.arg(format!("--yield-us={YIELD_US}"));
+                Ok(command)
+            }
             Program::Tokio => own("tokio_echo", setup, address),
             Program::Monoio => own("monoio_echo", setup, address),
             Program::Hyper => own("hyper_hello", setup, address),
@@ -334,6 +348,8 @@ pub fn list() -> String {
         let peer = Subject::peer(*program, name);
         let what = match program {
             Program::Testbed => "the testbed",
+            Program::Bare => "recv and send around epoll_wait: what the kernel alone costs",
+            Program::BareYield => "the same, yielding its core before it sleeps",
             Program::Tokio => "an echo server on tokio's multi-threaded runtime",
             Program::Monoio => "an echo server on monoio, one io_uring per thread",
             Program::Hyper => "hyper on tokio, answers GET / with a word",
@@ -368,7 +384,7 @@ mod tests {
         options.against = vec![NOBODY.into()];
         assert_eq!(names(&choose(&options).unwrap()), ["ring-uring", "mine"]);
         options.against = vec!["apache".into()];
-        assert!(choose(&options).unwrap_err().to_string().contains("there are tokio, monoio"));
+        assert!(choose(&options).unwrap_err().to_string().contains("there are bare, bare-yield, tokio"));
         options = Options { only: vec!["mine".into()], ..Options::default() };
         assert!(choose(&options).unwrap_err().to_string().contains("no variant named \"mine\""));
     }

@@ -8,7 +8,7 @@ use crate::subject::{Chosen, Program};
 use anyhow::Result;
 
 const VARIANTS: &[&str] = &["base-epoll", "ring-epoll", "socketpair-epoll", "base-uring", "ring-uring"];
-const PEERS: &[&str] = &["tokio", "monoio", "redis"];
+const PEERS: &[&str] = &["bare", "bare-yield", "tokio", "monoio", "redis"];
 /// Redis is there for its name, where its command is much like an echo.
 const REDIS_SIZE: usize = 128;
 

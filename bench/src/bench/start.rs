@@ -12,7 +12,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-const VARIANTS: &[&str] = &["base-epoll", "ring-epoll", "socketpair-epoll", "ring-uring"];
+const VARIANTS: &[&str] = &["base-epoll", "ring-epoll", "base-uring", "ring-uring"];
 const PEERS: &[&str] = &["tokio", "monoio", "hyper", "nginx", "redis"];
 const WORKERS: &[usize] = &[2, 64];
 const LIMIT: Duration = Duration::from_secs(30);
