@@ -6,28 +6,27 @@
 //! workers share one. In Base mode there are workers only, one core after the other.
 //!
 //! Pinned on two cores shared with the client, a request costs 4 to 31 % less CPU, while the throughput goes either way
-//! (-8 to +17 %): an option, therefore.
+//! (-8 to +17 %): an option, therefore. Without it, threads go where the scheduler puts them, and where
+//! [`pace`](crate::pace) finds that they had better be.
 
 use std::fs;
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 use crate::config::{Config, Mode};
 use crate::error::Error;
 
-/// Where everybody runs; empty without the option.
+/// Where everybody runs; nowhere in particular without the option.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Placement {
     reactors: Vec<usize>,
     workers: Vec<usize>,
+    scarce: bool,
 }
 
 impl Placement {
     /// On the cores that this process may use: `taskset(1)` or a cgroup leaves some out.
     pub(crate) fn new(config: &Config) -> Result<Placement, Error> {
-        if !config.open_cpu_affinity {
-            return Ok(Placement::default());
-        }
         let failed = |error: rustix::io::Errno| {
             Error::setup("learn which cores there are", std::io::Error::from(error))
         };
@@ -35,7 +34,18 @@ impl Placement {
         let cores =
             (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).map(|core| (node_of(core), core));
         let reactors = if config.mode == Mode::Base { 0 } else { usize::from(config.reactor_num) };
-        Ok(place(cores.collect(), reactors, config.worker_num.into()))
+        let workers = usize::from(config.worker_num);
+        if config.open_cpu_affinity {
+            return Ok(place(cores.collect(), reactors, workers));
+        }
+        // Whoever sends to them is likely to be here, too, or else the kernel's own work is.
+        let scarce = reactors + workers >= cores.count();
+        Ok(Placement { scarce, ..Placement::default() })
+    }
+
+    /// Whether threads choose their cores, and there is not one for each and another for the rest of the world.
+    pub(crate) fn is_scarce(&self) -> bool {
+        self.scarce
     }
 
     /// Pins the calling thread where this reactor belongs.
@@ -59,6 +69,31 @@ fn pin(core: Option<&usize>) {
     }
 }
 
+/// Goes to another one of the cores that the calling thread may use; nowhere if there is none.
+pub(crate) fn leave_core() -> rustix::io::Result<()> {
+    let allowed = sched_getaffinity(None)?;
+    let mut others = allowed;
+    others.unset(sched_getcpu());
+    if others.count() > 0 { visit(&others, &allowed) } else { Ok(()) }
+}
+
+/// Goes to this core, if the calling thread may use it.
+pub(crate) fn go_to_core(core: usize) -> rustix::io::Result<()> {
+    let allowed = sched_getaffinity(None)?;
+    if core >= CpuSet::MAX_CPU || !allowed.is_set(core) {
+        return Ok(());
+    }
+    let mut one = CpuSet::new();
+    one.set(core);
+    visit(&one, &allowed)
+}
+
+/// Goes to one of `cores`, and may leave it again: the scheduler leaves a thread where it is for as long as that is fair.
+fn visit(cores: &CpuSet, allowed: &CpuSet) -> rustix::io::Result<()> {
+    sched_setaffinity(None, cores)?;
+    sched_setaffinity(None, allowed)
+}
+
 /// The NUMA node of a core; 0 where the kernel does not say (sysfs is not mounted, or knows no nodes).
 fn node_of(core: usize) -> usize {
     let entries = fs::read_dir(format!("/sys/devices/system/cpu/cpu{core}"));
@@ -74,7 +109,7 @@ fn place(mut cores: Vec<(usize, usize)>, reactors: usize, workers: usize) -> Pla
         return Placement::default();
     }
     if reactors == 0 {
-        return Placement { reactors: Vec::new(), workers: (0..workers).map(core).collect() };
+        return Placement { workers: (0..workers).map(core).collect(), ..Placement::default() };
     }
     // Of this reactor: where its run begins, and how long it is.
     let run = |reactor: usize| {
@@ -90,6 +125,7 @@ fn place(mut cores: Vec<(usize, usize)>, reactors: usize, workers: usize) -> Pla
     Placement {
         reactors: (0..reactors).map(|reactor| core(run(reactor).0)).collect(),
         workers: (0..workers).map(worker).collect(),
+        scarce: false,
     }
 }
 
@@ -105,11 +141,11 @@ mod tests {
 
     #[test]
     fn a_reactor_and_its_workers_are_neighbours() {
-        let Placement { reactors, workers } = place(one_node(2), 2, 2);
+        let Placement { reactors, workers, .. } = place(one_node(2), 2, 2);
         assert_eq!((reactors, workers), (vec![0, 1], vec![0, 1]));
-        let Placement { reactors, workers } = place(one_node(8), 2, 6);
+        let Placement { reactors, workers, .. } = place(one_node(8), 2, 6);
         assert_eq!((reactors, workers), (vec![0, 4], vec![1, 5, 2, 6, 3, 7]));
-        let Placement { reactors, workers } = place(one_node(1), 3, 2);
+        let Placement { reactors, workers, .. } = place(one_node(1), 3, 2);
         assert_eq!((reactors, workers), (vec![0; 3], vec![0; 2]));
     }
 
@@ -117,13 +153,23 @@ mod tests {
     fn a_run_stays_within_its_node() {
         // Even numbers are one node, odd ones the other, as some machines count.
         let cores = (0..8).map(|core| (core % 2, core)).collect();
-        let Placement { reactors, workers } = place(cores, 2, 6);
+        let Placement { reactors, workers, .. } = place(cores, 2, 6);
         assert_eq!((reactors, workers), (vec![0, 1], vec![2, 3, 4, 5, 6, 7]));
     }
 
     #[test]
     fn base_mode_takes_one_core_after_the_other() {
         assert_eq!(place(one_node(3), 0, 5).workers, [0, 1, 2, 0, 1]);
+    }
+
+    #[test]
+    fn a_move_leaves_the_choice_of_cores_as_it_was() {
+        let (before, core) = (sched_getaffinity(None).unwrap(), sched_getcpu());
+        leave_core().unwrap();
+        assert_eq!(sched_getaffinity(None).unwrap(), before);
+        go_to_core(core).unwrap();
+        go_to_core(CpuSet::MAX_CPU).unwrap();
+        assert_eq!(sched_getaffinity(None).unwrap(), before);
     }
 
     proptest! {

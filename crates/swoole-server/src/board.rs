@@ -63,6 +63,8 @@ const PACKETS: usize = 2;
 const RECEIVED: usize = 3;
 const SENT: usize = 4;
 const LOST: usize = 5;
+// The core that it was on last, plus 1; 0 before it has said so.
+const CORE: usize = 6;
 const REACTOR_ROW: usize = 8;
 
 // The head: the phase, then when the server started, then the pids of master and manager.
@@ -237,6 +239,19 @@ impl Board {
         self.worker(worker, HANDLED).store(handled, Ordering::Relaxed);
     }
 
+    /// The reactor says on which core it is.
+    pub(crate) fn set_core(&self, reactor: u8, core: usize) {
+        let (word, core) = (self.reactor(reactor.into(), CORE), core as u64 + 1);
+        if word.load(Ordering::Relaxed) != core {
+            word.store(core, Ordering::Relaxed);
+        }
+    }
+
+    /// Where the reactor was last.
+    pub(crate) fn core(&self, reactor: u8) -> Option<usize> {
+        self.reactor(reactor.into(), CORE).load(Ordering::Relaxed).checked_sub(1).map(|core| core as usize)
+    }
+
     /// The reactor's own counters: it is their only writer, so plain stores are enough.
     pub(crate) fn count(&self, reactor: usize, counter: Counter, more: u64) {
         let word = self.reactor(reactor, counter as usize);
@@ -402,6 +417,8 @@ mod tests {
         assert_eq!((board.held(0), board.held(2)), (None, None));
         board.leave(1);
         assert_eq!(board.held(1), None);
+        board.set_core(4, 0);
+        assert_eq!((board.core(4), board.core(5)), (Some(0), None));
         assert_eq!((board.started(1, 9), board.started(2, 9), board.worker_pid(1)), (0, 209, 101));
     }
 

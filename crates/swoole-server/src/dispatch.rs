@@ -29,6 +29,12 @@ pub(crate) struct Load {
     pub(crate) in_flight: usize,
 }
 
+/// The reactor that this worker is an own worker of; `None` if it is of several.
+pub(crate) fn reactor_of(worker: u16, workers: u16, reactors: u8) -> Option<u8> {
+    let reactors = u16::from(reactors.max(1));
+    workers.is_multiple_of(reactors).then(|| (worker % reactors) as u8)
+}
+
 impl Dispatcher {
     /// The dispatcher of one of `reactors`, which are numbered from 0.
     pub(crate) fn new(mode: DispatchMode, workers: u16, reactor: u8, reactors: u8) -> Dispatcher {

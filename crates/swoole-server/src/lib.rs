@@ -78,10 +78,10 @@ mod link;
 mod log;
 mod manager;
 mod master;
+mod pace;
 mod server;
 mod session;
 mod shared;
-mod spin;
 mod wire;
 mod worker;
 

@@ -14,8 +14,8 @@ use crate::desk::{Desk, Replies};
 use crate::error::{Error, Result};
 use crate::link::{Lane, Parcel, ReactorEnd};
 use crate::log::{Identity, Role};
+use crate::pace::{Pace, Part, Spin};
 use crate::shared::Shared;
-use crate::spin::Spin;
 use crate::wire::RequestKind;
 
 /// How long to sleep at first while packets are with workers, and at most. A worker wakes its reactors once per
@@ -115,7 +115,9 @@ impl ReactorThread {
         for worker in 0..self.dealer.links.len() {
             self.watch_link(&mut reactor, worker).map_err(failed)?;
         }
-        let mut spin = Spin::new(shared.config.busy_poll);
+        let mut pace = Pace::new(&shared, Part::Reactor(self.seat.id));
+        let spin = || Spin::new(shared.config.busy_poll);
+        let (mut for_replies, mut for_clients) = (spin(), spin());
         let mut patience = PATIENCE.0;
         loop {
             let worked = self.take_replies(&mut reactor);
@@ -133,12 +135,15 @@ impl ReactorThread {
             let last_look = self.stop == Stop::LastLook;
             if worked || last_look || self.desk.is_glancing() {
                 (timeout, patience) = (Some(Duration::ZERO), PATIENCE.0);
-            } else if waiting && !spin.is_always() && spin.until(|| self.has_replies()) {
-                continue;
-            } else if spin.is_always() && self.look_busily(&mut reactor, &mut spin)? {
+            } else if waiting && !for_replies.is_always() {
+                if for_replies.until(&mut pace, || self.has_replies()) {
+                    continue;
+                }
+            } else if self.look_busily(&mut reactor, &mut for_clients, &mut pace)? {
                 patience = PATIENCE.0;
                 continue;
-            } else {
+            }
+            if timeout != Some(Duration::ZERO) {
                 bell.arm();
                 if self.has_replies() {
                     timeout = Some(Duration::ZERO);
@@ -147,6 +152,9 @@ impl ReactorThread {
             let events =
                 reactor.turn(timeout, |reactor, event| self.on_event(reactor, event)).map_err(failed)?;
             bell.disarm();
+            if worked || events > 0 {
+                pace.worked();
+            }
             self.desk.end_glances(&mut reactor);
             if last_look && self.stop == Stop::LastLook {
                 self.stop = Stop::Draining;
@@ -158,10 +166,10 @@ impl ReactorThread {
         }
     }
 
-    /// Looks for replies and for clients, for as long as `busy_poll` says; whether there was something.
-    fn look_busily(&mut self, reactor: &mut Reactor, spin: &mut Spin) -> Result<bool> {
+    /// Looks for replies and for clients for a moment; whether there was something.
+    fn look_busily(&mut self, reactor: &mut Reactor, spin: &mut Spin, pace: &mut Pace) -> Result<bool> {
         let mut failure = None;
-        let found = spin.until(|| {
+        let found = spin.until(pace, || {
             let turn = reactor.turn(Some(Duration::ZERO), |reactor, event| self.on_event(reactor, event));
             let events = turn.unwrap_or_else(|error| {
                 failure = Some(Error::setup("run a reactor thread", error));

@@ -10,11 +10,12 @@ use swoole_sys::signal::SignalSet;
 
 use super::{Duty, SIGNALS, Way, Worker, callbacks};
 use crate::board::Phase;
+use crate::dispatch::reactor_of;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::link::{Inbox, Lane, Message, Next, Outlets};
+use crate::pace::{Pace, Part, Spin};
 use crate::shared::Shared;
-use crate::spin::Spin;
 
 /// Packets taken from one reactor before the next one's turn.
 const BUDGET: usize = 64;
@@ -124,7 +125,10 @@ impl<'a, H: Handler> Life<'a, H> {
     fn serve(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.duty.shared);
         let bell = &shared.bells[usize::from(self.duty.id)];
-        let mut spin = Spin::new(self.duty.shared.config.busy_poll);
+        let config = &shared.config;
+        let mut spin = Spin::new(config.busy_poll);
+        let reactor = reactor_of(self.duty.id, config.worker_num, config.reactor_num);
+        let mut pace = Pace::new(&shared, reactor.map_or(Part::Alone, Part::WorkerOf));
         shared.board.set_busy(self.duty.id, true);
         loop {
             let worked = self.pass()?;
@@ -132,10 +136,11 @@ impl<'a, H: Handler> Life<'a, H> {
                 return Ok(());
             }
             if worked {
+                pace.worked();
                 continue;
             }
             shared.board.set_busy(self.duty.id, false);
-            if !spin.until(|| self.inboxes.iter().any(Inbox::has_news)) {
+            if !spin.until(&mut pace, || self.inboxes.iter().any(Inbox::has_news)) {
                 bell.arm();
                 let wait = self.inboxes.iter().any(Inbox::has_news).then_some(Duration::ZERO);
                 self.look(wait)?;

@@ -1,5 +1,6 @@
 //! Which core runs what, and how long it stays awake.
 
+use crate::cluster::load::Load;
 use crate::cluster::matrix::{Cx, Scenario, full};
 use crate::cluster::proc;
 use anyhow::{Context, Result, ensure};
@@ -37,7 +38,13 @@ fn affinity(cx: &Cx) -> Result<()> {
     for pinned in [false, true] {
         let launch = cx.testbed().flag("worker-num", 3).flag("reactor-num", 2);
         let bed = launch.word(&format!("--open-cpu-affinity={pinned}")).start()?;
-        bed.connect()?.expect("echo served", "served")?;
+        // Under load, threads without the option go from core to core; it must not tie them to any.
+        let load = Load::start(bed.address()?, 8)?;
+        load.wait_more(20_000)?;
+        load.finish()?;
+        let mut pids = proc::descendants(bed.ready.master);
+        pids.push(bed.ready.master);
+        proc::until_calm("the threads to sleep", &pids)?;
         let mut threads: Vec<(String, String)> = Vec::new();
         for &worker in &bed.ready.workers {
             threads.extend(cores(worker)?);

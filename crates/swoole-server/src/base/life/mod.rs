@@ -24,9 +24,9 @@ use crate::desk::{Desk, Heirloom, Replies, Taker as _};
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::link::ReplySink as _;
+use crate::pace::{Pace, Part, Spin};
 use crate::session::Arrival;
 use crate::shared::Shared;
-use crate::spin::Spin;
 use crate::wire::RequestKind;
 use crate::worker::{Duty, SIGNALS, callbacks, exit_code, introduce};
 
@@ -201,13 +201,14 @@ impl<'a, H: Handler> Life<'a, H> {
     fn serve(&mut self, reactor: &mut Reactor) -> Result<()> {
         let mut spin = Spin::new(self.duty.shared.config.busy_poll);
         let shared = Arc::clone(&self.duty.shared);
+        let mut pace = Pace::new(&shared, Part::Alone);
         let id = self.duty.id;
         shared.board.set_busy(id, true);
         let mut events = 1;
         while !self.leaves() {
             if events == 0 {
                 let mut failure = Ok(());
-                let found = spin.until(|| match self.turn(reactor, Some(Duration::ZERO)) {
+                let found = spin.until(&mut pace, || match self.turn(reactor, Some(Duration::ZERO)) {
                     Ok(events) => events > 0,
                     Err(error) => {
                         failure = Err(error);
@@ -222,6 +223,9 @@ impl<'a, H: Handler> Life<'a, H> {
                 }
             }
             events = self.turn(reactor, Some(Duration::ZERO))?;
+            if events > 0 {
+                pace.worked();
+            }
         }
         Ok(())
     }

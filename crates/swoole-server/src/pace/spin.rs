@@ -1,15 +1,14 @@
 //! Waiting a few microseconds for work before going to sleep.
 //!
-//! To wake a sleeper on another core costs tens of microseconds of latency and several of CPU time; a thread that
-//! yields its core in a loop costs nobody anything while others have work, and takes up its own at once. Measured:
-//! 1.3 times the throughput when there are as many threads as cores. Spinning without yielding hurts there.
+//! A thread that yields its core in a loop costs nobody anything while others have work, and takes up its own at once.
+//! Measured: 1.3 times the throughput when there are as many threads as cores. Spinning without yielding hurts there.
 //!
 //! How long: a lone client's next request comes 25 to 35 us after its last one was answered, so 40 us catch it where
-//! 20 us do not. With one connection in Process mode that was 40,000 requests per second at 30 us of CPU each instead
-//! of 13,000 at 40; later runs of the same gave 29,000 ± 41 %. 80 us gain nothing more, and with 8 or 64 connections it
-//! makes no difference.
+//! 20 us do not. 80 us gain nothing more, and with 8 or 64 connections it makes no difference.
 
 use std::time::{Duration, Instant};
+
+use super::Pace;
 
 /// At most so long, unless `busy_poll` says otherwise.
 const LIMIT: Duration = Duration::from_micros(40);
@@ -42,14 +41,14 @@ impl Spin {
     }
 
     /// Yields the core until `ready` holds; false if it did not in time.
-    pub(crate) fn until(&mut self, mut ready: impl FnMut() -> bool) -> bool {
+    pub(crate) fn until(&mut self, pace: &mut Pace, mut ready: impl FnMut() -> bool) -> bool {
         if self.pause > 0 {
             self.pause -= 1;
             return false;
         }
         let begun = Instant::now();
         loop {
-            rustix::thread::sched_yield();
+            pace.give_way();
             if ready() {
                 self.fruitless = 0;
                 return true;
@@ -72,27 +71,27 @@ mod tests {
 
     #[test]
     fn it_gives_up_when_it_never_pays() {
-        let mut spin = Spin::new(0);
+        let (mut spin, mut pace) = (Spin::new(0), Pace { scarce: None });
         let mut looked = 0;
         for _ in 0..FRUITLESS_MAX {
-            assert!(!spin.until(|| {
+            assert!(!spin.until(&mut pace, || {
                 looked += 1;
                 false
             }));
         }
         assert!(looked >= FRUITLESS_MAX);
         for _ in 0..PAUSE {
-            assert!(!spin.until(|| unreachable!("passed over")));
+            assert!(!spin.until(&mut pace, || unreachable!("passed over")));
         }
-        assert!(spin.until(|| true));
+        assert!(spin.until(&mut pace, || true));
     }
 
     #[test]
     fn busy_polling_never_gives_up() {
-        let mut spin = Spin::new(1);
+        let (mut spin, mut pace) = (Spin::new(1), Pace { scarce: None });
         for _ in 0..2 * FRUITLESS_MAX {
             let mut looked = false;
-            assert!(!spin.until(|| {
+            assert!(!spin.until(&mut pace, || {
                 looked = true;
                 false
             }));
