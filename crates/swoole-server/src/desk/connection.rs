@@ -23,6 +23,8 @@ pub(super) struct Connection {
     /// Bytes that the packet at the front of `input` lacks at the least, and what the last read gave.
     pub(super) missing: usize,
     pub(super) last_read: usize,
+    /// Bytes of its packets, as the last ones were.
+    pub(super) usual: usize,
     /// Packets that a worker has and has not finished.
     pub(super) in_flight: usize,
     /// Its home worker has been told that it is there.
@@ -48,6 +50,7 @@ impl Connection {
             input: Input::default(),
             missing: 0,
             last_read: 0,
+            usual: 0,
             in_flight: 0,
             announced: false,
             parked: true,

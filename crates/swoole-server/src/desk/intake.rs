@@ -91,7 +91,7 @@ impl Desk {
         let connection = &mut self.connections[slot];
         let token = connection.token;
         let (missing, begun) = (connection.missing, connection.input.bytes().len());
-        let last_read = connection.last_read;
+        let (last_read, usual) = (connection.last_read, connection.usual);
         // Errors mean that the stream is gone, of which it tells itself.
         let read = |reactor: &mut Reactor, buffer: &mut [u8]| {
             reactor.read(token, buffer).ok().flatten().unwrap_or(0)
@@ -106,8 +106,10 @@ impl Desk {
             return;
         }
         if begun < LARGE && !connection.parked && !reactor.has_hung_up(token) {
-            let taken =
-                self.take_in(reactor, taker, slot, last_read, &mut |reactor, buffer| read(reactor, buffer));
+            let taken = self.take_in(reactor, taker, slot, last_read, &mut |reactor, buffer| {
+                let whole = whole_packets(begun, buffer.len(), usual);
+                read(reactor, &mut buffer[..whole])
+            });
             if let Some(read) = taken {
                 return self.count_received(slot, read);
             }
@@ -126,6 +128,7 @@ impl Desk {
         let connection = &mut self.connections[slot];
         let len = connection.input.bytes().len();
         let whole = Cut::Packet { len, payload: 0..len };
+        connection.usual = len;
         if connection.framer.clone().cut(connection.input.bytes()) == Ok(whole) {
             let packet = std::mem::take(&mut connection.input).into_bytes();
             match taker.take_whole(connection.session, connection.home, packet) {
@@ -149,6 +152,7 @@ impl Desk {
         fill: &mut dyn FnMut(&mut Reactor, &mut [u8]) -> usize,
     ) -> Option<usize> {
         let Connection { session, home, ref mut framer, ref input, .. } = self.connections[slot];
+        let begun = input.bytes().len();
         let mut fill = |space: &mut [u8]| fill(reactor, space);
         let intake = taker.take_in(session, home, framer, input.bytes(), least, &mut fill)?;
         let Intake { read, packets, rest, fed } = intake;
@@ -156,6 +160,9 @@ impl Desk {
         let connection = &mut self.connections[slot];
         connection.in_flight += packets;
         if let Some(read) = read {
+            if let Some(usual) = (begun + read - rest.len()).checked_div(packets) {
+                connection.usual = usual;
+            }
             connection.input = rest.into();
             connection.last_read = if read > 0 { read } else { connection.last_read };
         }
@@ -171,5 +178,32 @@ impl Desk {
     pub(super) fn count_received(&self, slot: usize, bytes: usize) {
         self.shared.sessions.count(self.connections[slot].session, bytes, 0);
         self.count(Counter::Received, bytes as u64);
+    }
+}
+
+/// How much of `space` bytes to read behind `begun` ones, where packets of `usual` bytes are likely: as many as are whole,
+/// if they are large. What is read beyond has to be copied twice.
+fn whole_packets(begun: usize, space: usize, usual: usize) -> usize {
+    if usual < LARGE || begun >= usual {
+        return space;
+    }
+    match (begun + space) / usual * usual {
+        0 => space,
+        whole => whole - begun,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_packets_are_read_whole() {
+        let large = 40_000;
+        assert_eq!(whole_packets(0, 100_000, large), 80_000);
+        assert_eq!(whole_packets(4, 100_000, large), 79_996);
+        assert_eq!(whole_packets(0, 39_999, large), 39_999);
+        assert_eq!(whole_packets(0, 100_000, 128), 100_000);
+        assert_eq!(whole_packets(50_000, 50_000, large), 50_000);
     }
 }
