@@ -81,8 +81,11 @@ impl Handler for Testbed {
             ExitStatus::Signaled { signal, .. } => format!("signal:{signal}"),
             other => other.to_string(),
         };
-        let WorkerError { worker, pid, lost, .. } = error;
-        say(format!("on_worker_error worker={worker} pid={pid} status={status} requests={}", lost.len()))
+        let WorkerError { worker, pid, .. } = error;
+        say(format!(
+            "on_worker_error worker={worker} pid={pid} status={status} requests={}",
+            error.lost().count()
+        ))
     }
 
     fn on_before_reload(&mut self, manager: &mut Manager) -> Result<()> {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use swoole_ipc::words::Words;
 
-use crate::control::LostPacket;
+use crate::crash::{Fate, PacketInHand};
 use crate::error::{Error, Result};
 use crate::session::Session;
 
@@ -65,6 +65,7 @@ const SENT: usize = 4;
 const LOST: usize = 5;
 // The core that it was on last, plus 1; 0 before it has said so.
 const CORE: usize = 6;
+const RETRIED: usize = 7;
 const REACTOR_ROW: usize = 8;
 
 // The head: the phase, then when the server started, then the pids of master and manager.
@@ -202,10 +203,11 @@ impl Board {
     }
 
     /// The packet that the worker says it has in hand.
-    pub(crate) fn held(&self, worker: u16) -> Option<LostPacket> {
+    pub(crate) fn held(&self, worker: u16) -> Option<PacketInHand> {
         let session = self.worker(worker, SESSION).load(Ordering::Acquire);
         let size = self.worker(worker, SIZE).load(Ordering::Relaxed);
-        (session != 0).then(|| LostPacket { session: Session::from_raw(session), size })
+        let session = (session != 0).then(|| Session::from_raw(session))?;
+        Some(PacketInHand { session, size, attempt: 1, age: None, fate: Fate::Closed })
     }
 
     pub(crate) fn set_clients(&self, worker: u16, clients: Clients) {
@@ -276,6 +278,7 @@ impl Board {
             close_count: closed,
             packet_count: sum(Counter::Packets),
             lost_count: sum(Counter::Lost),
+            retry_count: sum(Counter::Retried),
             received_bytes: sum(Counter::Received),
             sent_bytes: sum(Counter::Sent),
             respawn_count: self.facts[RESPAWNS].load(Ordering::Relaxed),
@@ -302,6 +305,7 @@ pub(crate) enum Counter {
     Received = RECEIVED,
     Sent = SENT,
     Lost = LOST,
+    Retried = RETRIED,
 }
 
 /// The server's counters at one moment, the same from whichever process asks.
@@ -326,6 +330,8 @@ pub struct Stats {
     pub packet_count: u64,
     /// Packets that died with their worker since the start.
     pub lost_count: u64,
+    /// Times that a packet was given to another worker because one had died on it, since the start.
+    pub retry_count: u64,
     /// Bytes received from clients since the start.
     pub received_bytes: u64,
     /// Bytes sent to clients since the start.
@@ -367,6 +373,7 @@ impl Stats {
             ("close_count", self.close_count),
             ("packet_count", self.packet_count),
             ("lost_count", self.lost_count),
+            ("retry_count", self.retry_count),
             ("received_bytes", self.received_bytes),
             ("sent_bytes", self.sent_bytes),
             ("respawn_count", self.respawn_count),
@@ -413,7 +420,7 @@ mod tests {
         assert_eq!(board.stats().lost_count, 1023);
         let session = Session::new(5, 3);
         board.hold(1, Some((session, 77)));
-        assert_eq!(board.held(1), Some(LostPacket { session, size: 77 }));
+        assert_eq!(board.held(1).map(|held| (held.session, held.size)), Some((session, 77)));
         assert_eq!((board.held(0), board.held(2)), (None, None));
         board.leave(1);
         assert_eq!(board.held(1), None);

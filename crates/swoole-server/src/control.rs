@@ -3,25 +3,21 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use swoole_ipc::socketpair::{self, Endpoint, Kind};
 
+use crate::crash::{Fate, PacketInHand};
 use crate::error::{Error, Result};
 use crate::session::Session;
 
-/// A packet that died with its worker.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub struct LostPacket {
-    /// Whose packet it was.
-    pub session: Session,
-    /// Its size in bytes.
-    pub size: u64,
-}
-
-/// So many are told of one by one: as many as a message has room for. A worker that keeps its own house loses one.
-const LOST_MAX: usize = 200;
+/// So many are told of one by one: as many as a message has room for. A worker that keeps its own house has one in hand.
+const IN_HAND_MAX: usize = 100;
+/// Numbers that tell of one.
+const IN_HAND_WORDS: usize = 5;
+/// Instead of an age.
+const AGELESS: u64 = u64::MAX;
 
 /// From the master to the manager.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,7 +29,7 @@ pub(crate) enum Order {
     /// End all workers, kill those that live on after so many milliseconds, and leave.
     Stop { within_ms: u64 },
     /// Every reactor has settled what this worker left. Its successor may come.
-    Buried { worker: u16, lost: Vec<LostPacket> },
+    Buried { worker: u16, in_hand: Vec<PacketInHand> },
 }
 
 /// From the manager to the master.
@@ -62,9 +58,9 @@ impl Order {
             Order::Start => (1, vec![]),
             Order::Reload => (2, vec![]),
             Order::Stop { within_ms } => (3, vec![*within_ms]),
-            Order::Buried { worker, lost } => {
-                let lost = lost.iter().take(LOST_MAX).flat_map(|lost| [lost.session.raw(), lost.size]);
-                (4, [u64::from(*worker)].into_iter().chain(lost).collect())
+            Order::Buried { worker, in_hand } => {
+                let in_hand = in_hand.iter().take(IN_HAND_MAX).flat_map(pack_in_hand);
+                (4, [u64::from(*worker)].into_iter().chain(in_hand).collect())
             }
         }
     }
@@ -74,16 +70,32 @@ impl Order {
             (1, []) => Order::Start,
             (2, []) => Order::Reload,
             (3, &[within_ms]) => Order::Stop { within_ms },
-            (4, [worker, lost @ ..]) if lost.len().is_multiple_of(2) => Order::Buried {
-                worker: (*worker).try_into().ok()?,
-                lost: lost
-                    .chunks_exact(2)
-                    .map(|pair| LostPacket { session: Session::from_raw(pair[0]), size: pair[1] })
-                    .collect(),
-            },
+            (4, [worker, in_hand @ ..]) => {
+                let (in_hand, []) = in_hand.as_chunks() else { return None };
+                let in_hand = in_hand.iter().map(unpack_in_hand).collect::<Option<_>>()?;
+                Order::Buried { worker: (*worker).try_into().ok()?, in_hand }
+            }
             _ => return None,
         })
     }
+}
+
+fn pack_in_hand(packet: &PacketInHand) -> [u64; IN_HAND_WORDS] {
+    let PacketInHand { session, size, attempt, age, fate } = *packet;
+    let age = age.map_or(AGELESS, |age| age.as_micros() as u64);
+    [session.raw(), size, attempt.into(), age, fate as u64]
+}
+
+fn unpack_in_hand(words: &[u64; IN_HAND_WORDS]) -> Option<PacketInHand> {
+    let &[session, size, attempt, age, fate] = words;
+    let fates = [Fate::Closed, Fate::Dropped, Fate::Retried, Fate::Poison];
+    Some(PacketInHand {
+        session: Session::from_raw(session),
+        size,
+        attempt: attempt.try_into().ok()?,
+        age: (age != AGELESS).then(|| Duration::from_micros(age)),
+        fate: fates.into_iter().find(|known| *known as u64 == fate)?,
+    })
 }
 
 impl News {
@@ -196,7 +208,7 @@ fn send(end: &Endpoint, (kind, words): &Packet) -> Result<(), swoole_ipc::Error>
 }
 
 fn receive<T>(end: &Endpoint, unpack: impl Fn(Packet) -> Option<T>) -> Result<Option<T>, swoole_ipc::Error> {
-    // Room for LOST_MAX losses.
+    // Room for IN_HAND_MAX packets.
     let mut buffer = [0; 4096];
     while let Some(len) = end.recv_packet(&mut buffer)? {
         let Some((&kind, words)) = buffer[..len].split_first() else { continue };
@@ -218,15 +230,18 @@ mod tests {
     fn messages_survive_the_trip() {
         let (master, manager) = pair().unwrap();
         let mut master = Orders::new(master);
-        let lost = LostPacket { session: Session::new(1, 3), size: 1 << 40 };
+        let (age, fate) = (Some(Duration::from_micros(77)), Fate::Poison);
+        let packet = PacketInHand { session: Session::new(1, 3), size: 1 << 40, attempt: 3, age, fate };
+        let other = PacketInHand { age: None, fate: Fate::Retried, ..packet };
         let orders = [
             Order::Start,
             Order::Reload,
             Order::Stop { within_ms: 3000 },
-            Order::Buried { worker: 1023, lost: vec![lost; 64] },
-            Order::Buried { worker: 0, lost: vec![] },
+            Order::Buried { worker: 1023, in_hand: vec![packet, other] },
+            Order::Buried { worker: 0, in_hand: vec![packet; IN_HAND_MAX] },
         ];
-        assert_eq!(Order::Buried { worker: 0, lost: vec![lost; 10_000] }.pack().1.len(), 1 + 2 * LOST_MAX);
+        let many = Order::Buried { worker: 0, in_hand: vec![packet; 10_000] };
+        assert_eq!(many.pack().1.len(), 1 + IN_HAND_WORDS * IN_HAND_MAX);
         for order in &orders {
             master.send(order).unwrap();
         }
@@ -254,7 +269,7 @@ mod tests {
     fn the_master_keeps_what_finds_no_room() {
         let (master, manager) = pair().unwrap();
         let mut master = Orders::new(master);
-        let order = |worker| Order::Buried { worker, lost: vec![] };
+        let order = |worker| Order::Buried { worker, in_hand: vec![] };
         let mut sent = 0;
         while !master.is_blocked() || sent < 2000 {
             master.send(&order(sent % 1000)).unwrap();

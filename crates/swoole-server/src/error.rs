@@ -61,6 +61,15 @@ pub enum Error {
         /// The limit, in bytes.
         max: usize,
     },
+    /// Under `on_crash = retry`, what a callback sends goes out when it returns, not before: another worker may have to
+    /// begin it again. Until then it must not be more than this.
+    #[error(
+        "on_crash = retry: replies go out when the callback returns, and are at most {max} bytes until then"
+    )]
+    Uncommitted {
+        /// The limit, in bytes.
+        max: usize,
+    },
     /// There is no worker with this id.
     #[error("no such worker: {worker} (worker_num = {worker_num})")]
     NoSuchWorker {

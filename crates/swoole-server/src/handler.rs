@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustix::process::{Pid, Signal, kill_process};
 use swoole_supervisor::ExitStatus;
 
-use crate::control::LostPacket;
+use crate::crash::PacketInHand;
 use crate::error::Result;
 use crate::session::Session;
 use crate::shared::Shared;
@@ -142,15 +142,22 @@ pub struct WorkerError {
     /// How it ended.
     pub status: ExitStatus,
     /// The packets that it had in hand: at most one from each reactor, as a rule one in all.
-    pub lost: Vec<LostPacket>,
+    pub in_hand: Vec<PacketInHand>,
+}
+
+impl WorkerError {
+    /// Those of them that nobody will handle any more.
+    pub fn lost(&self) -> impl Iterator<Item = &PacketInHand> {
+        self.in_hand.iter().filter(|packet| packet.is_lost())
+    }
 }
 
 impl fmt::Display for WorkerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let WorkerError { worker, generation, pid, status, lost } = self;
+        let WorkerError { worker, generation, pid, status, in_hand } = self;
         write!(f, "worker {worker} (pid {pid}, generation {generation}) died: {status}")?;
-        for LostPacket { session, size } in lost {
-            write!(f, "; lost a packet of {size} bytes of session {session}")?;
+        for packet in in_hand {
+            write!(f, "; {packet}")?;
         }
         Ok(())
     }

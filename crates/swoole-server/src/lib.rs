@@ -70,6 +70,7 @@ mod control;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod counts;
+mod crash;
 mod desk;
 mod dispatch;
 mod error;
@@ -87,7 +88,7 @@ mod worker;
 
 pub use board::{Stats, WorkerStats};
 pub use config::Config;
-pub use control::LostPacket;
+pub use crash::{Fate, PacketInHand};
 pub use error::{Error, Result};
 pub use handler::{Handler, Manager, Master, WorkerError};
 pub use server::Server;

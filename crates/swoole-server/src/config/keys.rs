@@ -37,7 +37,7 @@ const fn key(name: &'static str, kind: Kind, help: &'static str) -> Key {
 }
 
 /// In the order of the fields of [`Config`](super::Config).
-pub(super) static KEYS: [Key; 31] = [
+pub(super) static KEYS: [Key; 32] = [
     key("listen", Listen, "where clients connect; may repeat"),
     key("mode", Choice(&["process", "base"]), "how the work is divided between processes"),
     key("worker_num", Count(1, 1024), "worker processes"),
@@ -62,7 +62,8 @@ pub(super) static KEYS: [Key; 31] = [
     key("package_body_offset", Count(0, 65535), "length: bytes that the length does not count"),
     key("package_max_length", Size(64, GIB), "bytes of the longest packet"),
     key("dispatch_mode", Choice(&["fixed", "round_robin", "idle"]), "which worker gets a packet"),
-    key("on_crash", Choice(&["close"]), "what becomes of the packet that a worker died on"),
+    key("on_crash", Choice(&["close", "retry", "drop"]), "what becomes of the packet that a worker died on"),
+    key("crash_retries", Count(0, 100), "on_crash = retry: how many more workers get it"),
     key("max_request", Count(0, i64::MAX as u64), "packets after which a worker is replaced, 0 for no limit"),
     key(
         "max_request_grace",

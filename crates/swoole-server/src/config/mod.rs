@@ -121,8 +121,13 @@ pub struct Config {
     /// Which worker gets a packet. Default [`DispatchMode::Fixed`]. Swoole: `dispatch_mode`.
     pub dispatch_mode: DispatchMode,
 
-    /// What becomes of the packet that a worker died on. Default [`OnCrash::Close`]. (Swoole loses it silently.)
+    /// What becomes of the packet that a worker died on. Default [`OnCrash::Close`], and nothing else in Base mode, where
+    /// a worker's connections go with it. (Swoole loses it silently.)
     pub on_crash: OnCrash,
+
+    /// With `on_crash = retry`: how many more workers get a packet that one has died on, 0..=100. Default 1. A packet
+    /// that this many more die on is poison: it is dropped, its connection is closed, and the log names it.
+    pub crash_retries: u32,
 
     /// Packets after which a worker retires and is replaced; 0 (default) for no limit. Swoole: `max_request`.
     pub max_request: u64,
@@ -208,6 +213,7 @@ impl Default for Config {
             package_max_length: 2 * MIB,
             dispatch_mode: DispatchMode::Fixed,
             on_crash: OnCrash::Close,
+            crash_retries: 1,
             max_request: 0,
             max_request_grace: None,
             max_wait_time: Duration::from_secs(3),
@@ -320,9 +326,12 @@ choice! {
     OnCrash {
         /// Its connection is closed.
         Close = "close",
-        /// It is delivered again, a limited number of times. Not supported yet.
+        /// The next worker gets it, before everything that waits behind it, at most `crash_retries` times. So a handler
+        /// may begin a packet twice: what it does to the rest of the world should not mind. Its replies go out once, all
+        /// of them when it returns; to flush them before that is an error. (What it sends to clients of another reactor
+        /// may come twice, if the worker dies in the few instructions between that and the end of the packet.)
         Retry = "retry",
-        /// It is lost, its connection stays. Not supported yet.
+        /// It is lost, and its connection stays: for clients that ask again by themselves.
         Drop = "drop",
     }
 }

@@ -165,8 +165,8 @@ fn errors_name_the_source_the_key_the_value_and_the_range() {
     );
     assert_eq!(error(&["--mode=threads"], &[]), "flag --mode: mode = threads: must be process or base");
     assert_eq!(
-        error(&["--on-crash", "retry"], &[]),
-        "flag --on-crash: on_crash = retry: not supported yet; must be close"
+        error(&["--on-crash", "retry", "--mode", "base"], &[]),
+        "flag --on-crash: on_crash = retry: must be close in Base mode, where a worker's connections go with it"
     );
     assert_eq!(
         error(&["--listen", "udp://127.0.0.1:1"], &[]),

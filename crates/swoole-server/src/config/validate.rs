@@ -37,6 +37,7 @@ impl Config {
         check_count("max_connection", self.max_connection as u64)?;
         check_count("backlog", self.backlog.into())?;
         check_count("busy_poll", self.busy_poll.into())?;
+        check_count("crash_retries", self.crash_retries.into())?;
         check_size("socket_buffer_size", self.socket_buffer_size)?;
         check_seconds("max_wait_time", self.max_wait_time.as_secs_f64())?;
         self.check_rings()?;
@@ -62,10 +63,11 @@ impl Config {
                 return Err(not_yet("dispatch_mode", self.dispatch_mode));
             }
         }
-        match self.on_crash {
-            OnCrash::Close => Ok(()),
-            OnCrash::Retry | OnCrash::Drop => Err(not_yet("on_crash", self.on_crash)),
+        if self.mode == Mode::Base && self.on_crash != OnCrash::Close {
+            let expected = "must be close in Base mode, where a worker's connections go with it";
+            return Err(ConfigError::value("on_crash", self.on_crash, expected));
         }
+        Ok(())
     }
 
     fn check_rings(&self) -> Result<(), ConfigError> {

@@ -6,8 +6,8 @@ use swoole_reactor::{Close, Reactor, TimerId, Token};
 use super::connection::Input;
 use super::{Connection, Desk, LINGER};
 use crate::board::Counter;
-use crate::control::LostPacket;
-use crate::link::Sent;
+use crate::crash::{Fate, PacketInHand};
+use crate::link::Casualty;
 use crate::session::Session;
 use crate::wire::RequestKind;
 
@@ -102,18 +102,24 @@ impl Desk {
         std::mem::take(&mut self.departed)
     }
 
-    /// A worker died with this in hand: its connection is closed. Yields what was lost.
-    pub(crate) fn mourn(&mut self, reactor: &mut Reactor, sent: &Sent) -> Option<LostPacket> {
-        if sent.kind == RequestKind::Close {
-            return None;
+    /// A worker died with this in hand. Yields the packet, if it is one.
+    pub(crate) fn mourn(&mut self, reactor: &mut Reactor, casualty: &Casualty) -> Option<PacketInHand> {
+        let packet = casualty.packet();
+        if packet.is_some() {
+            let lost = casualty.fate != Fate::Retried;
+            self.count(if lost { Counter::Lost } else { Counter::Retried }, 1);
         }
-        if let Some(slot) = self.find(sent.session) {
-            self.close(reactor, slot, Close::AfterSend);
+        // One that is gone wants nothing any more.
+        let slot = self.find(casualty.session).filter(|_| casualty.kind != RequestKind::Close);
+        match (casualty.fate, slot) {
+            (Fate::Closed | Fate::Poison, Some(slot)) => self.close(reactor, slot, Close::AfterSend),
+            (Fate::Dropped, Some(slot)) if packet.is_some() => {
+                self.connections[slot].in_flight -= 1;
+                self.close_if_done(reactor, slot);
+            }
+            _ => {}
         }
-        matches!(sent.kind, RequestKind::Packet | RequestKind::Batch).then(|| {
-            self.count(Counter::Lost, 1);
-            LostPacket { session: sent.session, size: sent.size as u64 }
-        })
+        packet
     }
 
     /// The server ends before these packets are answered.

@@ -8,8 +8,8 @@
 //!   Before it nothing has happened; after it the packet is answered, although its author may be
 //!   dead. Replies too large for the way are staged at the reactor until their commit arrives.
 //! - **Succession.** When the worker is known to be dead, [`ReactorEnd::settle`] closes the books:
-//!   committed replies have gone out, uncommitted ones are dropped, the packet in hand is named,
-//!   and all that was not begun waits for the successor in its order. The successor is forked only
+//!   committed replies have gone out, uncommitted ones are dropped, the packet in hand is named
+//!   and goes the way of `on_crash`, and all that was not begun waits for the successor in its order. The successor is forked only
 //!   after every reactor has settled, so no two processes ever share a side.
 //! - The reactor believes no byte that a worker wrote: a record, a position or an ack that cannot
 //!   be true is a [`Fault`](reactor_end::Fault), and costs the worker its life. Settling writes the ring's header
@@ -19,10 +19,12 @@
 //! |---|---|
 //! | `window` | the reactor's books of what is in flight; pure |
 //! | `reactor_end` | the reactor's side: offers packets, takes replies |
+//! | `casualty` | what a worker has died on |
 //! | `batch` | the same for packets that are received straight into the ring |
 //! | `worker_end` | the worker's side: takes packets, makes replies |
 
 mod batch;
+mod casualty;
 mod reactor_end;
 mod replies;
 mod window;
@@ -35,6 +37,7 @@ use swoole_ipc::socketpair::{self, Endpoint, Kind};
 use crate::config::Ipc;
 use crate::error::{Error, Result};
 pub(crate) use batch::BATCH_MAX;
+pub(crate) use casualty::Casualty;
 pub(crate) use reactor_end::{ReactorEnd, ReplySink};
 #[cfg(feature = "internals")]
 pub(crate) use window::Window;

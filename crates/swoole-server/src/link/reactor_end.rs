@@ -4,14 +4,17 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use swoole_ipc::Doorbell;
 use swoole_ipc::socketpair::Endpoint;
 use swoole_ipc::{Consumer, Producer, Ring};
 
+use super::casualty::Casualty;
 use super::replies::{Gather, Staging};
 use super::window::{FalseAck, Parcel, Sent, Window};
 use super::{Lane, SOCKET_PIECE, UNCOMMITTED_MAX};
+use crate::crash::{CrashPolicy, Fate};
 use crate::session::Session;
 use crate::wire::{HEADER, Malformed, Reply, Request, RequestKind, packet_of};
 
@@ -61,7 +64,7 @@ pub(crate) struct ReactorEnd {
     faulty: bool,
     /// What the socket said to the last packet, if it was no lack of room.
     broken: Option<swoole_ipc::Error>,
-    /// Records were pushed and not yet published.
+    /// Records were pushed since the last flush.
     pub(super) dirty: bool,
     pub(super) piece_max: usize,
     bell: Doorbell,
@@ -116,7 +119,7 @@ impl ReactorEnd {
         if packet.len() <= self.piece_max {
             return self.push(kind, session, (true, true), packet, packet.len(), None);
         }
-        self.enqueue(Parcel { kind, session, bytes: packet.to_vec() });
+        self.enqueue(Parcel::new(kind, session, packet.to_vec()));
         true
     }
 
@@ -133,7 +136,8 @@ impl ReactorEnd {
             let size = parcel.bytes.len();
             let end = size.min(offset + self.piece_max);
             let ends = (offset == 0, end == size);
-            let kept = (size > self.piece_max).then(|| Rc::clone(&parcel));
+            // What a worker has died on remembers that.
+            let kept = (size > self.piece_max || parcel.attempt > 1).then(|| Rc::clone(&parcel));
             if !self.push(parcel.kind, parcel.session, ends, &parcel.bytes[offset..end], size, kept) {
                 return;
             }
@@ -162,7 +166,6 @@ impl ReactorEnd {
                     return false;
                 }
                 sent.end = requests.position();
-                self.dirty = true;
             }
             (Side::Socket { .. }, Lane::Socket { reactor, .. }) => {
                 let (tag, header) = (request.tag().to_le_bytes(), request.header());
@@ -176,11 +179,12 @@ impl ReactorEnd {
                     }
                 }
                 // The kernel does not give a packet back that a dying worker has read.
-                sent.kept.get_or_insert_with(|| Rc::new(Parcel { kind, session, bytes: piece.to_vec() }));
+                sent.kept.get_or_insert_with(|| Rc::new(Parcel::new(kind, session, piece.to_vec())));
             }
             (Side::Socket { .. }, Lane::Ring { .. }) => unreachable!("a socket side stands on a socket lane"),
         }
         self.window.push(sent);
+        self.dirty = true;
         true
     }
 
@@ -189,6 +193,7 @@ impl ReactorEnd {
         if !std::mem::take(&mut self.dirty) {
             return;
         }
+        self.window.hand_over(Instant::now());
         if let Side::Ring { requests, .. } = &mut self.side {
             requests.publish();
             ring(&self.bell);
@@ -326,8 +331,14 @@ impl ReactorEnd {
     /// The worker is dead and reaped; `started` is the last record that it said it had begun.
     ///
     /// Its committed replies go out, the books are closed, and all that it had not begun is on its
-    /// way to the successor. Yields what is lost: the message that it had in hand.
-    pub(crate) fn settle(&mut self, started: u64, sink: &mut dyn ReplySink) -> Vec<Sent> {
+    /// way to the successor, the message that it had in hand before the rest if `policy` says so. Yields what is lost, and
+    /// what it had in hand.
+    pub(crate) fn settle(
+        &mut self,
+        started: u64,
+        policy: CrashPolicy,
+        sink: &mut dyn ReplySink,
+    ) -> Vec<Casualty> {
         self.broken = None;
         loop {
             match self.drain(sink) {
@@ -341,10 +352,18 @@ impl ReactorEnd {
         let estate = self.window.settle(started);
         let mut unread: VecDeque<Rc<Parcel>> = VecDeque::new();
         let copies = self.reopen();
-        let mut lost = Vec::from_iter(estate.in_hand);
-        for sent in lost.iter_mut().filter(|sent| sent.kind == RequestKind::Batch) {
-            let packets = copies.as_ref().and_then(|ring| copy_out(ring, sent)).unwrap_or_default();
-            sent.size = packets.first().map_or(sent.size, |packet| packet.bytes.len());
+        let mut casualties = Vec::new();
+        if let Some(sent) = estate.in_hand {
+            let parcel = sent.kept.as_deref().cloned().or_else(|| {
+                let packets = copies.as_ref().and_then(|ring| copy_out(ring, &sent));
+                packets.and_then(|packets| packets.into_iter().next())
+            });
+            let casualty = Casualty::new(&sent, parcel.as_ref(), estate.since, policy);
+            if let Some(parcel) = parcel.filter(|_| casualty.fate == Fate::Retried) {
+                let (attempt, since) = (casualty.attempt + 1, casualty.since);
+                unread.push_back(Rc::new(Parcel { attempt, since, ..parcel }));
+            }
+            casualties.push(casualty);
         }
         for sent in estate.unread {
             let copied = || copies.as_ref().and_then(|ring| copy_out(ring, &sent));
@@ -352,7 +371,7 @@ impl ReactorEnd {
                 (Some(parcel), _) if unread.back().is_some_and(|back| Rc::ptr_eq(back, parcel)) => {}
                 (Some(parcel), _) => unread.push_back(Rc::clone(parcel)),
                 (None, Some(parcels)) => unread.extend(parcels.into_iter().map(Rc::new)),
-                (None, None) => lost.push(sent),
+                (None, None) => casualties.push(Casualty::lost(&sent)),
             }
         }
         if let Some((front, offset)) = self.backlog.front_mut() {
@@ -370,7 +389,7 @@ impl ReactorEnd {
         }
         self.pump();
         self.flush();
-        lost
+        casualties
     }
 
     /// Takes the dead worker's sides back, whatever it has written there. On a ring, yields a reader of what it left
@@ -425,7 +444,7 @@ fn copy_out(ring: &Consumer, sent: &Sent) -> Option<Vec<Parcel>> {
         return None;
     };
     let kind = if sent.kind == RequestKind::Batch { RequestKind::Packet } else { sent.kind };
-    Some(packets.into_iter().map(|bytes| Parcel { kind, session: sent.session, bytes }).collect())
+    Some(packets.into_iter().map(|bytes| Parcel::new(kind, sent.session, bytes)).collect())
 }
 
 /// What one drain has taken.

@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use rustix::fd::OwnedFd;
 
 use super::*;
-use crate::config::Config;
+use crate::config::{Config, OnCrash};
+use crate::crash::{CrashPolicy, Fate};
 use crate::session::Session;
 use crate::shared::Shared;
 use crate::wire::RequestKind;
@@ -37,6 +38,10 @@ impl ReplySink for Replies {
     }
 }
 
+fn policy(on_crash: OnCrash) -> CrashPolicy {
+    CrashPolicy::new(&Config { on_crash, crash_retries: 2, ..Config::default() })
+}
+
 struct Bed {
     shared: Shared,
     lanes: Vec<Arc<Lane>>,
@@ -47,7 +52,10 @@ struct Bed {
 
 impl Bed {
     fn new() -> Bed {
-        let mut config = Config::default();
+        Bed::with(Config::default())
+    }
+
+    fn with(mut config: Config) -> Bed {
         (config.worker_num, config.reactor_num, config.max_connection, config.ring_size) = (1, 1, 8, 16384);
         let (shared, mut lanes, hold) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
         let lanes = lanes.swap_remove(0);
@@ -149,14 +157,90 @@ fn of_a_batch_that_a_worker_died_in_the_rest_is_its_successors() {
     outlets.to(0).begin(number);
     outlets.to(0).send(session(1), b"never").unwrap();
     drop((inbox, outlets));
-    let lost = bed.reactor.settle(number, &mut bed.replies);
-    assert_eq!(lost.iter().map(|lost| (lost.session, lost.size)).collect::<Vec<_>>(), [(session(1), 8)]);
+    let [casualty] = bed.reactor.settle(number, policy(OnCrash::Close), &mut bed.replies)[..] else {
+        panic!("it had one in its hands")
+    };
+    assert_eq!((casualty.session, casualty.size, casualty.fate), (session(1), 8, Fate::Closed));
+    assert!(casualty.packet().is_some_and(|packet| packet.age.is_some() && packet.attempt == 1));
     assert_eq!(bed.replies.sent, [(session(1), packets[..2].concat())]);
 
     let (mut inbox, mut outlets) = bed.worker();
     assert_eq!(handle(&mut inbox, &mut outlets, 9), packets[3..]);
     bed.drain();
     assert_eq!(bed.reactor.in_flight(), 0);
+}
+
+#[test]
+fn what_may_be_begun_again_does_not_go_out_before_it_is_done() {
+    let mut bed = Bed::with(Config { on_crash: OnCrash::Retry, ..Config::default() });
+    let (mut inbox, mut outlets) = bed.worker();
+    outlets.to(0).send(session(1), b"belongs to no packet").unwrap();
+    outlets.flush().unwrap();
+    assert!(bed.batch(session(1), &packets(1)));
+    bed.drain();
+    outlets.to(0).begin(inbox.current());
+    assert!(matches!(inbox.next().unwrap(), Next::Message(_)));
+    outlets.to(0).send(session(1), b"reply").unwrap();
+    assert!(matches!(outlets.flush(), Err(Error::Uncommitted { .. })));
+    bed.drain();
+    assert_eq!(bed.replies.sent.len(), 1);
+    outlets.commit(Some(0)).unwrap();
+    bed.drain();
+    assert_eq!(bed.replies.sent[1].1, b"reply");
+}
+
+/// Takes the next packet in hand and dies on it, with a reply that was not committed.
+fn die_on_next(bed: &mut Bed, policy: CrashPolicy) -> (Vec<u8>, Casualty) {
+    let (mut inbox, mut outlets) = bed.worker();
+    let number = loop {
+        let number = inbox.current();
+        match inbox.next().unwrap() {
+            Next::Fragment => _ = inbox.finish(),
+            Next::Message(_) => break number,
+            Next::Empty => panic!("nothing to die on"),
+        }
+    };
+    outlets.to(0).begin(number);
+    outlets.to(0).send(session(1), b"never").unwrap();
+    drop((inbox, outlets));
+    let casualties = bed.reactor.settle(number, policy, &mut bed.replies);
+    let (mut inbox, _) = bed.worker();
+    let next = match inbox.next().unwrap() {
+        Next::Message(message) => message.payload.to_vec(),
+        _ => Vec::new(),
+    };
+    (next, casualties[0])
+}
+
+#[test]
+fn a_packet_is_retried_before_those_behind_it_until_it_is_poison() {
+    let mut bed = Bed::new();
+    let packets = packets(4);
+    assert!(bed.batch(session(1), &packets));
+    bed.drain();
+    for attempt in 1..=3 {
+        let (next, casualty) = die_on_next(&mut bed, policy(OnCrash::Retry));
+        let fate = if attempt < 3 { Fate::Retried } else { Fate::Poison };
+        assert_eq!((casualty.attempt, casualty.fate, casualty.size), (attempt, fate, 8));
+        assert_eq!(next, packets[usize::from(attempt == 3)]);
+    }
+    assert_eq!(bed.reactor.packets(), 3);
+    let (mut inbox, mut outlets) = bed.worker();
+    assert_eq!(handle(&mut inbox, &mut outlets, 9), packets[1..]);
+    bed.drain();
+    assert_eq!((bed.reactor.in_flight(), bed.replies.sent.len()), (0, 1));
+}
+
+#[test]
+fn a_packet_of_many_records_is_retried_whole() {
+    let mut bed = Bed::new();
+    let large = vec![7; 9000];
+    assert!(bed.reactor.offer(RequestKind::Packet, session(1), &large));
+    bed.drain();
+    let (_, casualty) = die_on_next(&mut bed, policy(OnCrash::Retry));
+    assert_eq!((casualty.fate, casualty.size), (Fate::Retried, large.len()));
+    let (mut inbox, mut outlets) = bed.worker();
+    assert_eq!(handle(&mut inbox, &mut outlets, 9), [large]);
 }
 
 proptest! {
@@ -192,7 +276,7 @@ proptest! {
                 _ => {
                     // Between two packets, with nothing in its hands.
                     drop((inbox, outlets));
-                    prop_assert!(bed.reactor.settle(0, &mut bed.replies).is_empty());
+                    prop_assert!(bed.reactor.settle(0, policy(OnCrash::Close), &mut bed.replies).is_empty());
                     (inbox, outlets) = bed.worker();
                 }
             }

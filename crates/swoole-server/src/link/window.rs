@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Instant;
 
 use crate::session::Session;
 use crate::wire::RequestKind;
@@ -16,6 +17,15 @@ pub(crate) struct Parcel {
     pub(crate) kind: RequestKind,
     pub(crate) session: Session,
     pub(crate) bytes: Vec<u8>,
+    /// Which worker in a row gets it, from 1; and when the first one got it, if it is not that one.
+    pub(crate) attempt: u32,
+    pub(crate) since: Option<Instant>,
+}
+
+impl Parcel {
+    pub(crate) fn new(kind: RequestKind, session: Session, bytes: Vec<u8>) -> Parcel {
+        Parcel { kind, session, bytes, attempt: 1, since: None }
+    }
 }
 
 /// One record on its way.
@@ -52,6 +62,8 @@ impl Sent {
 pub(crate) struct Estate {
     /// The message that it had in its hands; of a batch, the packet that follows those that are `done`.
     pub(crate) in_hand: Option<Sent>,
+    /// When that was handed to it.
+    pub(crate) since: Option<Instant>,
     /// What it had not begun, oldest first; fragments of one packet share one `kept`, and of a batch those that are
     /// `done` do not count.
     pub(crate) unread: Vec<Sent>,
@@ -74,6 +86,8 @@ pub(crate) struct Window {
     sent: u64,
     /// Packets that are not finished.
     packets: usize,
+    /// When messages were handed over, up to which number: those with unfinished ones.
+    handed: VecDeque<(u64, Instant)>,
 }
 
 impl Window {
@@ -81,6 +95,13 @@ impl Window {
         self.sent += u64::from(sent.items);
         self.packets += sent.packets();
         self.entries.push_back(sent);
+    }
+
+    /// All that was sent is handed over now.
+    pub(crate) fn hand_over(&mut self, now: Instant) {
+        if self.handed.back().is_none_or(|(upto, _)| *upto < self.sent) {
+            self.handed.push_back((self.sent, now));
+        }
     }
 
     /// Messages that were sent and are not finished.
@@ -110,6 +131,9 @@ impl Window {
     ) -> Result<Option<u64>, FalseAck> {
         self.check(ack)?;
         let mut freed = None;
+        while self.handed.front().is_some_and(|(upto, _)| *upto <= ack) {
+            self.handed.pop_front();
+        }
         while self.acked < ack
             && let Some(sent) = self.entries.front_mut()
         {
@@ -132,9 +156,11 @@ impl Window {
     ///
     /// A claim that cannot be true is nonsense from a process that broke; then nothing counts as begun.
     pub(crate) fn settle(&mut self, started: u64) -> Estate {
-        let Window { entries, acked, .. } = std::mem::take(self);
+        let Window { entries, acked, handed, .. } = std::mem::take(self);
         let mut unread: Vec<Sent> = entries.into();
-        let Some(before) = started.checked_sub(acked + 1) else { return Estate { in_hand: None, unread } };
+        let Some(before) = started.checked_sub(acked + 1) else {
+            return Estate { unread, ..Estate::default() };
+        };
         // A worker acknowledges each message when it is done, so all that can lie before the one in hand are the
         // other fragments of the same packet.
         let fragments = unread.iter().take_while(|sent| !sent.last).count();
@@ -143,18 +169,21 @@ impl Window {
                 && unread.iter().take(fragments).all(|sent| sent.session == in_hand.session)
         });
         if !plausible {
-            return Estate { in_hand: None, unread };
+            return Estate { unread, ..Estate::default() };
         }
         let rest = unread.split_off(fragments + 1);
         let in_hand = unread.pop();
         let others = in_hand.clone().map(|sent| Sent { done: sent.done + 1, ..sent });
         let others = others.filter(|sent| sent.done < sent.items);
-        Estate { in_hand, unread: others.into_iter().chain(rest).collect() }
+        let since = handed.iter().find(|(upto, _)| *upto >= started).map(|(_, since)| *since);
+        Estate { in_hand, since, unread: others.into_iter().chain(rest).collect() }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -187,6 +216,21 @@ mod tests {
 
     fn numbers<'a>(entries: impl IntoIterator<Item = &'a Sent>) -> Vec<u64> {
         entries.into_iter().map(|sent| sent.session.raw()).collect()
+    }
+
+    #[test]
+    fn it_knows_since_when_a_message_is_in_hand() {
+        let (mut window, first) = (Window::default(), Instant::now());
+        let second = first + Duration::from_millis(5);
+        (1..=2).for_each(|number| window.push(sent(number, true)));
+        window.hand_over(first);
+        window.push(sent(3, true));
+        window.hand_over(second);
+        window.hand_over(second + Duration::from_secs(1));
+        finish(&mut window, 1).unwrap();
+        assert_eq!(window.handed.len(), 2);
+        finish(&mut window, 2).unwrap();
+        assert_eq!(window.settle(3).since, Some(second));
     }
 
     #[test]

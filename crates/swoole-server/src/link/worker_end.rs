@@ -11,6 +11,7 @@ use swoole_ipc::socketpair::Endpoint;
 use swoole_ipc::{Consumer, Producer};
 
 use super::{Lane, SOCKET_PACKET, SOCKET_PIECE, UNCOMMITTED_MAX, reply_cost};
+use crate::config::OnCrash;
 use crate::error::Error;
 use crate::session::Session;
 use crate::shared::{Lifeline, Shared};
@@ -201,6 +202,8 @@ pub(crate) struct Outlet {
     committed: u64,
     /// What was pushed since the last commit, by [`reply_cost`]: 0 means nothing.
     uncommitted: usize,
+    /// A packet may be begun again (`on_crash = retry`): nothing of it goes out before it is done.
+    whole: bool,
     /// Something was committed since the doorbell was last rung.
     unrung: bool,
     bell: Doorbell,
@@ -216,6 +219,7 @@ impl Outlet {
         bell: Doorbell,
         room: Doorbell,
         lifeline: Lifeline,
+        whole: bool,
     ) -> Result<Outlet, swoole_ipc::Error> {
         let (way, piece_max) = match &**lane {
             Lane::Ring { replies, .. } => (Way::Ring(replies.producer()?), replies.capacity() / 4 - HEADER),
@@ -230,6 +234,7 @@ impl Outlet {
             ack: 0,
             committed: 0,
             uncommitted: 0,
+            whole,
             unrung: false,
             bell,
             room,
@@ -244,6 +249,9 @@ impl Outlet {
 
     pub(crate) fn send(&mut self, session: Session, bytes: &[u8]) -> Result<(), Error> {
         if self.uncommitted > 0 && self.uncommitted + reply_cost(bytes.len()) > UNCOMMITTED_MAX {
+            if self.whole {
+                return Err(Error::Uncommitted { max: UNCOMMITTED_MAX });
+            }
             self.flush()?;
         }
         bytes
@@ -344,8 +352,9 @@ impl Outlets {
         worker: u16,
     ) -> Result<Outlets, swoole_ipc::Error> {
         let room = &shared.rooms[usize::from(worker)];
+        let whole = shared.config.on_crash == OnCrash::Retry;
         let outlets = lanes.iter().zip(&shared.reactor_bells).zip(0..).map(|((lane, bell), reactor)| {
-            Outlet::open(lane, reactor, bell.clone(), room.clone(), shared.lifeline.clone())
+            Outlet::open(lane, reactor, bell.clone(), room.clone(), shared.lifeline.clone(), whole)
         });
         outlets.collect::<Result<_, _>>().map(Outlets)
     }
@@ -357,6 +366,9 @@ impl Outlets {
 
     /// What was sent so far stands, and leaves now.
     pub(crate) fn flush(&mut self) -> Result<(), Error> {
+        if self.0.iter().any(|outlet| outlet.whole && outlet.ack != outlet.committed) {
+            return Err(Error::Uncommitted { max: UNCOMMITTED_MAX });
+        }
         self.0.iter_mut().try_for_each(|outlet| {
             outlet.flush()?;
             outlet.ring()

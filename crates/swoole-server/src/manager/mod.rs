@@ -19,7 +19,8 @@ use swoole_sys::signal::{SignalInfo, SignalSet};
 
 use swoole_ipc::socketpair::Endpoint;
 
-use crate::control::{self, LostPacket, News, Order};
+use crate::control::{self, News, Order};
+use crate::crash::PacketInHand;
 use crate::handler::Handler;
 use crate::log::{Identity, Role};
 use crate::shared::{Lanes, Shared};
@@ -219,17 +220,17 @@ impl<H: Handler> Office<H> {
             },
             Order::Reload => control.reload(Scope::All, None),
             Order::Stop { within_ms } => control.stop(Duration::from_millis(within_ms)),
-            Order::Buried { worker, lost } => {
-                self.bury(worker, lost);
+            Order::Buried { worker, in_hand } => {
+                self.bury(worker, in_hand);
                 control.settled(SlotId { group: WORKERS, slot: worker });
             }
         }
     }
 
     /// What a dead worker left is settled, or will never be.
-    fn bury(&mut self, worker: u16, lost: Vec<LostPacket>) {
+    fn bury(&mut self, worker: u16, in_hand: Vec<PacketInHand>) {
         if let Some(exit) = self.graves.remove(&worker) {
-            self.staff.bury(&exit, lost);
+            self.staff.bury(&exit, in_hand);
         }
     }
 

@@ -7,7 +7,7 @@ use swoole_supervisor::{ExitStatus, Exited, GroupConfig, Options, ReloadMode, Re
 use rustix::process::Signal;
 
 use crate::config;
-use crate::control::LostPacket;
+use crate::crash::PacketInHand;
 use crate::error::Result;
 use crate::handler::{Handler, Manager, WorkerError};
 use crate::shared::Shared;
@@ -86,8 +86,8 @@ impl<H: Handler> Staff<H> {
     }
 
     /// A worker is gone, and this is all that was lost with it.
-    pub(crate) fn bury(&mut self, exit: &Exited, lost: Vec<LostPacket>) {
-        if is_orderly(exit) && lost.is_empty() {
+    pub(crate) fn bury(&mut self, exit: &Exited, in_hand: Vec<PacketInHand>) {
+        if is_orderly(exit) && in_hand.is_empty() {
             return;
         }
         let error = WorkerError {
@@ -95,7 +95,7 @@ impl<H: Handler> Staff<H> {
             generation: exit.generation,
             pid: exit.pid.as_raw_pid(),
             status: exit.status,
-            lost,
+            in_hand,
         };
         tracing::error!("{error}");
         self.call("on_worker_error", |handler, manager| handler.on_worker_error(manager, &error));

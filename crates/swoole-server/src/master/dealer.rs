@@ -114,7 +114,7 @@ impl Taker for Dealer {
         if self.shared.config.dispatch_mode != DispatchMode::Fixed || !link.is_clear() {
             return Err(packet);
         }
-        link.enqueue(Parcel { kind: RequestKind::Packet, session, bytes: packet });
+        link.enqueue(Parcel::new(RequestKind::Packet, session, packet));
         Ok(())
     }
 

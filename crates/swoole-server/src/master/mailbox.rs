@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use rustix::fd::OwnedFd;
 use swoole_reactor::Waker;
 
-use crate::control::LostPacket;
+use crate::crash::PacketInHand;
 use crate::session::Arrival;
 
 /// From the main thread to a reactor thread.
@@ -31,7 +31,7 @@ pub(super) enum Command {
 #[derive(Debug)]
 pub(super) enum Note {
     /// [`Command::Settle`] is done; what was lost with the worker.
-    Settled { worker: u16, lost: Vec<LostPacket> },
+    Settled { worker: u16, in_hand: Vec<PacketInHand> },
     /// All that clients have sent is answered.
     Drained,
     /// This worker's link carries nonsense: the worker has to go.

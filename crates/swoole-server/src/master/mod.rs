@@ -272,10 +272,10 @@ impl<H: Handler> Office<H> {
 
     fn read_note(&mut self, reactor: &mut Reactor, note: Note) {
         match note {
-            Note::Settled { worker, lost } => {
-                if let Some(lost) = self.roster.settled(worker, lost, self.crew.len()) {
+            Note::Settled { worker, in_hand } => {
+                if let Some(in_hand) = self.roster.settled(worker, in_hand, self.crew.len()) {
                     self.shared.board.leave(worker);
-                    self.order(&Order::Buried { worker, lost });
+                    self.order(&Order::Buried { worker, in_hand });
                 }
             }
             Note::Fault { worker, reason } => {

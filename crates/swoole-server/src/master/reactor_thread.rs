@@ -10,6 +10,7 @@ use swoole_reactor::{Close, Event, Interest, Reactor, TimerId, Token, Trigger};
 
 use super::dealer::Dealer;
 use super::mailbox::{Command, Mailbox, Note, Occupancy};
+use crate::crash::CrashPolicy;
 use crate::desk::{Desk, Replies};
 use crate::error::{Error, Result};
 use crate::link::{Lane, Parcel, ReactorEnd};
@@ -227,7 +228,7 @@ impl ReactorThread {
     /// Makes visible to the workers what this pass has for them.
     fn hand_over(&mut self) {
         for (home, session) in self.desk.take_departed() {
-            let close = Parcel { kind: RequestKind::Close, session, bytes: Vec::new() };
+            let close = Parcel::new(RequestKind::Close, session, Vec::new());
             self.dealer.links[usize::from(home)].enqueue(close);
         }
         self.dealer.links.iter_mut().for_each(ReactorEnd::flush);
@@ -290,15 +291,16 @@ impl ReactorThread {
         self.dealer.set_up(worker, false);
         let started = self.seat.shared.board.started(worker, usize::from(self.seat.id));
         let link = &mut self.dealer.links[index];
-        let lost = link.settle(started, &mut Replies { desk: &mut self.desk, reactor });
-        let lost = lost.iter().filter_map(|sent| self.desk.mourn(reactor, sent)).collect();
+        let policy = CrashPolicy::new(&self.seat.shared.config);
+        let casualties = link.settle(started, policy, &mut Replies { desk: &mut self.desk, reactor });
+        let in_hand = casualties.iter().filter_map(|casualty| self.desk.mourn(reactor, casualty)).collect();
         if matches!(self.watches[index], Watch::Off)
             && let Err(error) = self.watch_link(reactor, index)
         {
             tracing::error!("watch the link to worker {worker} again: {error}");
         }
         self.desk.unpark(reactor, &mut self.dealer, index);
-        self.seat.main.post(Note::Settled { worker, lost });
+        self.seat.main.post(Note::Settled { worker, in_hand });
     }
 
     /// All workers are gone: what they have left unanswered is told, and clients take what was sent.

@@ -4,7 +4,7 @@ use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use swoole_reactor::{Interest, Reactor, Token, Trigger};
 
-use crate::control::LostPacket;
+use crate::crash::PacketInHand;
 
 #[derive(Debug, Default)]
 struct Entry {
@@ -16,7 +16,7 @@ struct Entry {
     /// A process of this slot has started, or has failed to.
     seen: bool,
     /// What reactors have found lost with the dead one, and how many have looked.
-    lost: Vec<LostPacket>,
+    in_hand: Vec<PacketInHand>,
     settled: usize,
 }
 
@@ -60,15 +60,15 @@ impl Roster {
     pub(super) fn settled(
         &mut self,
         worker: u16,
-        lost: Vec<LostPacket>,
+        in_hand: Vec<PacketInHand>,
         reactors: usize,
-    ) -> Option<Vec<LostPacket>> {
+    ) -> Option<Vec<PacketInHand>> {
         let entry = self.entries.get_mut(usize::from(worker))?;
-        entry.lost.extend(lost);
+        entry.in_hand.extend(in_hand);
         entry.settled += 1;
         (entry.settled == reactors).then(|| {
             entry.settled = 0;
-            std::mem::take(&mut entry.lost)
+            std::mem::take(&mut entry.in_hand)
         })
     }
 

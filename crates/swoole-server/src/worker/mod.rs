@@ -142,7 +142,8 @@ impl Worker<'_> {
     ///
     /// [`Error::NoSuchSession`] if the client has left. [`Error::ReplyTooLong`] if `bytes` alone exceed
     /// `socket_buffer_size`. [`Error::PeerFull`] in Base mode, if it is another worker's client, and that worker has not
-    /// taken what was sent to its clients before. Nothing was sent then.
+    /// taken what was sent to its clients before. [`Error::Uncommitted`] under `on_crash = retry`, if this callback has sent
+    /// too much already. Nothing was sent then.
     pub fn send(&mut self, session: Session, bytes: &[u8]) -> Result<()> {
         let max = self.shared().config.socket_buffer_size;
         if bytes.len() > max {
@@ -174,6 +175,7 @@ impl Worker<'_> {
     /// # Errors
     ///
     /// [`Error::Link`] if the link to a reactor is broken: the worker is of no use then, so return it.
+    /// [`Error::Uncommitted`] under `on_crash = retry`, in a callback that belongs to a client.
     pub fn flush(&mut self) -> Result<()> {
         match &mut self.way {
             Way::Links(outlets) => outlets.flush(),

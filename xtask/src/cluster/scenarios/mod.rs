@@ -10,6 +10,7 @@ mod boot;
 mod commands;
 mod config;
 mod crash;
+mod crash_policy;
 mod dispatch;
 mod hostile;
 mod operation;
@@ -29,6 +30,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         commands::ALL,
         dispatch::ALL,
         crash::ALL,
+        crash_policy::ALL,
         reload::ALL,
         backlog::ALL,
         stop::ALL,
