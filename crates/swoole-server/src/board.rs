@@ -46,6 +46,7 @@ pub(crate) enum Clients {
 
 // A worker's row. One cache line for what it writes per packet, then one word per reactor.
 const GENERATION: usize = 0;
+// Bit 0: whether it has something to do. Above it: passes over what there is to do.
 const BUSY: usize = 1;
 const HANDLED: usize = 2;
 // Base mode: the packet in hand; session 0 for none.
@@ -75,6 +76,15 @@ const STARTED_AT: usize = 1;
 const MASTER: usize = 2;
 const MANAGER: usize = 3;
 const RESPAWNS: usize = 4;
+
+/// A worker that gets on has another one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Progress {
+    generation: u64,
+    passes: u64,
+    handled: u64,
+    started: u64,
+}
 
 #[derive(Clone)]
 pub(crate) struct Board {
@@ -229,12 +239,30 @@ impl Board {
         self.reactor(reactor, CLOSED).store(accepted, Ordering::Relaxed);
     }
 
+    /// The worker begins another pass over what there is to do, or has nothing to do.
     pub(crate) fn set_busy(&self, worker: u16, busy: bool) {
-        self.worker(worker, BUSY).store(u64::from(busy), Ordering::Relaxed);
+        let word = self.worker(worker, BUSY);
+        let passes = word.load(Ordering::Relaxed) & !1;
+        word.store(if busy { passes.wrapping_add(2) | 1 } else { passes }, Ordering::Relaxed);
+    }
+
+    fn is_busy(&self, worker: u16) -> bool {
+        self.worker(worker, BUSY).load(Ordering::Relaxed) & 1 != 0
     }
 
     pub(crate) fn is_idle(&self, worker: u16) -> bool {
-        self.worker(worker, BUSY).load(Ordering::Relaxed) == 0 && self.worker_pid(worker) != 0
+        !self.is_busy(worker) && self.worker_pid(worker) != 0
+    }
+
+    /// What the worker is at; `None` if it has nothing to do.
+    pub(crate) fn progress(&self, worker: u16) -> Option<Progress> {
+        let word = |word| self.worker(worker, word).load(Ordering::Relaxed);
+        self.is_busy(worker).then(|| Progress {
+            generation: word(GENERATION),
+            passes: word(BUSY),
+            handled: word(HANDLED),
+            started: (0..self.links).map(|reactor| word(STARTED + reactor)).fold(0, u64::wrapping_add),
+        })
     }
 
     pub(crate) fn set_handled(&self, worker: u16, handled: u64) {

@@ -17,8 +17,8 @@ pub struct Control {
     /// The live processes, kept up to date by the supervisor.
     pub(crate) live: Vec<(SlotId, u32, Pid)>,
     pub(crate) stopping: bool,
-    /// To be sent to all processes.
-    pub(crate) signals: Vec<Signal>,
+    /// To be sent to the process of a slot, or to all.
+    pub(crate) signals: Vec<(Option<SlotId>, Signal)>,
     max_wait: Duration,
     groups: Vec<GroupConfig>,
 }
@@ -62,7 +62,13 @@ impl Control {
     /// Sends a signal to every process, as for a log that is to be opened anew. The policy knows nothing of it: to
     /// have processes retire, ask for that.
     pub fn signal_all(&mut self, signal: Signal) {
-        self.signals.push(signal);
+        self.signals.push((None, signal));
+    }
+
+    /// Sends a signal to the process of `slot`, if there is one. The policy knows nothing of it: one that dies of it has
+    /// died, and is replaced like any other.
+    pub fn signal(&mut self, slot: SlotId, signal: Signal) {
+        self.signals.push((Some(slot), signal));
     }
 
     /// What [`Settle::Later`](crate::Settle::Later) waits for: the successor in `slot` may come.

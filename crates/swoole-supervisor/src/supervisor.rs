@@ -317,15 +317,18 @@ impl<P: Program> Shell<P> {
     /// Gives the program its reports and carries out its requests, until there are neither.
     fn deliver(&mut self) {
         loop {
-            for signal in std::mem::take(&mut self.control.signals) {
-                self.processes.iter().for_each(|process| self.send(process.slot, signal));
+            for (slot, signal) in std::mem::take(&mut self.control.signals) {
+                match slot {
+                    Some(slot) => self.send(slot, signal),
+                    None => self.processes.iter().for_each(|process| self.send(process.slot, signal)),
+                }
             }
             for request in std::mem::take(&mut self.control.requests) {
                 self.apply(request);
             }
             match self.reports.pop_front() {
                 Some(report) => self.program.report(&report, &mut self.control),
-                None if self.control.requests.is_empty() => return,
+                None if self.control.requests.is_empty() && self.control.signals.is_empty() => return,
                 None => {}
             }
         }

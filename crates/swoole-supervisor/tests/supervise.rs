@@ -27,6 +27,7 @@ use swoole_sys::signal;
 
 tests![
     a_killed_process_is_replaced,
+    a_signal_goes_to_one_process_or_to_all,
     a_status_tells_how_a_process_ended,
     a_process_that_is_ready_and_leaves_at_once_counts_as_ready,
     a_crash_loop_is_slowed_down_while_others_serve,
@@ -158,6 +159,34 @@ fn a_killed_process_is_replaced() {
     assert_eq!(generations.remove(0), (0, 1, "signal:9".into()));
     generations.sort();
     assert_eq!(generations, [(0, 2, "signal:15".into()), (1, 1, "signal:15".into())]);
+}
+
+fn a_signal_goes_to_one_process_or_to_all() {
+    let (mut ready, mut ended) = (0, Vec::new());
+    supervise(Options::default(), &[2], serve, |told, control| {
+        if count_ready(&mut ready, &told) {
+            match ready {
+                2 => control.signal(slot(0, 1), Signal::KILL),
+                3 => control.signal_all(Signal::USR1),
+                _ => {}
+            }
+        } else if let Told::Exited(exit) = told {
+            ended.push((exit.slot, exit.status.to_string()));
+            if ended.len() == 3 {
+                control.stop(LONG);
+            }
+        }
+    });
+    ended[1..3].sort_unstable();
+    let killed = |slot, signal: Signal| {
+        (slot, ExitStatus::Signaled { signal: signal.as_raw(), core_dumped: false }.to_string())
+    };
+    let expected = [
+        killed(slot(0, 1), Signal::KILL),
+        killed(slot(0, 0), Signal::USR1),
+        killed(slot(0, 1), Signal::USR1),
+    ];
+    assert_eq!(ended[..3], expected);
 }
 
 fn a_status_tells_how_a_process_ended() {

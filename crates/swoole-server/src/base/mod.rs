@@ -78,7 +78,7 @@ pub(crate) fn run<H: Handler>(handler: H, shared: Arc<Shared>, stalls: Stalls) -
     let _ = swoole_sys::title::set("swoole: manager");
     shared.board.set_manager(shared.board.master_pid());
     let premises = Rc::new(Premises::create(&shared)?);
-    let office = Office::new(handler, Arc::clone(&shared), premises, stalls);
+    let office = Office::new(handler, Arc::clone(&shared), premises, stalls)?;
     let (options, groups) = office.staff.options();
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| Error::setup("run the manager", error);
     let supervisor = Supervisor::new(options, groups, office).map_err(|error| failed(error.into()))?;

@@ -38,17 +38,22 @@ pub(super) struct Office<H> {
 }
 
 impl<H: Handler> Office<H> {
-    pub(super) fn new(handler: H, shared: Arc<Shared>, premises: Rc<Premises>, stalls: Stalls) -> Office<H> {
-        Office {
+    pub(super) fn new(
+        handler: H,
+        shared: Arc<Shared>,
+        premises: Rc<Premises>,
+        stalls: Stalls,
+    ) -> Result<Office<H>> {
+        Ok(Office {
             seen: vec![false; stalls.len()],
             master: Master { shared: Arc::clone(&shared) },
-            staff: Staff::new(handler, shared),
+            staff: Staff::new(handler, shared)?,
             premises,
             stalls: ManuallyDrop::new(stalls),
             reload_wanted: false,
             stop_wanted: None,
             failure: None,
-        }
+        })
     }
 
     fn shared(&self) -> &Shared {
@@ -249,6 +254,7 @@ impl<H: Handler> Program for Office<H> {
     }
 
     fn report(&mut self, report: &Report, control: &mut Control) {
+        self.staff.watch(control);
         match report {
             Report::Started { slot, generation, pid } => {
                 if self.staff.started(*slot, *generation, pid.as_raw_pid()) {
@@ -260,7 +266,10 @@ impl<H: Handler> Program for Office<H> {
         }
     }
 
-    fn readable(&mut self, _: RawFd, control: &mut Control) {
+    fn readable(&mut self, fd: RawFd, control: &mut Control) {
+        if self.staff.look(fd, control) {
+            return;
+        }
         tracing::warn!("clients are left that no worker has taken over in time");
         self.stop_workers(control);
     }

@@ -129,6 +129,13 @@ pub struct Config {
     /// that this many more die on is poison: it is dropped, its connection is closed, and the log names it.
     pub crash_retries: u32,
 
+    /// Seconds that a worker may be at one packet, 0..=86400, before it is killed, and the packet goes the way of
+    /// `on_crash`. Default 0: for ever. Found out within an eighth of that time more, a second at most. Counted is what
+    /// passes on the clock, also while the handler waits for something or the process is stopped; a worker that starts,
+    /// or leaves (`max_wait_time`), is not meant. php-fpm: `request_terminate_timeout`.
+    #[serde(with = "value::seconds")]
+    pub request_terminate_time: Duration,
+
     /// Packets after which a worker retires and is replaced; 0 (default) for no limit. Swoole: `max_request`.
     pub max_request: u64,
 
@@ -214,6 +221,7 @@ impl Default for Config {
             dispatch_mode: DispatchMode::Fixed,
             on_crash: OnCrash::Close,
             crash_retries: 1,
+            request_terminate_time: Duration::ZERO,
             max_request: 0,
             max_request_grace: None,
             max_wait_time: Duration::from_secs(3),

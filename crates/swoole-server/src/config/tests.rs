@@ -113,7 +113,7 @@ fn every_range_holds_at_both_ends_and_no_further() {
                 (max + 1).to_string(),
             ),
             Kind::Seconds(min, max) => {
-                ((min.to_string(), max.to_string()), (min / 2.0).to_string(), (max + 0.5).to_string())
+                ((min.to_string(), max.to_string()), (min - 0.05).to_string(), (max + 0.5).to_string())
             }
             _ => continue,
         };

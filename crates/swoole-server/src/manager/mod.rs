@@ -5,6 +5,7 @@
 //! successor be forked: two processes never hold the same links.
 
 mod staff;
+mod stuck;
 
 use std::collections::HashMap;
 use std::mem::ManuallyDrop;
@@ -48,7 +49,13 @@ pub(crate) fn run<H: Handler>(
         tracing::error!("start the manager: {error}");
         return 1;
     }
-    let staff = Staff::new(handler, shared);
+    let staff = match Staff::new(handler, shared) {
+        Ok(staff) => staff,
+        Err(error) => {
+            tracing::error!("start the manager: {error}");
+            return 1;
+        }
+    };
     let (options, groups) = staff.options();
     let office = Office {
         staff,
@@ -155,6 +162,7 @@ impl<H: Handler> Program for Office<H> {
 
     fn report(&mut self, report: &Report, control: &mut Control) {
         control.watch(self.control.as_fd().as_raw_fd());
+        self.staff.watch(control);
         match report {
             Report::Started { slot, generation, pid } => {
                 let pid = pid.as_raw_pid();
@@ -182,8 +190,10 @@ impl<H: Handler> Program for Office<H> {
         }
     }
 
-    fn readable(&mut self, _fd: RawFd, control: &mut Control) {
-        self.take_orders(control);
+    fn readable(&mut self, fd: RawFd, control: &mut Control) {
+        if !self.staff.look(fd, control) {
+            self.take_orders(control);
+        }
     }
 }
 

@@ -1,12 +1,14 @@
 //! What a manager does for its workers in either mode: it calls the user back, and says what happens.
 
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::sync::Arc;
 
-use swoole_supervisor::{ExitStatus, Exited, GroupConfig, Options, ReloadMode, Report, SlotId};
+use swoole_supervisor::{Control, ExitStatus, Exited, GroupConfig, Options, ReloadMode, Report, SlotId};
 
 use rustix::process::Signal;
 
-use crate::config;
+use super::stuck::Watchman;
+use crate::config::{self, Config};
 use crate::crash::PacketInHand;
 use crate::error::Result;
 use crate::handler::{Handler, Manager, WorkerError};
@@ -21,11 +23,29 @@ pub(crate) struct Staff<H> {
     pub(crate) shared: Arc<Shared>,
     /// Workers of the first generation that exist.
     forked: u16,
+    watchman: Option<Watchman>,
 }
 
 impl<H: Handler> Staff<H> {
-    pub(crate) fn new(handler: H, shared: Arc<Shared>) -> Staff<H> {
-        Staff { handler, context: Manager { shared: Arc::clone(&shared) }, shared, forked: 0 }
+    pub(crate) fn new(handler: H, shared: Arc<Shared>) -> Result<Staff<H>> {
+        let Config { request_terminate_time, worker_num, .. } = shared.config;
+        let watchman = Watchman::new(request_terminate_time, worker_num)?;
+        let context = Manager { shared: Arc::clone(&shared) };
+        Ok(Staff { handler, context, shared, forked: 0, watchman })
+    }
+
+    /// Has [`look`](Staff::look) called when it is time.
+    pub(crate) fn watch(&self, control: &mut Control) {
+        if let Some(watchman) = &self.watchman {
+            control.watch(watchman.as_fd().as_raw_fd());
+        }
+    }
+
+    /// Looks after stuck workers, if this descriptor says that it is time for that.
+    pub(crate) fn look(&mut self, fd: RawFd, control: &mut Control) -> bool {
+        let Some(watchman) = self.watchman.as_mut().filter(|watchman| watchman.is(fd)) else { return false };
+        watchman.look(&self.shared.board, control);
+        true
     }
 
     /// How the supervisor is to treat them.

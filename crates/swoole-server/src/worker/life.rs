@@ -133,10 +133,12 @@ impl<'a, H: Handler> Life<'a, H> {
         loop {
             let worked = self.pass()?;
             if self.duty.retiring {
+                shared.board.set_busy(self.duty.id, false);
                 return Ok(());
             }
             if worked {
                 pace.worked();
+                shared.board.set_busy(self.duty.id, true);
                 continue;
             }
             shared.board.set_busy(self.duty.id, false);

@@ -21,6 +21,7 @@ mod programs;
 mod reload;
 mod shape;
 mod stop;
+mod stuck;
 
 pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
     let themes = [
@@ -34,6 +35,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         reload::ALL,
         backlog::ALL,
         stop::ALL,
+        stuck::ALL,
         boot::ALL,
         config::ALL,
         operation::ALL,

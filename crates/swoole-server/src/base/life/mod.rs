@@ -203,9 +203,9 @@ impl<'a, H: Handler> Life<'a, H> {
         let shared = Arc::clone(&self.duty.shared);
         let mut pace = Pace::new(&shared, Part::Alone);
         let id = self.duty.id;
-        shared.board.set_busy(id, true);
         let mut events = 1;
         while !self.leaves() {
+            shared.board.set_busy(id, true);
             if events == 0 {
                 let mut failure = Ok(());
                 let found = spin.until(&mut pace, || match self.turn(reactor, Some(Duration::ZERO)) {
@@ -227,6 +227,7 @@ impl<'a, H: Handler> Life<'a, H> {
                 pace.worked();
             }
         }
+        shared.board.set_busy(id, false);
         Ok(())
     }
 

@@ -1,0 +1,76 @@
+//! Workers that do not get on: `request_terminate_time`.
+
+use crate::cluster::bed::{Bed, PATIENCE};
+use crate::cluster::load::Load;
+use crate::cluster::log::Source;
+use crate::cluster::matrix::{Cx, Scenario, full};
+use crate::cluster::proc;
+use anyhow::{Result, ensure};
+use std::time::{Duration, Instant};
+
+pub(super) static ALL: &[Scenario] = &[
+    full("terminate_stuck", "a worker that is at one packet for too long is killed and replaced", terminate),
+    full(
+        "terminate_nobody_else",
+        "idle workers, and those with many packets one after the other, are not",
+        nobody_else,
+    ),
+    full("terminate_retry", "a packet that always takes too long is poison after its retries", retry)
+        .in_process(),
+];
+
+fn worker_errors(bed: &Bed) -> Vec<String> {
+    let lines = bed.log.texts(Source::Stdout);
+    lines.into_iter().filter(|line| line.starts_with("on_worker_error")).collect()
+}
+
+fn terminate(cx: &Cx) -> Result<()> {
+    let bed = cx.testbed().flag("worker-num", 1).flag("request-terminate-time", 0.4).start()?;
+    let mut stuck = bed.connect()?;
+    let pid: i32 = stuck.ask_field("whoami", "pid")?;
+    let begun = Instant::now();
+    bed.occupy(&mut stuck, 100_000)?;
+    stuck.expect_close()?;
+    ensure!(begun.elapsed() >= Duration::from_millis(400), "after {:?} already", begun.elapsed());
+    ensure!(begun.elapsed() < Duration::from_secs(5), "only after {:?}", begun.elapsed());
+    bed.log.wait_line(Source::Stderr, &["request_terminate_time", &format!("pid {pid}")], PATIENCE)?;
+    ensure!(bed.wait_error(pid)? == "signal:9", "not killed");
+    ensure!(worker_errors(&bed)[0].ends_with("requests=1"), "{:?}", worker_errors(&bed));
+    bed.connect()?.expect("echo again", "again")?;
+    bed.stop()?;
+    Ok(())
+}
+
+fn nobody_else(cx: &Cx) -> Result<()> {
+    let bed = cx.testbed().flag("worker-num", 2).flag("request-terminate-time", 0.2).start()?;
+    let mut client = bed.connect()?;
+    // Several times as long as the limit, in packets that keep it.
+    client.tell_all(&["sleep 50"; 20])?;
+    let load = Load::start(bed.address()?, 4)?;
+    for _ in 0..20 {
+        client.expect_line("slept 50")?;
+    }
+    load.finish_unharmed()?;
+    let begun = Instant::now();
+    proc::until("idleness of three times the limit", PATIENCE, || {
+        (begun.elapsed() > Duration::from_millis(600)).then_some(())
+    })?;
+    client.expect("echo still there", "still there")?;
+    ensure!(worker_errors(&bed).is_empty(), "{:?}", worker_errors(&bed));
+    bed.stop()?;
+    Ok(())
+}
+
+fn retry(cx: &Cx) -> Result<()> {
+    let launch = cx.testbed().flag("worker-num", 1).flag("on-crash", "retry").flag("crash-retries", 1);
+    let bed = launch.flag("request-terminate-time", 0.2).start()?;
+    let (mut stuck, mut other) = (bed.connect()?, bed.connect()?);
+    bed.occupy(&mut stuck, 100_000)?;
+    other.tell("echo patience")?;
+    stuck.expect_close()?;
+    other.expect_line("patience")?;
+    bed.log.wait_line(Source::Stderr, &["poison", "(attempt 2)"], PATIENCE)?;
+    bed.log.wait_count("on_worker_error", 2, PATIENCE)?;
+    bed.stop()?;
+    Ok(())
+}
