@@ -3,8 +3,8 @@
 //! Each word has one writer at a time: a worker's row is that worker's (it is cleared when the worker is gone), a
 //! reactor's row is that reactor's, which in Base mode is the worker's own, the rest (process ids among it) is the
 //! master's and the manager's. In a worker, all but its own rows is read-only. Readers take the words as they are: no
-//! fact here decides about memory safety or about whom to kill, and the reactors check what workers write
-//! ([`Board::started`]) against their own books.
+//! fact here decides about memory safety, or about the life of another process than the one that wrote it
+//! ([`Board::progress`]), and the reactors check what workers write ([`Board::started`]) against their own books.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};

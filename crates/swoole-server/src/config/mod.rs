@@ -168,8 +168,8 @@ pub struct Config {
 
     /// Whether reactors and workers are each kept on a core of their own, a reactor and its workers on neighbouring cores
     /// of one NUMA node. Default `false`: they run where the scheduler puts them, and while there are no more cores than
-    /// reactors and workers, one whose core others take for long goes to another one by itself. Which cores there are, the process's own affinity says (`taskset`). Swoole:
-    /// `open_cpu_affinity`.
+    /// reactors and workers, one whose core others take for long goes to another one by itself. Which cores there are,
+    /// the process's own affinity says (`taskset`). Swoole: `open_cpu_affinity`.
     pub open_cpu_affinity: bool,
 
     /// Microseconds that an event loop goes on looking for work before it sleeps, 0..=100000. Default 0: 40 us, and

@@ -11,8 +11,8 @@
 //!
 //! When it goes, [`Berth`] decides. 128 bytes raw, 64 connections that send one request at a time, two reactors and two
 //! workers on two cores shared with the load (Linux 6.18, medians of interleaved runs): the 99th percentile went from
-//! 4.2 to 1.0 ms in Base mode and from 3.9 to 0.8-1.6 ms in Process mode (tokio: 1.3), with as many requests per second
-//! as before; Process mode got cheaper by a tenth. The kernel's own means did not help: shorter slices
+//! 4.2 to 0.6-0.9 ms in Base mode and from 3.1-3.9 to 0.7-1.2 ms in Process mode (tokio: 1.0-1.3), at the same CPU per
+//! request and about as many requests per second. The kernel's own means did not help: shorter slices
 //! (`sched_setattr`), naps of 20 to 100 us instead of yielding, no yielding at all.
 //!
 //! Where every thread can have a core of its own, or is kept on one (`open_cpu_affinity`), the scheduler needs no help.
