@@ -33,8 +33,13 @@ struct Testbed {
     commands: bool,
     line_end: Vec<u8>,
     /// This worker panics at its start, always or in this generation.
-    crash_on_start: Option<(u16, Option<u32>)>,
+    crash_on_start: Option<Life>,
+    /// This one never returns from its start.
+    hang_on_start: Option<Life>,
 }
+
+/// A worker, and which process of its slot; `None` for any.
+type Life = (u16, Option<u32>);
 
 /// One line to stdout with one write, so that lines of different processes never mix.
 fn say(line: String) -> Result<()> {
@@ -98,11 +103,14 @@ impl Handler for Testbed {
 
     fn on_worker_start(&mut self, worker: &mut Worker) -> Result<()> {
         let (id, pid, generation) = (worker.id(), worker.pid(), worker.generation());
-        if self
-            .crash_on_start
-            .is_some_and(|(who, when)| who == id && when.is_none_or(|when| when == generation))
-        {
+        let is_this = |life: Option<Life>| {
+            life.is_some_and(|(who, when)| who == id && when.is_none_or(|when| when == generation))
+        };
+        if is_this(self.crash_on_start) {
             panic!("--crash-on-start {id}");
+        }
+        while is_this(self.hang_on_start) {
+            std::thread::park();
         }
         say(format!("on_worker_start worker={id} pid={pid} generation={generation}"))
     }
@@ -220,7 +228,7 @@ fn raise<T>(signal: Signal) -> Result<T> {
 }
 
 /// `ID` or `ID:GENERATION` of a worker.
-fn parse_life(text: &str) -> std::result::Result<(u16, Option<u32>), std::num::ParseIntError> {
+fn parse_life(text: &str) -> std::result::Result<Life, std::num::ParseIntError> {
     match text.split_once(':') {
         Some((id, generation)) => Ok((id.parse()?, Some(generation.parse()?))),
         None => Ok((text.parse()?, None)),
@@ -233,7 +241,7 @@ fn run() -> Result<()> {
     defaults.framing = Framing::Eof;
     defaults.package_eof = b"\n".to_vec();
 
-    let (mut crash_on_start, mut spawn_thread) = (None, false);
+    let (mut crash_on_start, mut hang_on_start, mut spawn_thread) = (None, None, false);
     let config = Sources::new(defaults)
         .option(
             "crash-on-start",
@@ -241,14 +249,24 @@ fn run() -> Result<()> {
             "this worker panics whenever it starts, or the first, second, ... time",
             &mut crash_on_start,
         )
+        .option(
+            "hang-on-start",
+            "ID[:GENERATION]",
+            "this worker never gets done with its start",
+            &mut hang_on_start,
+        )
         .switch(
             "spawn-thread",
             "a thread is started before the server, which refuses that",
             &mut spawn_thread,
         )
         .load_process()?;
-    let crash_on_start = crash_on_start.as_deref().map(parse_life).transpose();
-    let crash_on_start = crash_on_start.map_err(|_| "flag --crash-on-start: must be ID or ID:GENERATION")?;
+    let life = |flag: &str, life: Option<String>| {
+        let life = life.as_deref().map(parse_life).transpose();
+        life.map_err(|_| Error::from(format!("flag --{flag}: must be ID or ID:GENERATION")))
+    };
+    let crash_on_start = life("crash-on-start", crash_on_start)?;
+    let hang_on_start = life("hang-on-start", hang_on_start)?;
     if spawn_thread {
         std::thread::spawn(std::thread::park);
     }
@@ -256,6 +274,7 @@ fn run() -> Result<()> {
         commands: config.framing == Framing::Eof,
         line_end: config.package_eof.clone(),
         crash_on_start,
+        hang_on_start,
     };
     Server::new(config).run(testbed)
 }

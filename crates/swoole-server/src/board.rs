@@ -69,13 +69,15 @@ const CORE: usize = 6;
 const RETRIED: usize = 7;
 const REACTOR_ROW: usize = 8;
 
-// The head: the phase, then when the server started, then the pids of master and manager.
+// The head: the phase, then when the server started, then the pids of master and manager. Behind it, two words for each
+// worker slot: the process in it, and its state.
 const HEAD: usize = 8;
 const PHASE: usize = 0;
 const STARTED_AT: usize = 1;
 const MASTER: usize = 2;
 const MANAGER: usize = 3;
 const RESPAWNS: usize = 4;
+const SLOT: usize = 2;
 
 /// A worker that gets on has another one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,7 +103,7 @@ impl Board {
     pub(crate) fn create(workers: usize, reactors: usize, links: usize) -> Result<Board> {
         let create = || {
             Ok(Board {
-                facts: Words::create("swoole-board", HEAD + workers)?,
+                facts: Words::create("swoole-board", HEAD + SLOT * workers)?,
                 workers: Words::rows("swoole-board-workers", workers, STARTED + links)?,
                 reactors: Words::rows("swoole-board-reactors", reactors, REACTOR_ROW)?,
                 links,
@@ -166,7 +168,22 @@ impl Board {
     }
 
     fn pid(&self, worker: u16) -> &AtomicU64 {
-        &self.facts[HEAD + usize::from(worker)]
+        &self.facts[HEAD + SLOT * usize::from(worker)]
+    }
+
+    /// The manager's word on the slot.
+    pub(crate) fn set_worker_state(&self, worker: u16, state: WorkerState) {
+        self.facts[HEAD + SLOT * usize::from(worker) + 1].store(state as u64, Ordering::Relaxed);
+    }
+
+    fn worker_state(&self, worker: u16) -> WorkerState {
+        match self.facts[HEAD + SLOT * usize::from(worker) + 1].load(Ordering::Relaxed) {
+            1 => WorkerState::Running,
+            2 => WorkerState::Retiring,
+            3 => WorkerState::BackingOff,
+            4 => WorkerState::Failed,
+            _ => WorkerState::Starting,
+        }
     }
 
     /// The manager's word on who is in this slot; 0 for nobody.
@@ -314,6 +331,7 @@ impl Board {
                 .map(|id| WorkerStats {
                     id,
                     pid: self.worker_pid(id),
+                    state: self.worker_state(id),
                     generation: self.worker(id, GENERATION).load(Ordering::Relaxed) as u32,
                     idle: self.is_idle(id),
                     handled: self.worker(id, HANDLED).load(Ordering::Relaxed),
@@ -370,6 +388,36 @@ pub struct Stats {
     pub workers: Vec<WorkerStats>,
 }
 
+/// Where a worker slot is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+#[repr(u64)]
+pub enum WorkerState {
+    /// Its process has not returned from `on_worker_start`, or is about to be forked.
+    Starting = 0,
+    /// Its process serves.
+    Running = 1,
+    /// Its process was asked to retire.
+    Retiring = 2,
+    /// Its processes have died in a row: the next one is forked after a pause.
+    BackingOff = 3,
+    /// It has failed to start `restart_intensity` times within `restart_period`, and is tried rarely.
+    Failed = 4,
+}
+
+impl WorkerState {
+    /// As the statistics write it: `starting`, `running`, `retiring`, `backoff`, `failed`.
+    pub fn name(self) -> &'static str {
+        match self {
+            WorkerState::Starting => "starting",
+            WorkerState::Running => "running",
+            WorkerState::Retiring => "retiring",
+            WorkerState::BackingOff => "backoff",
+            WorkerState::Failed => "failed",
+        }
+    }
+}
+
 /// One worker slot's counters.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -378,6 +426,8 @@ pub struct WorkerStats {
     pub id: u16,
     /// The process in it now; 0 while there is none.
     pub pid: i32,
+    /// Where the slot is in its life.
+    pub state: WorkerState,
     /// Which process of this slot it is, from 1.
     pub generation: u32,
     /// Whether it waits for work.
@@ -387,7 +437,7 @@ pub struct WorkerStats {
 }
 
 impl Stats {
-    /// One line of JSON (RFC 8259); every value is a number, a boolean, or a list of such objects.
+    /// One line of JSON (RFC 8259): numbers, and a list of one object for each worker.
     pub fn to_json(&self) -> String {
         let mut json = String::from("{");
         for (name, value) in [
@@ -411,10 +461,11 @@ impl Stats {
         json.push_str("\"workers\":[");
         for (index, worker) in self.workers.iter().enumerate() {
             let comma = if index == 0 { "" } else { "," };
-            let WorkerStats { id, pid, generation, idle, handled } = worker;
+            let WorkerStats { id, pid, state, generation, idle, handled } = worker;
+            let state = state.name();
             let _ = write!(
                 json,
-                "{comma}{{\"id\":{id},\"pid\":{pid},\"generation\":{generation},\"idle\":{idle},\"handled\":{handled}}}"
+                "{comma}{{\"id\":{id},\"pid\":{pid},\"state\":\"{state}\",\"generation\":{generation},\"idle\":{idle},\"handled\":{handled}}}"
             );
         }
         json.push_str("]}");
@@ -462,12 +513,13 @@ mod tests {
         let board = Board::create(2, 1, 1).unwrap();
         board.enter(0, 1);
         board.set_worker_pid(0, 41);
+        board.set_worker_state(0, WorkerState::Running);
         let json = board.stats().to_json();
         assert!(json.starts_with("{\"start_time\":0,"), "{json}");
         assert!(
             json.ends_with(
-                "\"workers\":[{\"id\":0,\"pid\":41,\"generation\":1,\"idle\":true,\"handled\":0},\
-             {\"id\":1,\"pid\":0,\"generation\":0,\"idle\":false,\"handled\":0}]}"
+                "\"workers\":[{\"id\":0,\"pid\":41,\"state\":\"running\",\"generation\":1,\"idle\":true,\"handled\":0},\
+             {\"id\":1,\"pid\":0,\"state\":\"starting\",\"generation\":0,\"idle\":false,\"handled\":0}]}"
             ),
             "{json}"
         );

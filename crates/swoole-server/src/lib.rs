@@ -86,7 +86,7 @@ mod shared;
 mod wire;
 mod worker;
 
-pub use board::{Stats, WorkerStats};
+pub use board::{Stats, WorkerState, WorkerStats};
 pub use config::Config;
 pub use crash::{Fate, PacketInHand};
 pub use error::{Error, Result};

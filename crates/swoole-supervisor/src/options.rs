@@ -10,6 +10,9 @@ pub struct Options {
     /// How long a process may take to retire before it is killed; also how long a stop by signal may take.
     /// Default 3 s.
     pub max_wait: Duration,
+    /// How long a process may take from its fork until it is ready; one that takes longer is killed, and counts as one that
+    /// could not start. Default `None`: for ever. A slot's first process is waited for in any case.
+    pub start_timeout: Option<Duration>,
     /// How a reload goes about it unless it is asked for in another way. Default [`ReloadMode::Rolling`].
     pub reload_mode: ReloadMode,
     /// The wait before a process that died is replaced.
@@ -27,6 +30,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             max_wait: Duration::from_secs(3),
+            start_timeout: None,
             reload_mode: ReloadMode::default(),
             backoff: Backoff::default(),
             stable_after: Duration::from_secs(10),

@@ -63,6 +63,17 @@ pub enum Report {
         /// How long it was given.
         waited: Duration,
     },
+    /// A process was not ready after [`Options::start_timeout`](crate::Options::start_timeout), and killed (`SIGKILL`).
+    StartTimedOut {
+        /// Its slot.
+        slot: SlotId,
+        /// Its generation.
+        generation: u32,
+        /// Its process id.
+        pid: Pid,
+        /// How long it was given.
+        waited: Duration,
+    },
     /// Processes of this slot keep dying; the next is forked later.
     BackingOff {
         /// Which slot.
@@ -129,6 +140,10 @@ impl fmt::Display for Report {
                     "slot {slot} (pid {}) has not retired within {waited:.1?}: killed",
                     pid.as_raw_pid()
                 )
+            }
+            Self::StartTimedOut { slot, pid, waited, .. } => {
+                let pid = pid.as_raw_pid();
+                write!(f, "slot {slot} (pid {pid}) has not got ready within {waited:.1?}: killed")
             }
             Self::BackingOff { slot, deaths, delay } => {
                 write!(f, "slot {slot} has failed {deaths} times in a row: next try in {delay:.1?}")

@@ -241,7 +241,7 @@ impl<H: Handler> Program for Office<H> {
 
     fn exited(&mut self, exit: &Exited, control: &mut Control) -> Settle {
         let worker = exit.slot.slot;
-        self.shared().board.set_worker_pid(worker, 0);
+        self.staff.ended(worker);
         self.forget_clients(worker);
         let held = self.shared().board.held(worker);
         if held.is_some() {
@@ -261,7 +261,10 @@ impl<H: Handler> Program for Office<H> {
                     self.start(control);
                 }
             }
-            Report::Ready { slot, .. } => self.see(*slot, control),
+            Report::Ready { slot, .. } => {
+                self.staff.ready(*slot);
+                self.see(*slot, control);
+            }
             other => self.staff.tell(other),
         }
     }

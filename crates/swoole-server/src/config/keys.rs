@@ -37,7 +37,7 @@ const fn key(name: &'static str, kind: Kind, help: &'static str) -> Key {
 }
 
 /// In the order of the fields of [`Config`](super::Config).
-pub(super) static KEYS: [Key; 33] = [
+pub(super) static KEYS: [Key; 36] = [
     key("listen", Listen, "where clients connect; may repeat"),
     key("mode", Choice(&["process", "base"]), "how the work is divided between processes"),
     key("worker_num", Count(1, 1024), "worker processes"),
@@ -69,6 +69,17 @@ pub(super) static KEYS: [Key; 33] = [
         Seconds(0.0, 86400.0),
         "how long a worker may be at one packet, 0 for ever; then it is killed",
     ),
+    key(
+        "worker_start_timeout",
+        Seconds(0.0, 86400.0),
+        "how long a successor may take to start, 0 for ever; then it is killed",
+    ),
+    key(
+        "restart_intensity",
+        Count(1, 1000),
+        "failed starts within restart_period that make a worker a failed one",
+    ),
+    key("restart_period", Seconds(1.0, 86400.0), "see restart_intensity"),
     key("max_request", Count(0, i64::MAX as u64), "packets after which a worker is replaced, 0 for no limit"),
     key(
         "max_request_grace",

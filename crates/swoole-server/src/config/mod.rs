@@ -136,6 +136,21 @@ pub struct Config {
     #[serde(with = "value::seconds")]
     pub request_terminate_time: Duration,
 
+    /// Seconds that a worker may take to start (`on_worker_start`), 0..=86400, before it is killed and counts as one that
+    /// cannot start: a reload ends there, and the workers that it has not come to go on serving. Default 0: for ever. The
+    /// first process of each worker is waited for in any case.
+    #[serde(with = "value::seconds")]
+    pub worker_start_timeout: Duration,
+
+    /// So many starts of a worker, 1..=1000, that failed within `restart_period` make it a failed one: the next ones are
+    /// 5 s apart. Default 10. (Before that they are 0, 50 ms, 100 ms, 200 ms ... apart, each a fifth more or less; a
+    /// worker that had started is replaced at once, and within 100 ms if it keeps dying.)
+    pub restart_intensity: u32,
+
+    /// See `restart_intensity`: seconds, 1..=86400. Default 60.
+    #[serde(with = "value::seconds")]
+    pub restart_period: Duration,
+
     /// Packets after which a worker retires and is replaced; 0 (default) for no limit. Swoole: `max_request`.
     pub max_request: u64,
 
@@ -222,6 +237,9 @@ impl Default for Config {
             on_crash: OnCrash::Close,
             crash_retries: 1,
             request_terminate_time: Duration::ZERO,
+            worker_start_timeout: Duration::ZERO,
+            restart_intensity: 10,
+            restart_period: Duration::from_secs(60),
             max_request: 0,
             max_request_grace: None,
             max_wait_time: Duration::from_secs(3),

@@ -40,6 +40,9 @@ impl Config {
         check_count("crash_retries", self.crash_retries.into())?;
         check_size("socket_buffer_size", self.socket_buffer_size)?;
         check_seconds("request_terminate_time", self.request_terminate_time.as_secs_f64())?;
+        check_seconds("worker_start_timeout", self.worker_start_timeout.as_secs_f64())?;
+        check_count("restart_intensity", self.restart_intensity.into())?;
+        check_seconds("restart_period", self.restart_period.as_secs_f64())?;
         check_seconds("max_wait_time", self.max_wait_time.as_secs_f64())?;
         self.check_rings()?;
         self.framing().map(drop)

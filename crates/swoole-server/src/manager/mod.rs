@@ -140,7 +140,7 @@ impl<H: Handler> Program for Office<H> {
 
     fn exited(&mut self, exit: &Exited, control: &mut Control) -> Settle {
         let worker = exit.slot.slot;
-        self.staff.shared.board.set_worker_pid(worker, 0);
+        self.staff.ended(worker);
         self.graves.insert(worker, *exit);
         self.tell(&News::Died { worker, generation: exit.generation });
         if !control.is_stopping() {
@@ -173,6 +173,7 @@ impl<H: Handler> Program for Office<H> {
                 }
             }
             Report::Ready { slot, generation, .. } => {
+                self.staff.ready(*slot);
                 self.tell(&News::Ready { worker: slot.slot, generation: *generation });
             }
             other => self.staff.tell(other),

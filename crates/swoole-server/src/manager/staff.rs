@@ -8,6 +8,7 @@ use swoole_supervisor::{Control, ExitStatus, Exited, GroupConfig, Options, Reloa
 use rustix::process::Signal;
 
 use super::stuck::Watchman;
+use crate::board::WorkerState;
 use crate::config::{self, Config};
 use crate::crash::PacketInHand;
 use crate::error::Result;
@@ -53,6 +54,9 @@ impl<H: Handler> Staff<H> {
         let config = &self.shared.config;
         let options = Options {
             max_wait: config.max_wait_time,
+            start_timeout: Some(config.worker_start_timeout).filter(|timeout| !timeout.is_zero()),
+            restart_intensity: config.restart_intensity,
+            restart_period: config.restart_period,
             reload_mode: match config.reload_mode {
                 config::ReloadMode::Rolling => ReloadMode::Rolling,
                 config::ReloadMode::All => ReloadMode::AllAtOnce,
@@ -65,6 +69,7 @@ impl<H: Handler> Staff<H> {
     /// A worker process exists. True if it completes the first generation.
     pub(crate) fn started(&mut self, slot: SlotId, generation: u32, pid: i32) -> bool {
         self.shared.board.set_worker_pid(slot.slot, pid);
+        self.shared.board.set_worker_state(slot.slot, WorkerState::Starting);
         let worker_num = self.shared.config.worker_num;
         if self.forked < worker_num {
             self.forked += 1;
@@ -75,11 +80,37 @@ impl<H: Handler> Staff<H> {
         false
     }
 
+    /// Its process is gone; what follows is told.
+    pub(crate) fn ended(&self, worker: u16) {
+        self.shared.board.set_worker_pid(worker, 0);
+        self.shared.board.set_worker_state(worker, WorkerState::Starting);
+    }
+
+    /// It has started.
+    pub(crate) fn ready(&self, slot: SlotId) {
+        self.set_state(slot, WorkerState::Running);
+    }
+
+    fn set_state(&self, slot: SlotId, state: WorkerState) {
+        self.shared.board.set_worker_state(slot.slot, state);
+    }
+
     /// Everything else worth knowing.
     pub(crate) fn tell(&mut self, report: &Report) {
         match report {
+            Report::Retiring { slot, .. } => self.set_state(*slot, WorkerState::Retiring),
+            Report::BackingOff { slot, .. } => self.set_state(*slot, WorkerState::BackingOff),
+            Report::Failing { slot, .. } => self.set_state(*slot, WorkerState::Failed),
+            _ => {}
+        }
+        match report {
             Report::Killed { slot, pid, waited, .. } => tracing::warn!(
                 "worker {} (pid {}) had not finished after {waited:.1?} (max_wait_time) and was killed",
+                slot.slot,
+                pid.as_raw_pid()
+            ),
+            Report::StartTimedOut { slot, pid, waited, .. } => tracing::error!(
+                "worker {} (pid {}) had not started after {waited:.1?} (worker_start_timeout) and was killed",
                 slot.slot,
                 pid.as_raw_pid()
             ),

@@ -17,7 +17,7 @@
 //!
 //! What always holds, and [`tests`] tries to break: a slot has at most one live process; its generations
 //! increase; nothing is spawned after a stop, and a stop ends; a process is asked to retire before it is
-//! killed, unless it is to stop within no time; no slot is ever lost.
+//! killed, unless it is to stop within no time or does not get ready; no slot is ever lost.
 
 mod reload;
 #[cfg(test)]
@@ -75,8 +75,8 @@ enum State {
     Idle,
     /// Asked for, and not yet answered.
     Spawning,
-    /// A process that is not yet ready.
-    Starting { pid: Pid, since: Duration },
+    /// A process that is not yet ready, and has been `killed` if it took too long.
+    Starting { pid: Pid, since: Duration, kill_at: Option<Duration>, killed: bool },
     /// A process that does its work.
     Running { pid: Pid, ready_at: Duration },
     /// A process that was asked to end. `kill_at` is `None` when it has been killed.
@@ -101,6 +101,8 @@ struct Slot {
     deaths: VecDeque<Duration>,
     /// Whether the program was told that this slot is failing.
     failing: bool,
+    /// Whether any process of it has been ready.
+    has_been_ready: bool,
 }
 
 /// The state of all slots.
@@ -127,6 +129,7 @@ impl Policy {
             streak: 0,
             deaths: VecDeque::new(),
             failing: false,
+            has_been_ready: false,
         };
         Self {
             options,
@@ -163,7 +166,7 @@ impl Policy {
     pub(crate) fn next_deadline(&self) -> Option<Duration> {
         let deadline = |slot: &Slot| match slot.state {
             State::Backoff { until } => Some(until),
-            State::Retiring { kill_at, .. } => kill_at,
+            State::Starting { kill_at, .. } | State::Retiring { kill_at, .. } => kill_at,
             _ => None,
         };
         self.slots.iter().filter_map(deadline).min()
@@ -210,7 +213,9 @@ impl Policy {
         if slot.state != State::Spawning {
             return;
         }
-        slot.state = State::Starting { pid, since: now };
+        let timeout = self.options.start_timeout.filter(|_| slot.has_been_ready);
+        let kill_at = timeout.map(|timeout| now.saturating_add(timeout));
+        slot.state = State::Starting { pid, since: now, kill_at, killed: false };
         let (slot, generation) = (slot.id, slot.generation);
         self.report(Report::Started { slot, generation, pid });
         if let Some(stop_at) = self.stop_at {
@@ -236,11 +241,12 @@ impl Policy {
 
     fn ready(&mut self, now: Duration, at: usize, generation: u32) {
         let slot = &mut self.slots[at];
-        let State::Starting { pid, since } = slot.state else { return };
+        let State::Starting { pid, since, killed: false, .. } = slot.state else { return };
         if slot.generation != generation {
             return;
         }
         slot.state = State::Running { pid, ready_at: now };
+        slot.has_been_ready = true;
         let slot = slot.id;
         self.report(Report::Ready { slot, generation, pid, took: now.saturating_sub(since) });
         self.reload_succeeded(now, at);
@@ -317,6 +323,7 @@ impl Policy {
             match self.slots[at].state {
                 State::Backoff { until } => self.fill(now, at, until),
                 State::Retiring { kill_at: Some(kill_at), .. } if kill_at <= now => self.kill(now, at),
+                State::Starting { kill_at: Some(kill_at), .. } if kill_at <= now => self.give_up(now, at),
                 _ => {}
             }
         }
@@ -352,6 +359,9 @@ impl Policy {
     fn end_by(&mut self, now: Duration, at: usize, kill_at: Duration) {
         let slot = &mut self.slots[at];
         match &mut slot.state {
+            State::Starting { pid, killed: true, .. } => {
+                slot.state = State::Retiring { pid: *pid, asked_at: now, kill_at: None };
+            }
             State::Starting { pid, .. } | State::Running { pid, .. } => {
                 let (id, generation, pid) = (slot.id, slot.generation, *pid);
                 slot.state = State::Retiring { pid, asked_at: now, kill_at: Some(kill_at) };
@@ -375,6 +385,16 @@ impl Policy {
         let (id, generation, pid, waited) = (slot.id, slot.generation, *pid, now.saturating_sub(*asked_at));
         self.actions.push(Action::Kill { slot: id });
         self.report(Report::Killed { slot: id, generation, pid, waited });
+    }
+
+    /// Kills a process that does not get ready. Its end then is that of one that could not start.
+    fn give_up(&mut self, now: Duration, at: usize) {
+        let slot = &mut self.slots[at];
+        let State::Starting { pid, since, kill_at, killed } = &mut slot.state else { return };
+        (*kill_at, *killed) = (None, true);
+        let (id, generation, pid, waited) = (slot.id, slot.generation, *pid, now.saturating_sub(*since));
+        self.actions.push(Action::Kill { slot: id });
+        self.report(Report::StartTimedOut { slot: id, generation, pid, waited });
     }
 
     /// The next number of a sequence that the seed decides on, from 0.0 to 1.0 (splitmix64).

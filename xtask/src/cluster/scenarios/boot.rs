@@ -3,7 +3,9 @@
 use crate::cluster::bed::{Launch, PATIENCE};
 use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, full, once};
+use crate::cluster::proc;
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -14,6 +16,17 @@ pub(super) static ALL: &[Scenario] = &[
         "crash_on_start",
         "a worker that never starts is retried ever slower, the others serve",
         crash_on_start,
+    )
+    .in_process(),
+    full(
+        "worker_start_timeout",
+        "a successor that does not get done with its start is killed, the reload stops, the others serve",
+        worker_start_timeout,
+    ),
+    full(
+        "restart_intensity",
+        "a worker that fails to start again and again is a failed one, and the statistics say so",
+        restart_intensity,
     )
     .in_process(),
     once("start_with_threads", "a process with two threads is refused", start_with_threads).in_process(),
@@ -60,6 +73,45 @@ fn crash_on_start(cx: &Cx) -> Result<()> {
         let worker = client.worker()?;
         ensure!(worker != 1, "worker 1 answered, which never started");
     }
+    bed.stop()?;
+    Ok(())
+}
+
+fn worker_start_timeout(cx: &Cx) -> Result<()> {
+    let launch = cx.testbed().flag("worker-num", 2).flag("hang-on-start", "0:2");
+    let bed = launch.flag("worker-start-timeout", 0.4).start()?;
+    let (mut hanging, mut other) = (bed.connect_to_worker(0)?, bed.connect_to_worker(1)?);
+    let before = bed.lives();
+    bed.signal_master(Signal::USR1)?;
+    bed.log.wait_line(Source::Stderr, &["worker 0", "worker_start_timeout"], PATIENCE)?;
+    bed.log.wait_line(Source::Stderr, &["reload aborted", "1 slots keep"], PATIENCE)?;
+    // The next one starts, and nobody's connection was lost.
+    hanging.expect("echo again", "again")?;
+    let generation: u32 = hanging.ask_field("whoami", "generation")?;
+    ensure!(generation == 3, "generation {generation}");
+    let pid: i32 = other.ask_field("whoami", "pid")?;
+    ensure!(pid == before[&1].pid, "worker 1 was replaced all the same");
+    bed.stop()?;
+    Ok(())
+}
+
+fn restart_intensity(cx: &Cx) -> Result<()> {
+    let launch = cx.testbed().flag("worker-num", 2).flag("crash-on-start", 1).flag("dispatch-mode", "idle");
+    let bed = launch.flag("restart-intensity", 3).start()?;
+    let mut client = bed.connect_to_worker(0)?;
+    let mut seen = Vec::new();
+    proc::until("worker 1 to be a failed one", PATIENCE, || {
+        let stats = client.ask("stats").ok()?;
+        let state =
+            stats.split("\"id\":1,").nth(1)?.split("\"state\":\"").nth(1)?.split('"').next()?.to_owned();
+        let failed = state == "failed";
+        seen.push(state);
+        failed.then_some(())
+    })?;
+    ensure!(client.ask("stats")?.contains("\"state\":\"running\""), "worker 0 does not run");
+    bed.log.wait_line(Source::Stderr, &["worker 1 keeps failing (3 times"], PATIENCE)?;
+    let known = ["starting", "running", "backoff", "failed"];
+    ensure!(seen.iter().all(|state| known.contains(&state.as_str())), "{seen:?}");
     bed.stop()?;
     Ok(())
 }

@@ -36,6 +36,28 @@ fn a_crash_is_replaced_at_once_and_then_more_and_more_slowly() {
 }
 
 #[test]
+fn a_successor_that_does_not_get_ready_in_time_could_not_start() {
+    let options = Options { start_timeout: Some(ms(700)), ..Options::default() };
+    let mut world = World::with(options, &[2]);
+    world.spawn_all();
+    assert_eq!(world.policy.next_deadline(), None, "the first is waited for");
+    world.ready_all();
+    world.event(reload(Scope::All));
+    world.die(FIRST, CLEAN);
+    world.spawn(FIRST);
+    world.advance(ms(699));
+    assert!(!world.live[&FIRST].killed);
+    world.take_log();
+    world.advance(ms(1));
+    assert!(world.live[&FIRST].killed);
+    world.die(FIRST, CRASH);
+    let log = world.take_log();
+    assert!(log[0].starts_with("start timed out 0.0"), "{log:?}");
+    assert!(log.iter().any(|line| line.starts_with("reload aborted")), "{log:?}");
+    assert!(!world.live[&slot(0, 1)].retired, "the other one goes on serving");
+}
+
+#[test]
 fn a_clean_exit_is_replaced_at_once_each_time() {
     let mut world = World::serving(&[1]);
     for generation in 2..50 {

@@ -112,8 +112,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_rule_is_broken_and_every_slot_serves_in_the_end(groups in groups(), steps in steps()) {
-        let mut world = World::with(Options::default(), &groups);
+    fn no_rule_is_broken_and_every_slot_serves_in_the_end(
+        groups in groups(),
+        steps in steps(),
+        start_timeout in prop::option::of((1..10_000_u64).prop_map(ms)),
+    ) {
+        let mut world = World::with(Options { start_timeout, ..Options::default() }, &groups);
         for step in steps {
             world.step(step);
         }
@@ -128,8 +132,13 @@ proptest! {
     }
 
     #[test]
-    fn a_stop_ends_though_nobody_helps(groups in groups(), steps in steps(), within in 0..5_000_u64) {
-        let mut world = World::with(Options::default(), &groups);
+    fn a_stop_ends_though_nobody_helps(
+        groups in groups(),
+        steps in steps(),
+        within in 0..5_000_u64,
+        start_timeout in prop::option::of((1..10_000_u64).prop_map(ms)),
+    ) {
+        let mut world = World::with(Options { start_timeout, ..Options::default() }, &groups);
         for step in steps {
             world.step(step);
         }

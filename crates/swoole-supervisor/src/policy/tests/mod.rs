@@ -42,6 +42,7 @@ struct World {
     buried: BTreeSet<SlotId>,
     last_generation: BTreeMap<SlotId, u32>,
     stop_at: Option<Duration>,
+    has_start_timeout: bool,
     /// What was reported, one line each.
     log: Vec<String>,
     next_pid: i32,
@@ -57,6 +58,7 @@ impl World {
 
     fn with(options: Options, groups: &[u16]) -> Self {
         let mut world = Self {
+            has_start_timeout: options.start_timeout.is_some(),
             policy: Policy::new(options, groups, 7),
             now: ms(0),
             live: BTreeMap::new(),
@@ -112,7 +114,10 @@ impl World {
             Action::Kill { slot } => {
                 let in_no_time = self.stop_at.is_some_and(|stop_at| stop_at <= self.now);
                 let live = self.live.get_mut(&slot).expect("only a live process can be killed");
-                assert!(live.retired || in_no_time, "{slot} is killed without a warning");
+                assert!(
+                    live.retired || in_no_time || (self.has_start_timeout && !live.ready),
+                    "{slot} is killed without a warning"
+                );
                 assert!(!live.killed, "{slot} is killed twice");
                 live.killed = true;
             }
@@ -172,7 +177,7 @@ impl World {
 
     fn ready(&mut self, slot: SlotId) {
         let live = self.live.get_mut(&slot).expect("a live process gets ready");
-        live.ready = true;
+        live.ready = !live.killed;
         let generation = live.generation;
         self.event(Event::Ready { slot, generation });
     }
@@ -241,6 +246,7 @@ fn brief(report: &Report) -> String {
         Report::SpawnFailed { slot, .. } => format!("spawn failed {slot}"),
         Report::Retiring { slot, .. } => format!("retiring {slot}"),
         Report::Killed { slot, waited, .. } => format!("killed {slot} after {waited:?}"),
+        Report::StartTimedOut { slot, waited, .. } => format!("start timed out {slot} after {waited:?}"),
         Report::BackingOff { slot, delay, .. } => format!("backing off {slot} {delay:?}"),
         Report::Failing { slot, deaths, delay } => format!("failing {slot} {deaths} deaths {delay:?}"),
         Report::ReloadBegun { groups, mode } => format!("reload {groups:?} {mode:?}"),
