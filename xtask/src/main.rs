@@ -18,6 +18,7 @@ cargo xtask COMMAND [OPTIONS]
 Commands:
   test           Everything that must hold: unit, doc and model tests, counts, and test-cluster on its full matrix
   test-cluster   Scenarios that start the real process tree and drive it over sockets, signals and /proc
+  vortex         A storm of kills, stops and reloads, and clients that check every reply
   counts         Instructions that the hot paths take, compared with what is checked in
   bench          Requests per second, latency, CPU, system calls, memory: of the server, and of others beside it
   lint           Formatting, clippy, docs, dependencies, and the project's own rules
@@ -37,6 +38,7 @@ fn run() -> Verdict {
     match command.as_str() {
         "test" => test::main(args),
         "test-cluster" => cluster::main(args),
+        "vortex" => cluster::vortex(args),
         "counts" => counts::main(args),
         "bench" => bench::main(args),
         "lint" => lint::main(args),
@@ -55,6 +57,7 @@ fn help(topic: &str) -> Verdict {
             "" => HELP,
             "test" => test::HELP,
             "test-cluster" => cluster::HELP,
+            "vortex" => cluster::VORTEX_HELP,
             "counts" => counts::HELP,
             "bench" => bench::HELP,
             "lint" => lint::HELP,

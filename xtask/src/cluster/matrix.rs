@@ -116,10 +116,25 @@ pub(super) const fn once(name: &'static str, about: &'static str, run: fn(&Cx) -
     Scenario::new(Matrix::Once, name, about, run)
 }
 
+/// How long and how hard it storms in `vortex`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Storm {
+    pub(super) length: Duration,
+    pub(super) clients: u32,
+}
+
+impl Default for Storm {
+    /// As part of all scenarios.
+    fn default() -> Self {
+        Self { length: Duration::from_secs(5), clients: 16 }
+    }
+}
+
 /// What a run of a scenario is given.
 pub(super) struct Cx {
     pub(super) setup: Setup,
     pub(super) seed: u64,
+    pub(super) storm: Storm,
     /// An empty directory of its own, removed afterwards.
     pub(super) dir: PathBuf,
     /// Where the examples lie that were built.

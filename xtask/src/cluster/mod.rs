@@ -11,9 +11,10 @@ mod scenarios;
 
 use crate::{Verdict, shell};
 use anyhow::{Result, ensure};
-use matrix::{BACKENDS, Choice, IPCS, MODES, Scenario, choose};
+use matrix::{BACKENDS, Choice, IPCS, MODES, Scenario, Storm, choose};
 use runner::Runner;
 pub(crate) use runner::Tally;
+use std::time::Duration;
 
 pub(crate) const HELP: &str = "\
 cargo xtask test-cluster [OPTIONS]
@@ -30,15 +31,62 @@ none may leave a process, a SysV queue, shared memory or a socket file behind. E
   --seed N          The seed of what is random in them; a failure prints it
 ";
 
+pub(crate) const VORTEX_HELP: &str = "\
+cargo xtask vortex [OPTIONS]
+
+A storm over a real process tree in Process mode, under on_crash = retry: workers are killed every 50 ms on average,
+processes stopped for up to 100 ms, all workers reloaded every 3 s, while clients check that each packet is answered
+once, on its own connection, in its order. Prints a tally; exit code 0 when it is clean, and no process, descriptor or
+shared memory is left. test-cluster has a short one.
+
+  --seconds N       How long, for each backend and channel (60)
+  --clients C       Connections, each with up to 16 packets under way (16)
+  --seed S          What is done when; a failure prints it
+  --backend NAME    Only epoll or io_uring; may repeat
+  --ipc NAME        Only ring or socketpair; may repeat (ring)
+";
+
 struct Options {
     list: bool,
     scenarios: Vec<String>,
     choice: Choice,
     repeat: u64,
     seed: u64,
+    storm: Storm,
 }
 
 impl Options {
+    /// Those of `vortex`.
+    fn parse_vortex(mut args: lexopt::Parser) -> Result<Option<Self>> {
+        use lexopt::prelude::*;
+        let mut options = Self {
+            list: false,
+            scenarios: vec!["vortex".into()],
+            choice: Choice { modes: Vec::new(), backends: Vec::new(), ipcs: Vec::new() },
+            repeat: 1,
+            seed: fastrand::u64(1..1_000_000),
+            storm: Storm { length: Duration::from_secs(60), ..Storm::default() },
+        };
+        while let Some(arg) = args.next()? {
+            let choice = &mut options.choice;
+            match arg {
+                Long("help") | Short('h') => return Ok(None),
+                Long("seconds") => options.storm.length = Duration::from_secs(args.value()?.parse()?),
+                Long("clients") => options.storm.clients = args.value()?.parse()?,
+                Long("seed") => options.seed = args.value()?.parse()?,
+                Long("backend") => {
+                    choice.backends.push(choose("--backend", &BACKENDS, &args.value()?.string()?)?)
+                }
+                Long("ipc") => choice.ipcs.push(choose("--ipc", &IPCS, &args.value()?.string()?)?),
+                other => return Err(other.unexpected().into()),
+            }
+        }
+        if options.choice.ipcs.is_empty() {
+            options.choice.ipcs.push(IPCS[0]);
+        }
+        Ok(Some(options.or_all()))
+    }
+
     fn parse(mut args: lexopt::Parser) -> Result<Option<Self>> {
         use lexopt::prelude::*;
         let seed = fastrand::u64(1..1_000_000);
@@ -48,6 +96,7 @@ impl Options {
             choice: Choice { modes: Vec::new(), backends: Vec::new(), ipcs: Vec::new() },
             repeat: 1,
             seed,
+            storm: Storm::default(),
         };
         let choice = &mut options.choice;
         while let Some(arg) = args.next()? {
@@ -112,8 +161,20 @@ pub(crate) fn main(args: lexopt::Parser) -> Verdict {
         }
         return Ok(true);
     }
+    run_and_tell(&options)
+}
+
+pub(crate) fn vortex(args: lexopt::Parser) -> Verdict {
+    let Some(options) = Options::parse_vortex(args)? else {
+        print!("{VORTEX_HELP}");
+        return Ok(true);
+    };
+    run_and_tell(&options)
+}
+
+fn run_and_tell(options: &Options) -> Verdict {
     build()?;
-    let tally = run(&options)?;
+    let tally = run(options)?;
     println!("{} passed, {} failed", tally.passed, tally.failed);
     Ok(tally.failed == 0)
 }
@@ -144,7 +205,7 @@ fn run(options: &Options) -> Result<Tally> {
     for round in 0..options.repeat {
         let seed = options.seed + round;
         println!("test-cluster: {} scenarios, seed {seed}", chosen.len());
-        let runner = Runner::new(shell::target_dir().join("release/examples"), seed)?;
+        let runner = Runner::new(shell::target_dir().join("release/examples"), seed, options.storm)?;
         for scenario in &chosen {
             for setup in scenario.setups(&options.choice) {
                 runner.run(scenario, setup, &mut tally)?;

@@ -1,7 +1,7 @@
 //! Runs scenarios one after another: each under a watchdog, each followed by a look at what it left behind.
 
 use super::log::{Log, Source};
-use super::matrix::{Cx, Scenario, Setup};
+use super::matrix::{Cx, Scenario, Setup, Storm};
 use super::proc;
 use anyhow::{Result, anyhow, ensure};
 use rustix::process::{Signal, getpid};
@@ -27,11 +27,12 @@ pub(super) struct Runner {
     dir: PathBuf,
     examples: PathBuf,
     seed: u64,
+    storm: Storm,
 }
 
 impl Runner {
     /// Makes this process the one that inherits what servers leave behind, and lifts its descriptor limit.
-    pub(super) fn new(examples: PathBuf, seed: u64) -> Result<Self> {
+    pub(super) fn new(examples: PathBuf, seed: u64, storm: Storm) -> Result<Self> {
         rustix::process::set_child_subreaper(Some(getpid()))?;
         let mut files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
         files.current = files.maximum;
@@ -39,7 +40,7 @@ impl Runner {
         // Short, because a unix socket's path has at most 107 bytes.
         let dir = std::env::temp_dir().join(format!("swoole-{}", getpid().as_raw_nonzero()));
         fs::create_dir_all(&dir)?;
-        Ok(Self { dir, examples, seed })
+        Ok(Self { dir, examples, seed, storm })
     }
 
     /// Runs one scenario on one combination and prints its line, and everything about it when it failed.
@@ -48,7 +49,8 @@ impl Runner {
         fs::create_dir_all(&dir)?;
         let before = Leavings::look();
         let examples = self.examples.clone();
-        let cx = Arc::new(Cx { setup, seed: self.seed, dir: dir.clone(), examples, logs: Mutex::default() });
+        let (seed, storm, logs) = (self.seed, self.storm, Mutex::default());
+        let cx = Arc::new(Cx { setup, seed, storm, dir: dir.clone(), examples, logs });
         let start = Instant::now();
         let outcome = watch(scenario, &cx);
         let took = start.elapsed();
@@ -69,7 +71,7 @@ impl Runner {
                 for log in cx.logs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
                     show(log, start);
                 }
-                println!("    repeat: cargo xtask test-cluster {}", self.words(scenario, setup));
+                println!("    repeat: cargo xtask {}", self.words(scenario, setup));
             }
         }
         Ok(())
@@ -77,8 +79,17 @@ impl Runner {
 
     fn words(&self, scenario: &Scenario, setup: Setup) -> String {
         let Setup { mode, backend, ipc } = setup;
-        let ipc = ipc.map(|ipc| format!("--ipc {ipc} ")).unwrap_or_default();
-        format!("--scenario {} --mode {mode} --backend {backend} {ipc}--seed {}", scenario.name, self.seed)
+        let (ipc, seed) = (ipc.map(|ipc| format!("--ipc {ipc} ")).unwrap_or_default(), self.seed);
+        if scenario.name == "vortex" {
+            let (seconds, clients) = (self.storm.length.as_secs(), self.storm.clients);
+            return format!(
+                "vortex --seconds {seconds} --clients {clients} --backend {backend} {ipc}--seed {seed}"
+            );
+        }
+        format!(
+            "test-cluster --scenario {} --mode {mode} --backend {backend} {ipc}--seed {seed}",
+            scenario.name
+        )
     }
 }
 
@@ -99,7 +110,8 @@ fn watch(scenario: &'static Scenario, cx: &Arc<Cx>) -> Result<()> {
         let _ = done.send(());
         outcome
     });
-    match finished.recv_timeout(scenario.limit) {
+    // A storm is as long as it is.
+    match finished.recv_timeout(scenario.limit + cx.storm.length) {
         // A panic drops the sender.
         Ok(()) | Err(RecvTimeoutError::Disconnected) => thread
             .join()

@@ -22,6 +22,7 @@ mod reload;
 mod shape;
 mod stop;
 mod stuck;
+mod vortex;
 
 pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
     let themes = [
@@ -45,6 +46,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         base_retire::ALL,
         base_forward::ALL,
         programs::ALL,
+        vortex::ALL,
     ];
     themes.into_iter().flatten()
 }
