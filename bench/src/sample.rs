@@ -56,6 +56,8 @@ pub static CONNECTION_MEMORY: Metric = compared("kib_per_connection", "KiB/conne
 pub static IDLE_CPU: Metric = compared("idle_cpu_ms_per_second", "idle CPU ms/s", 3);
 /// From the start of the program to the first reply.
 pub static START: Metric = compared("start_ms", "first reply ms", 2);
+/// Reloads of all workers meanwhile.
+pub static RELOADS: Metric = told("reloads", "reloads", 0);
 /// From SIGTERM to the end of the last process.
 pub static STOP: Metric = compared("stop_ms", "SIGTERM to exit ms", 2);
 /// From SIGKILL of a worker to its successor's first reply.

@@ -217,6 +217,14 @@ pub fn kill(process: u32) -> Result<()> {
     Ok(kill_process(pid(process)?, Signal::KILL)?)
 }
 
+/// Asks a server, by its first process, to reload its workers.
+///
+/// # Errors
+/// There is none.
+pub fn reload(master: u32) -> Result<()> {
+    Ok(kill_process(pid(master)?, Signal::USR1)?)
+}
+
 /// Reads all that the server prints, so that its pipe never fills, and tells the address from its ready line.
 fn watch(stdout: impl Read, ready: &Sender<Result<SocketAddr>>) {
     for line in BufReader::new(stdout).lines().map_while(Result::ok) {

@@ -8,6 +8,7 @@ mod fork;
 mod idle;
 mod ipc;
 mod large;
+mod reload;
 mod respawn;
 mod scaling;
 mod start;
@@ -41,6 +42,11 @@ pub const BENCHES: &[Bench] = &[
         name: "respawn",
         about: "kill -9 of a worker to its successor's first reply",
         plan: respawn::plan,
+    },
+    Bench {
+        name: "reload",
+        about: "latencies under a fixed rate, with a reload every second and without",
+        plan: reload::plan,
     },
     Bench { name: "fork", about: "fork from a small and from a 500 MB process", plan: fork::plan },
     Bench {
