@@ -254,6 +254,12 @@ impl Bed {
         lives
     }
 
+    /// The lines that tell of workers that died.
+    pub(super) fn worker_errors(&self) -> Vec<String> {
+        let lines = self.log.texts(Source::Stdout);
+        lines.into_iter().filter(|line| line.starts_with("on_worker_error")).collect()
+    }
+
     /// Waits until a worker has a life other than `before`.
     pub(super) fn wait_successor(&self, worker: u32, before: i32) -> Result<Life> {
         let what = format!("a successor of worker {worker}, pid {before}");

@@ -2,7 +2,6 @@
 
 use crate::cluster::bed::{Bed, PATIENCE, Ready};
 use crate::cluster::client::Client;
-use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, full, once};
 use crate::cluster::proc;
 use anyhow::{Context, Result, anyhow, ensure};
@@ -61,10 +60,6 @@ fn expect_queue(client: &mut Client, count: usize) -> Result<()> {
     })
 }
 
-fn worker_errors(bed: &Bed) -> usize {
-    bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with("on_worker_error")).count()
-}
-
 fn reload(cx: &Cx) -> Result<()> {
     let bed = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 1).start()?;
     let mut client = bed.connect()?;
@@ -79,7 +74,7 @@ fn reload(cx: &Cx) -> Result<()> {
         client.expect_line(&number.to_string())?;
     }
     bed.log.wait_count("on_after_reload", 1, PATIENCE)?;
-    ensure!(worker_errors(&bed) == 0, "a worker was killed");
+    ensure!(bed.worker_errors().is_empty(), "a worker was killed");
     bed.stop()?;
     Ok(())
 }
@@ -105,7 +100,7 @@ fn crash(cx: &Cx) -> Result<()> {
     queue(&bed, &mut second, 2000)?;
     bed.signal_master(Signal::TERM)?;
     expect_queue(&mut second, 2000)?;
-    ensure!(worker_errors(&bed) == 1, "the crash was not reported");
+    ensure!(bed.worker_errors().len() == 1, "the crash was not reported");
     ensure!(bed.wait_gone(PATIENCE)?.success(), "the stop failed");
     Ok(())
 }

@@ -348,8 +348,7 @@ fn crash_in_stop(cx: &Cx) -> Result<()> {
     (0..2000).try_for_each(|number| stranger.expect_line(&number.to_string()))?;
     neighbour.drain(PATIENCE)?;
     ensure!(bed.wait_gone(PATIENCE)?.success(), "the stop failed");
-    let errors =
-        bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with("on_worker_error")).count();
+    let errors = bed.worker_errors().len();
     ensure!(errors == 1, "{errors} worker errors for one crash");
     Ok(())
 }

@@ -1,9 +1,8 @@
 //! Base mode: a worker that retires leaves its clients to the next, whatever they are in the middle of.
 
-use crate::cluster::bed::{Bed, PATIENCE};
+use crate::cluster::bed::PATIENCE;
 use crate::cluster::client::Client;
 use crate::cluster::load::Load;
-use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, full};
 use crate::cluster::proc;
 use anyhow::{Context, Result, ensure};
@@ -43,10 +42,6 @@ pub(super) static ALL: &[Scenario] = &[
     )
     .in_base(),
 ];
-
-fn worker_errors(bed: &Bed) -> usize {
-    bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with("on_worker_error")).count()
-}
 
 /// All that a reply to `session` tells of each connection but its traffic.
 fn identities(clients: &mut [Client]) -> Result<Vec<String>> {
@@ -97,7 +92,7 @@ fn reload_keeps_clients(cx: &Cx) -> Result<()> {
             ensure!(stats.contains("\"connection_num\":2013,"), "2000 + 4 + 4 + 4 + 1 clients, but {stats}");
         }
         load.finish_unharmed()?;
-        ensure!(worker_errors(&bed) == 0, "a worker did not retire but die");
+        ensure!(bed.worker_errors().is_empty(), "a worker did not retire but die");
         drop(idle);
         bed.stop()?;
     }
@@ -114,7 +109,7 @@ fn half_closed(cx: &Cx) -> Result<()> {
         let rest = String::from_utf8_lossy(&rest);
         ensure!(rest == "before\nslept 50\nok\none\nok\ntwo\n", "round {round} got {rest:?}");
     }
-    ensure!(worker_errors(&bed) == 0, "a worker did not retire but die");
+    ensure!(bed.worker_errors().is_empty(), "a worker did not retire but die");
     bed.stop()?;
     Ok(())
 }
@@ -136,7 +131,7 @@ fn failed_start(cx: &Cx) -> Result<()> {
     }
     ensure!(identities(&mut clients)? == before, "somebody has got another identity");
     ensure!(bed.lives()[&0].generation == 3, "generation {} took over", bed.lives()[&0].generation);
-    ensure!(worker_errors(&bed) == 1, "one start failed, not {}", worker_errors(&bed));
+    ensure!(bed.worker_errors().len() == 1, "one start failed, not {}", bed.worker_errors().len());
     bed.stop()?;
     Ok(())
 }

@@ -65,8 +65,7 @@ fn crash_on_start(cx: &Cx) -> Result<()> {
         gaps[3] > gaps[1] && gaps[3] >= Duration::from_millis(100),
         "no growing pauses between starts: {gaps:?}"
     );
-    let count =
-        bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with("on_worker_error")).count();
+    let count = bed.worker_errors().len();
     ensure!(count < 30, "{count} starts in {:?} are no back-off", start.elapsed());
     for round in 0..20 {
         client.expect(&format!("echo {round}"), &round.to_string())?;

@@ -66,12 +66,12 @@ fn kill_each_worker(cx: &Cx) -> Result<()> {
     Ok(())
 }
 
-fn kill_under_load(cx: &Cx) -> Result<()> {
-    // Few enough that the back-off, which grows with each death of a worker, stays below a second.
-    const KILLS: u32 = 8;
+/// Deaths under load: few enough that the back-off, which grows with each death of a worker, stays below a second.
+pub(super) const KILLS: u32 = 8;
+
+/// Kills one of two workers after the other, each at a random moment.
+pub(super) fn kill_in_turn(cx: &Cx, bed: &Bed, load: &Load) -> Result<()> {
     let mut rng = cx.rng();
-    let bed = cx.testbed().flag("worker-num", 2).flag("reactor-num", 2).start()?;
-    let load = Load::start(bed.address()?, 6)?;
     for kill in 0..KILLS {
         load.wait_more(rng.u64(1..2000))?;
         let worker = kill % 2;
@@ -79,7 +79,13 @@ fn kill_under_load(cx: &Cx) -> Result<()> {
         proc::signal(pid, Signal::KILL)?;
         bed.wait_successor(worker, pid)?;
     }
-    load.wait_more(500)?;
+    load.wait_more(500)
+}
+
+fn kill_under_load(cx: &Cx) -> Result<()> {
+    let bed = cx.testbed().flag("worker-num", 2).flag("reactor-num", 2).start()?;
+    let load = Load::start(bed.address()?, 6)?;
+    kill_in_turn(cx, &bed, &load)?;
     let outcome = load.finish()?;
     ensure!(
         outcome.cut <= u64::from(KILLS),

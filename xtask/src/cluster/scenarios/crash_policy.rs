@@ -1,6 +1,7 @@
 //! `on_crash`: what becomes of the packet that a worker died on.
 
-use crate::cluster::bed::{Bed, PATIENCE};
+use super::crash::{KILLS, kill_in_turn};
+use crate::cluster::bed::PATIENCE;
 use crate::cluster::load::Load;
 use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, full, once};
@@ -30,11 +31,6 @@ pub(super) static ALL: &[Scenario] = &[
     once("crash_policy_base", "Base mode refuses what it cannot keep", base),
 ];
 
-fn worker_errors(bed: &Bed) -> Vec<String> {
-    let lines = bed.log.texts(Source::Stdout);
-    lines.into_iter().filter(|line| line.starts_with("on_worker_error")).collect()
-}
-
 fn retry(cx: &Cx) -> Result<()> {
     let bed = cx.testbed().flag("worker-num", 1).flag("on-crash", "retry").start()?;
     let (mut victim, mut other) = (bed.connect()?, bed.connect()?);
@@ -53,7 +49,7 @@ fn retry(cx: &Cx) -> Result<()> {
     other.expect_line("other")?;
     let status = bed.wait_error(pid)?;
     ensure!(status == "signal:9", "reported as {status:?}");
-    let errors = worker_errors(&bed);
+    let errors = bed.worker_errors();
     ensure!(
         errors.len() == 1 && errors[0].ends_with("requests=0"),
         "a retried packet is not lost: {errors:?}"
@@ -82,7 +78,7 @@ fn poison(cx: &Cx) -> Result<()> {
         bed.log.wait_line(Source::Stderr, &["poison", "10 bytes"], PATIENCE)?;
         let deaths = retries + 1;
         bed.log.wait_count("on_worker_error", deaths, PATIENCE)?;
-        let errors = worker_errors(&bed);
+        let errors = bed.worker_errors();
         let lost = errors.iter().filter(|line| line.ends_with("requests=1")).count();
         ensure!(errors.len() == deaths && lost == 1, "{deaths} workers may die, with one packet: {errors:?}");
         bed.stop()?;
@@ -91,21 +87,11 @@ fn poison(cx: &Cx) -> Result<()> {
 }
 
 fn retry_under_load(cx: &Cx) -> Result<()> {
-    // Few enough that the back-off, which grows with each death of a worker, stays below a second.
-    const KILLS: u32 = 8;
-    let mut rng = cx.rng();
     let launch = cx.testbed().flag("worker-num", 2).flag("reactor-num", 2).flag("on-crash", "retry");
     // So that chance cannot make a poison of an innocent packet.
     let bed = launch.flag("crash-retries", KILLS).start()?;
     let load = Load::start(bed.address()?, 6)?;
-    for kill in 0..KILLS {
-        load.wait_more(rng.u64(1..2000))?;
-        let worker = kill % 2;
-        let pid = bed.lives()[&worker].pid;
-        proc::signal(pid, Signal::KILL)?;
-        bed.wait_successor(worker, pid)?;
-    }
-    load.wait_more(500)?;
+    kill_in_turn(cx, &bed, &load)?;
     load.finish_unharmed()?;
     bed.stop()?;
     Ok(())
@@ -142,7 +128,7 @@ fn drop_packet(cx: &Cx) -> Result<()> {
     client.expect_line("before")?;
     client.expect_line("after")?;
     ensure!(client.session()? == session, "another session");
-    let errors = worker_errors(&bed);
+    let errors = bed.worker_errors();
     ensure!(errors.len() == 1 && errors[0].ends_with("requests=1"), "one packet is lost: {errors:?}");
     // Nothing is counted as under way any more: who has shut down his side is closed at once.
     client.finish()?;

@@ -57,8 +57,7 @@ fn stop_answers_accepted(cx: &Cx) -> Result<()> {
     }
     let status = bed.wait_gone(PATIENCE)?;
     ensure!(status.code() == Some(0), "ended with {status}");
-    let errors =
-        bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with("on_worker_error")).count();
+    let errors = bed.worker_errors().len();
     ensure!(errors == 0, "{errors} workers did not retire but die");
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Workers that do not get on: `request_terminate_time`.
 
-use crate::cluster::bed::{Bed, PATIENCE};
+use crate::cluster::bed::PATIENCE;
 use crate::cluster::load::Load;
 use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, full};
@@ -19,11 +19,6 @@ pub(super) static ALL: &[Scenario] = &[
         .in_process(),
 ];
 
-fn worker_errors(bed: &Bed) -> Vec<String> {
-    let lines = bed.log.texts(Source::Stdout);
-    lines.into_iter().filter(|line| line.starts_with("on_worker_error")).collect()
-}
-
 fn terminate(cx: &Cx) -> Result<()> {
     let bed = cx.testbed().flag("worker-num", 1).flag("request-terminate-time", 0.4).start()?;
     let mut stuck = bed.connect()?;
@@ -35,7 +30,7 @@ fn terminate(cx: &Cx) -> Result<()> {
     ensure!(begun.elapsed() < Duration::from_secs(5), "only after {:?}", begun.elapsed());
     bed.log.wait_line(Source::Stderr, &["request_terminate_time", &format!("pid {pid}")], PATIENCE)?;
     ensure!(bed.wait_error(pid)? == "signal:9", "not killed");
-    ensure!(worker_errors(&bed)[0].ends_with("requests=1"), "{:?}", worker_errors(&bed));
+    ensure!(bed.worker_errors()[0].ends_with("requests=1"), "{:?}", bed.worker_errors());
     bed.connect()?.expect("echo again", "again")?;
     bed.stop()?;
     Ok(())
@@ -56,7 +51,7 @@ fn nobody_else(cx: &Cx) -> Result<()> {
         (begun.elapsed() > Duration::from_millis(600)).then_some(())
     })?;
     client.expect("echo still there", "still there")?;
-    ensure!(worker_errors(&bed).is_empty(), "{:?}", worker_errors(&bed));
+    ensure!(bed.worker_errors().is_empty(), "{:?}", bed.worker_errors());
     bed.stop()?;
     Ok(())
 }
