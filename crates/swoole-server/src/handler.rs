@@ -190,7 +190,7 @@ macro_rules! common {
             }
 
             /// The server's counters.
-            pub fn stats(&self) -> crate::board::Stats {
+            pub fn stats(&self) -> crate::stats::Stats {
                 self.shared().board.stats()
             }
 

@@ -83,15 +83,16 @@ mod pace;
 mod server;
 mod session;
 mod shared;
+mod stats;
 mod wire;
 mod worker;
 
-pub use board::{Stats, WorkerState, WorkerStats};
 pub use config::Config;
 pub use crash::{Fate, PacketInHand};
 pub use error::{Error, Result};
 pub use handler::{Handler, Manager, Master, WorkerError};
 pub use server::Server;
 pub use session::{Session, SessionInfo};
+pub use stats::{Stats, WorkerState, WorkerStats};
 pub use swoole_supervisor::ExitStatus;
 pub use worker::Worker;

@@ -8,12 +8,12 @@ use swoole_supervisor::{Control, ExitStatus, Exited, GroupConfig, Options, Reloa
 use rustix::process::Signal;
 
 use super::stuck::Watchman;
-use crate::board::WorkerState;
 use crate::config::{self, Config};
 use crate::crash::PacketInHand;
 use crate::error::Result;
 use crate::handler::{Handler, Manager, WorkerError};
 use crate::shared::Shared;
+use crate::stats::WorkerState;
 
 /// The group of the workers; task workers will be the next.
 pub(crate) const WORKERS: u16 = 0;

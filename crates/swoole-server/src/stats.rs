@@ -1,0 +1,146 @@
+//! What a server tells of itself: [`Stats`].
+
+use std::fmt::Write as _;
+
+/// The server's counters at one moment, the same from whichever process asks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Stats {
+    /// When the server started: milliseconds since the Unix epoch.
+    pub start_time: u64,
+    /// The master's process id.
+    pub master_pid: i32,
+    /// The manager's process id.
+    pub manager_pid: i32,
+    /// Reactors: threads of the master, or in Base mode the workers themselves.
+    pub reactor_num: u16,
+    /// Connections now.
+    pub connection_num: u64,
+    /// Connections accepted since the start.
+    pub accept_count: u64,
+    /// Connections closed since the start.
+    pub close_count: u64,
+    /// Packets handed to workers since the start.
+    pub packet_count: u64,
+    /// Packets that died with their worker since the start.
+    pub lost_count: u64,
+    /// Times that a packet was given to another worker because one had died on it, since the start.
+    pub retry_count: u64,
+    /// Bytes received from clients since the start.
+    pub received_bytes: u64,
+    /// Bytes sent to clients since the start.
+    pub sent_bytes: u64,
+    /// Workers forked after the first generation.
+    pub respawn_count: u64,
+    /// Each worker slot.
+    pub workers: Vec<WorkerStats>,
+}
+
+/// Where a worker slot is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+#[repr(u64)]
+pub enum WorkerState {
+    /// Its process has not returned from `on_worker_start`, or is about to be forked.
+    Starting = 0,
+    /// Its process serves.
+    Running = 1,
+    /// Its process was asked to retire.
+    Retiring = 2,
+    /// Its processes have died in a row: the next one is forked after a pause.
+    BackingOff = 3,
+    /// It has failed to start `restart_intensity` times within `restart_period`, and is tried rarely.
+    Failed = 4,
+}
+
+impl WorkerState {
+    /// As the statistics write it: `starting`, `running`, `retiring`, `backoff`, `failed`.
+    pub fn name(self) -> &'static str {
+        match self {
+            WorkerState::Starting => "starting",
+            WorkerState::Running => "running",
+            WorkerState::Retiring => "retiring",
+            WorkerState::BackingOff => "backoff",
+            WorkerState::Failed => "failed",
+        }
+    }
+}
+
+/// One worker slot's counters.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct WorkerStats {
+    /// The slot, from 0.
+    pub id: u16,
+    /// The process in it now; 0 while there is none.
+    pub pid: i32,
+    /// Where the slot is in its life.
+    pub state: WorkerState,
+    /// Which process of this slot it is, from 1.
+    pub generation: u32,
+    /// Whether it waits for work.
+    pub idle: bool,
+    /// Packets that this process has handled.
+    pub handled: u64,
+}
+
+impl Stats {
+    /// One line of JSON (RFC 8259): numbers, and a list of one object for each worker.
+    pub fn to_json(&self) -> String {
+        let mut json = String::from("{");
+        for (name, value) in [
+            ("start_time", self.start_time),
+            ("master_pid", self.master_pid as u64),
+            ("manager_pid", self.manager_pid as u64),
+            ("reactor_num", u64::from(self.reactor_num)),
+            ("worker_num", self.workers.len() as u64),
+            ("connection_num", self.connection_num),
+            ("accept_count", self.accept_count),
+            ("close_count", self.close_count),
+            ("packet_count", self.packet_count),
+            ("lost_count", self.lost_count),
+            ("retry_count", self.retry_count),
+            ("received_bytes", self.received_bytes),
+            ("sent_bytes", self.sent_bytes),
+            ("respawn_count", self.respawn_count),
+        ] {
+            let _ = write!(json, "\"{name}\":{value},");
+        }
+        json.push_str("\"workers\":[");
+        for (index, worker) in self.workers.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            let WorkerStats { id, pid, state, generation, idle, handled } = worker;
+            let state = state.name();
+            let _ = write!(
+                json,
+                "{comma}{{\"id\":{id},\"pid\":{pid},\"state\":\"{state}\",\"generation\":{generation},\"idle\":{idle},\"handled\":{handled}}}"
+            );
+        }
+        json.push_str("]}");
+        json
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::board::Board;
+
+    #[test]
+    fn statistics_are_one_line_of_json() {
+        let board = Board::create(2, 1, 1).unwrap();
+        board.enter(0, 1);
+        board.set_worker_pid(0, 41);
+        board.set_worker_state(0, WorkerState::Running);
+        let json = board.stats().to_json();
+        assert!(json.starts_with("{\"start_time\":0,"), "{json}");
+        assert!(
+            json.ends_with(
+                "\"workers\":[{\"id\":0,\"pid\":41,\"state\":\"running\",\"generation\":1,\"idle\":true,\"handled\":0},\
+             {\"id\":1,\"pid\":0,\"state\":\"starting\",\"generation\":0,\"idle\":false,\"handled\":0}]}"
+            ),
+            "{json}"
+        );
+        assert!(!json.contains('\n'));
+    }
+}
