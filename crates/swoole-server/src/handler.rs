@@ -37,8 +37,9 @@ use crate::worker::Worker;
 /// **Errors.** An error from `on_receive`, `on_connect` or `on_close` is logged with its session, and closes it; it is
 /// no crash. An error from a start callback stops that process from starting. Others are logged.
 ///
-/// **Panics** end the worker, whose state may be broken: message and backtrace are logged, the connection whose packet
-/// it worked on is closed, a successor takes its place. A panic in the master or manager ends the server.
+/// **Panics** end the worker, whose state may be broken: message and backtrace are logged, a successor takes its place,
+/// and the packet that it worked on goes the way of [`on_crash`](crate::Config::on_crash): by default its connection is
+/// closed. A panic in the master or manager ends the server.
 pub trait Handler {
     /// All processes exist. Runs in the master, before anything else, once.
     fn on_start(&mut self, master: &mut Master) -> Result<()> {
@@ -116,7 +117,8 @@ pub trait Handler {
     /// A packet has arrived: whole, as the framing cuts it. What is sent to clients of the packet's own reactor before
     /// this returns becomes visible together with the packet's end when it returns: all of it or nothing. What is sent
     /// to clients of other reactors becomes visible just before that. (More than 32 MiB of replies to one packet do not
-    /// wait for its end.)
+    /// wait for its end; with `on_crash = retry`, where another worker may have to begin the packet again, they are an
+    /// error.)
     ///
     /// This is what a server is for, so it has no default.
     fn on_receive(&mut self, worker: &mut Worker, session: Session, packet: &[u8]) -> Result<()>;

@@ -10,8 +10,9 @@
 //!
 //! The master accepts clients, cuts their streams into packets, and hands each packet to a worker through shared
 //! memory; replies come back the same way. So a worker may block, leak, panic or crash: its connections stay, its
-//! unread packets wait for its successor, and one connection at most is closed: the one whose packet it died on. New
-//! code is a reload (`SIGUSR1`): workers are replaced one after the other, and no client notices.
+//! unread packets wait for its successor, and one connection at most is closed: the one whose packet it died on, and not
+//! even that with `on_crash = retry`. New code is a reload (`SIGUSR1`): workers are replaced one after the other, and no
+//! client notices.
 //!
 //! ```no_run
 //! use swoole_server::{Handler, Result, Server, Session, Worker};
