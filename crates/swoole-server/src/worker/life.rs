@@ -129,26 +129,23 @@ impl<'a, H: Handler> Life<'a, H> {
         let mut spin = Spin::new(config.busy_poll);
         let reactor = reactor_of(self.duty.id, config.worker_num, config.reactor_num);
         let mut pace = Pace::new(&shared, reactor.map_or(Part::Alone, Part::WorkerOf));
-        shared.board.set_busy(self.duty.id, true);
         loop {
+            shared.board.set_busy(self.duty.id, true);
             let worked = self.pass()?;
-            if self.duty.retiring {
-                shared.board.set_busy(self.duty.id, false);
-                return Ok(());
-            }
-            if worked {
+            if worked && !self.duty.retiring {
                 pace.worked();
-                shared.board.set_busy(self.duty.id, true);
                 continue;
             }
             shared.board.set_busy(self.duty.id, false);
+            if self.duty.retiring {
+                return Ok(());
+            }
             if !spin.until(&mut pace, || self.inboxes.iter().any(Inbox::has_news)) {
                 bell.arm();
                 let wait = self.inboxes.iter().any(Inbox::has_news).then_some(Duration::ZERO);
                 self.look(wait)?;
                 bell.disarm();
             }
-            shared.board.set_busy(self.duty.id, true);
         }
     }
 

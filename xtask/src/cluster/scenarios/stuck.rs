@@ -23,6 +23,8 @@ fn terminate(cx: &Cx) -> Result<()> {
     let bed = cx.testbed().flag("worker-num", 1).flag("request-terminate-time", 0.4).start()?;
     let mut stuck = bed.connect()?;
     let pid: i32 = stuck.ask_field("whoami", "pid")?;
+    // Also one whom the packet wakes.
+    proc::until_calm("the worker to sleep", &[pid])?;
     let begun = Instant::now();
     bed.occupy(&mut stuck, 100_000)?;
     stuck.expect_close()?;

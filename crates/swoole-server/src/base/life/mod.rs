@@ -217,9 +217,7 @@ impl<'a, H: Handler> Life<'a, H> {
                 });
                 failure?;
                 if !found {
-                    shared.board.set_busy(id, false);
-                    self.turn(reactor, None)?;
-                    shared.board.set_busy(id, true);
+                    self.sleep(reactor)?;
                 }
             }
             events = self.turn(reactor, Some(Duration::ZERO))?;
@@ -231,9 +229,28 @@ impl<'a, H: Handler> Life<'a, H> {
         Ok(())
     }
 
+    /// Waits for work as one that has none. What comes is handled in this turn, so it has some from there on.
+    fn sleep(&mut self, reactor: &mut Reactor) -> Result<usize> {
+        let (shared, id) = (Arc::clone(&self.duty.shared), self.duty.id);
+        shared.board.set_busy(id, false);
+        let events = reactor.turn(None, |reactor, event| {
+            shared.board.set_busy(id, true);
+            self.on_event(reactor, event);
+        });
+        self.after_turn(reactor, events)
+    }
+
     /// One turn, and what follows from its events.
     fn turn(&mut self, reactor: &mut Reactor, timeout: Option<Duration>) -> Result<usize> {
         let events = reactor.turn(timeout, |reactor, event| self.on_event(reactor, event));
+        self.after_turn(reactor, events)
+    }
+
+    fn after_turn(
+        &mut self,
+        reactor: &mut Reactor,
+        events: std::result::Result<usize, swoole_reactor::Error>,
+    ) -> Result<usize> {
         let events = events.map_err(|error| Error::setup("wait for work", error))?;
         self.tell_departed(reactor);
         self.watch_blocked(reactor)?;
