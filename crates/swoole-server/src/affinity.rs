@@ -30,17 +30,19 @@ impl Placement {
         let failed = |error: rustix::io::Errno| {
             Error::setup("learn which cores there are", std::io::Error::from(error))
         };
-        let allowed = sched_getaffinity(None).map_err(failed)?;
-        let cores =
-            (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).map(|core| (node_of(core), core));
         let reactors = if config.mode == Mode::Base { 0 } else { usize::from(config.reactor_num) };
         let workers = usize::from(config.worker_num);
-        if config.open_cpu_affinity {
-            return Ok(place(cores.collect(), reactors, workers));
+        let allowed = sched_getaffinity(None);
+        if !config.open_cpu_affinity {
+            // Whoever sends to them is likely to be here, too, or else the kernel's own work is. A machine with more cores
+            // than can be told of has enough.
+            let scarce = allowed.is_ok_and(|allowed| reactors + workers >= allowed.count() as usize);
+            return Ok(Placement { scarce, ..Placement::default() });
         }
-        // Whoever sends to them is likely to be here, too, or else the kernel's own work is.
-        let scarce = reactors + workers >= cores.count();
-        Ok(Placement { scarce, ..Placement::default() })
+        let allowed = allowed.map_err(failed)?;
+        let cores =
+            (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).map(|core| (node_of(core), core));
+        Ok(place(cores.collect(), reactors, workers))
     }
 
     /// Whether threads choose their cores, and there is not one for each and another for the rest of the world.
