@@ -178,6 +178,11 @@ impl Testbed {
             }
             Command::Crash(how) => crash(how),
             Command::Hold => Ok(None),
+            Command::Spawn(ms) => {
+                let sleep =
+                    std::process::Command::new("sleep").arg(format!("{:.3}", ms as f64 / 1000.0)).spawn();
+                text(format!("pid={}", sleep?.id()))
+            }
             Command::Big(bytes) => Ok(Some(vec![b'x'; bytes])),
             Command::Sum(bytes) => text(format!("{:08x}", command::crc32(bytes))),
             Command::Stats => text(worker.stats().to_json()),

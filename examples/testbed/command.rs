@@ -11,6 +11,7 @@
 //! | `sleep MS`, `spin MS` | blocks the worker, idle or busy; `slept MS`, `spun MS` |
 //! | `crash panic`, `abort`, `segv`, `kill`, `exit N` | the worker dies that way |
 //! | `hold TEXT` | no reply |
+//! | `spawn MS` | the worker starts a process that lives for so long; `pid=PID` |
 //! | `big N` | N bytes of `x` |
 //! | `sum BYTES...` | the crc32 of the bytes, in hex |
 //! | `stats` | the server's statistics, one line of JSON |
@@ -35,6 +36,7 @@ pub(crate) enum Command<'a> {
     Spin(u64),
     Crash(Crash),
     Hold,
+    Spawn(u64),
     Big(usize),
     Sum(&'a [u8]),
     Stats,
@@ -75,6 +77,7 @@ impl<'a> Command<'a> {
             b"stop" => Command::Stop(optional(rest, "stop, or stop WORKER")?),
             b"sleep" => Command::Sleep(number(rest, "sleep MS")?),
             b"spin" => Command::Spin(number(rest, "spin MS")?),
+            b"spawn" => Command::Spawn(number(rest, "spawn MS")?),
             b"big" => match number(rest, "big BYTES")? {
                 bytes if bytes <= BIG_MAX => Command::Big(bytes),
                 _ => return Err(format!("big takes at most {BIG_MAX} bytes")),

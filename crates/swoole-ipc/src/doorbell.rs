@@ -70,11 +70,23 @@ impl Doorbell {
     /// # Errors
     /// As [`create`](Doorbell::create).
     pub fn several(name: &str, count: usize) -> Result<Vec<Doorbell>, Error> {
-        let bell = |word| {
-            let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-            Ok(Doorbell(Arc::new(Parts { word, event: event.map_err(Error::os("eventfd", name))? })))
-        };
-        Words::rows(name, count, 1)?.into_iter().map(bell).collect()
+        let words = Words::rows(name, count, 1)?;
+        words.into_iter().map(|word| Ok(Doorbell::new(word, Doorbell::event(name)?))).collect()
+    }
+
+    /// The eventfd of a doorbell that is to be; `name` appears in errors.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when the kernel has no descriptor left.
+    pub fn event(name: &str) -> Result<OwnedFd, Error> {
+        eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(Error::os("eventfd", name))
+    }
+
+    /// The doorbell of this shared word, of which only the first is used, and this [`event`](Doorbell::event): for one
+    /// whose word lies in a [`Memory`](crate::Memory), and for a process that got both by another way than a fork.
+    /// Everybody must put the same two together.
+    pub fn new(word: Words, event: OwnedFd) -> Doorbell {
+        Doorbell(Arc::new(Parts { word, event }))
     }
 
     /// Sleeper: declares itself asleep. It must then look at each of its queues once more, and only sleep

@@ -79,6 +79,28 @@ pub enum Error {
         /// Size of the buffer, bytes.
         buffer: usize,
     },
+    /// A descriptor is not memory that nobody can shrink any more.
+    #[error(
+        "{name:?}: the descriptor is not sealed shared memory (memfd_create(2), F_SEAL_SHRINK and F_SEAL_GROW)"
+    )]
+    NotShared {
+        /// What it was meant to be.
+        name: String,
+    },
+    /// There is no such part in a [`Memory`](crate::Memory).
+    #[error(
+        "memory {name:?} has {size} bytes, {len} from {start} on are no part of it (parts begin at a page)"
+    )]
+    NoSuchPart {
+        /// The name of the memory.
+        name: String,
+        /// Where the part would begin, bytes.
+        start: usize,
+        /// Its size, bytes.
+        len: usize,
+        /// Size of the memory, bytes.
+        size: usize,
+    },
     /// Empty packets cannot be told from the end of the stream (recv(2)).
     #[error("an empty packet cannot be told from the end of the stream; put a header before it")]
     EmptyPacket,

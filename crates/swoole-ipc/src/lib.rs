@@ -115,4 +115,6 @@ pub use channel::{MESSAGE_MAX, Receive, Transmit};
 pub use doorbell::Doorbell;
 pub use error::{Corrupt, Error, Full, Side};
 #[cfg(not(loom))]
+pub use memory::Memory;
+#[cfg(not(loom))]
 pub use ring::{Consumer, Producer, Record, Ring};

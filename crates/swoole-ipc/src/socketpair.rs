@@ -83,11 +83,7 @@ pub enum Kind {
 /// # Errors
 /// [`Error::Os`] when the kernel has no descriptors or memory left.
 pub fn pair(kind: Kind) -> Result<(Endpoint, Endpoint), Error> {
-    let socket_type = match kind {
-        Kind::SeqPacket => SocketType::SEQPACKET,
-        Kind::Stream => SocketType::STREAM,
-    };
-    let (one, other) = socketpair(AddressFamily::UNIX, socket_type, SocketFlags::CLOEXEC, None)
+    let (one, other) = socketpair(AddressFamily::UNIX, kind.socket_type(), SocketFlags::CLOEXEC, None)
         .map_err(Error::os("socketpair", kind.name()))?;
     Ok((Endpoint::new(kind, one)?, Endpoint::new(kind, other)?))
 }
@@ -124,6 +120,15 @@ impl Endpoint {
         };
         endpoint.measure()?;
         Ok(endpoint)
+    }
+
+    /// One end of a pair that another process has made, [`pair`] with the same kind, and handed over.
+    ///
+    /// # Errors
+    /// [`Error::NotPackets`] if it is a socket of another kind; [`Error::Os`] if it is none.
+    pub fn from_fd(kind: Kind, socket: OwnedFd) -> Result<Endpoint, Error> {
+        let found = sockopt::socket_type(&socket).map_err(Error::os("getsockopt(SO_TYPE)", kind.name()))?;
+        if found == kind.socket_type() { Endpoint::new(kind, socket) } else { Err(Error::NotPackets) }
     }
 
     /// Asks the kernel for `bytes` of buffer in each direction (socket(7), SO_SNDBUF; it doubles the number
@@ -388,6 +393,13 @@ impl AsFd for Endpoint {
 }
 
 impl Kind {
+    fn socket_type(self) -> SocketType {
+        match self {
+            Kind::SeqPacket => SocketType::SEQPACKET,
+            Kind::Stream => SocketType::STREAM,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Kind::SeqPacket => "seqpacket pair",

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use crate::error::Error;
-use crate::memory::Mapping;
+use crate::memory::{Mapping, Memory};
 
 /// A slice of atomics in shared memory, zero at first.
 ///
@@ -50,9 +50,23 @@ impl Words {
     /// # Errors
     /// As [`create`](Words::create).
     pub fn rows(name: &str, rows: usize, count: usize) -> Result<Vec<Words>, Error> {
-        let stride = row_size(count);
-        let pages = Arc::new(Mapping::single(name, stride.saturating_mul(rows.max(1)))?);
-        Ok((0..rows).map(|row| Words { pages: Arc::clone(&pages), start: row * stride, count }).collect())
+        Words::open(&Memory::create(name, Words::size(rows, count))?, 0, rows, count)
+    }
+
+    /// Bytes of shared memory that so many rows of `count` words take; a whole number of pages.
+    pub fn size(rows: usize, count: usize) -> usize {
+        row_size(count).saturating_mul(rows.max(1))
+    }
+
+    /// As [`rows`](Words::rows), in the part of `memory` that begins at `start`: the same words for all who open them
+    /// there.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchPart`]; [`Error::Os`] when the kernel has no memory or mappings left.
+    pub fn open(memory: &Memory, start: usize, rows: usize, count: usize) -> Result<Vec<Words>, Error> {
+        let pages = Arc::new(Mapping::single(memory, start, Words::size(rows, count))?);
+        let row = |row| Words { pages: Arc::clone(&pages), start: row * row_size(count), count };
+        Ok((0..rows).map(row).collect())
     }
 
     /// Makes the words read-only in this process (all clones) and the children that it forks from now on,
@@ -100,7 +114,7 @@ impl Deref for Words {
     type Target = [AtomicU64];
 
     fn deref(&self) -> &[AtomicU64] {
-        // SAFETY: `rows`, which alone makes these values, has put `start` inside the mapping.
+        // SAFETY: `open`, which alone makes these values, has put `start` inside the mapping.
         let first = unsafe { self.pages.base().as_ptr().add(self.start) };
         // SAFETY: the mapping holds at least `count` words from there on, is page-aligned as `start` is, initialised
         // (zero) and lives as long as self; all processes access it as these atomics only, for which any bits are valid.

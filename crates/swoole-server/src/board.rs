@@ -8,6 +8,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use swoole_ipc::Memory;
 use swoole_ipc::words::Words;
 
 use crate::crash::{Fate, PacketInHand};
@@ -54,6 +55,8 @@ const SESSION: usize = 3;
 const SIZE: usize = 4;
 // Base mode: see `Clients`.
 const CLIENTS: usize = 5;
+// Process mode: see `Lease`.
+const LEASE: usize = 6;
 // Process mode: the record in hand, by reactor.
 const STARTED: usize = 8;
 
@@ -77,7 +80,42 @@ const STARTED_AT: usize = 1;
 const MASTER: usize = 2;
 const MANAGER: usize = 3;
 const RESPAWNS: usize = 4;
+// How many managers have died, and whether the present one is at a reload.
+const REIGN: usize = 5;
+const RELOADING: usize = 6;
 const SLOT: usize = 2;
+
+/// To whom a worker's slot belongs, in Process mode: what makes sure that never two processes serve in it, whatever
+/// moment a manager dies at. A worker takes the slot when it begins, if the manager that has forked it still reigns, and
+/// serves if nobody has taken the slot away from it since.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Lease {
+    /// To whom the manager of this reign puts there.
+    Free { reign: u64 },
+    /// To this process, which starts.
+    Taken { pid: i32 },
+    /// To this process.
+    Serving { pid: i32 },
+}
+
+impl Lease {
+    fn word(self) -> u64 {
+        match self {
+            Lease::Free { reign } => reign << 2,
+            Lease::Taken { pid } => u64::from(pid as u32) << 2 | 1,
+            Lease::Serving { pid } => u64::from(pid as u32) << 2 | 2,
+        }
+    }
+
+    /// Whatever a worker has written there is something.
+    fn from_word(word: u64) -> Lease {
+        match word & 3 {
+            1 => Lease::Taken { pid: (word >> 2) as i32 },
+            2 => Lease::Serving { pid: (word >> 2) as i32 },
+            _ => Lease::Free { reign: word >> 2 },
+        }
+    }
+}
 
 /// A worker that gets on has another one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -99,22 +137,44 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    /// For so many workers, each of which is linked to the first `links` reactors.
-    pub(crate) fn create(workers: usize, reactors: usize, links: usize) -> Result<Board> {
-        let create = || {
-            Ok(Board {
-                facts: Words::create("swoole-board", HEAD + SLOT * workers)?,
-                workers: Words::rows("swoole-board-workers", workers, STARTED + links)?,
-                reactors: Words::rows("swoole-board-reactors", reactors, REACTOR_ROW)?,
-                links,
+    /// Bytes of shared memory for so many workers and reactors.
+    pub(crate) fn size(workers: usize, reactors: usize, links: usize) -> usize {
+        Board::parts(workers, reactors, links).iter().map(|(rows, count)| Words::size(*rows, *count)).sum()
+    }
+
+    /// The rows of each part, and the words of a row: facts, workers, reactors.
+    fn parts(workers: usize, reactors: usize, links: usize) -> [(usize, usize); 3] {
+        [(1, HEAD + SLOT * workers), (workers, STARTED + links), (reactors, REACTOR_ROW)]
+    }
+
+    /// The board in the part of `memory` that begins at `start`, for so many workers, each of which is linked to the
+    /// first `links` reactors.
+    pub(crate) fn map(
+        memory: &Memory,
+        mut start: usize,
+        workers: usize,
+        reactors: usize,
+        links: usize,
+    ) -> Result<Board> {
+        let parts = Board::parts(workers, reactors, links).map(|(rows, count)| {
+            let words = Words::open(memory, start, rows, count);
+            start += Words::size(rows, count);
+            words.map_err(|error| {
+                Error::setup(
+                    "map the board (a page of shared memory, and one for each worker and reactor)",
+                    error,
+                )
             })
-        };
-        create().map_err(|error: swoole_ipc::Error| {
-            Error::setup(
-                "map the board (a page of shared memory, and one for each worker and reactor)",
-                error,
-            )
-        })
+        });
+        let [facts, workers, reactors] = parts;
+        Ok(Board { facts: facts?.swap_remove(0), workers: workers?, reactors: reactors?, links })
+    }
+
+    /// A board in memory of its own.
+    #[cfg(test)]
+    pub(crate) fn create(workers: usize, reactors: usize, links: usize) -> Result<Board> {
+        let memory = Memory::create("board", Board::size(workers, reactors, links)).unwrap();
+        Board::map(&memory, 0, workers, reactors, links)
     }
 
     /// Makes everything but the rows of this worker, and of the reactor that it is itself if it is one, read-only in
@@ -167,6 +227,54 @@ impl Board {
         self.facts[RESPAWNS].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// How many managers have died before the present one.
+    pub(crate) fn reign(&self) -> u64 {
+        self.facts[REIGN].load(Ordering::Acquire)
+    }
+
+    /// The manager is dead. The next one's reign begins, and what the last one was at is at an end.
+    pub(crate) fn next_reign(&self) {
+        self.set_manager(0);
+        self.facts[REIGN].fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The worker takes its slot, or serves in it from now on; false if it must not.
+    pub(crate) fn move_lease(&self, worker: u16, from: Lease, to: Lease) -> bool {
+        let lease = self.worker(worker, LEASE);
+        lease.compare_exchange(from.word(), to.word(), Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// The worker's slot is for the present manager to fill: nobody is in it any more.
+    pub(crate) fn free_lease(&self, worker: u16) {
+        self.worker(worker, LEASE).store(Lease::Free { reign: self.reign() }.word(), Ordering::Release);
+    }
+
+    /// Takes the slot from all but a worker that serves: who starts will not come to serve, and who has been forked by
+    /// a manager of an earlier reign, and has not begun yet, will not begin. To whom it belonged.
+    pub(crate) fn revoke_lease(&self, worker: u16) -> Lease {
+        let lease = self.worker(worker, LEASE);
+        let free = Lease::Free { reign: self.reign() }.word();
+        let revoke = |word| match Lease::from_word(word) {
+            Lease::Serving { .. } => None,
+            _ => Some(free),
+        };
+        let (Ok(word) | Err(word)) = lease.fetch_update(Ordering::AcqRel, Ordering::Acquire, revoke);
+        Lease::from_word(word)
+    }
+
+    pub(crate) fn set_reloading(&self, reloading: bool) {
+        self.facts[RELOADING].store(reloading.into(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_reloading(&self) -> bool {
+        self.facts[RELOADING].load(Ordering::Relaxed) != 0
+    }
+
+    /// Which process of its slot the worker says it is.
+    pub(crate) fn generation(&self, worker: u16) -> u32 {
+        self.worker(worker, GENERATION).load(Ordering::Relaxed) as u32
+    }
+
     fn pid(&self, worker: u16) -> &AtomicU64 {
         &self.facts[HEAD + SLOT * usize::from(worker)]
     }
@@ -176,7 +284,7 @@ impl Board {
         self.facts[HEAD + SLOT * usize::from(worker) + 1].store(state as u64, Ordering::Relaxed);
     }
 
-    fn worker_state(&self, worker: u16) -> WorkerState {
+    pub(crate) fn worker_state(&self, worker: u16) -> WorkerState {
         match self.facts[HEAD + SLOT * usize::from(worker) + 1].load(Ordering::Relaxed) {
             1 => WorkerState::Running,
             2 => WorkerState::Retiring,
@@ -357,6 +465,30 @@ pub(crate) enum Counter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// At whatever step of a worker's start its manager dies: only one that serves already stays.
+    #[test]
+    fn who_does_not_serve_when_its_manager_dies_never_will() {
+        let board = Board::create(1, 1, 1).unwrap();
+        let (taken, serving) = (Lease::Taken { pid: 7 }, Lease::Serving { pid: 7 });
+        for steps in 0..3 {
+            let free = Lease::Free { reign: board.reign() };
+            let begin = |step: usize| match step {
+                0 => board.move_lease(0, free, taken),
+                _ => board.move_lease(0, taken, serving),
+            };
+            board.free_lease(0);
+            assert!((0..steps).all(begin));
+            board.next_reign();
+            assert_eq!(board.revoke_lease(0), [free, taken, serving][steps]);
+            assert!(!(steps..2).any(begin), "after {steps} steps");
+            // The next manager's worker has the slot, once it is empty.
+            let free = Lease::Free { reign: board.reign() };
+            assert_eq!(board.move_lease(0, free, Lease::Taken { pid: 8 }), steps < 2);
+            board.free_lease(0);
+            assert!(board.move_lease(0, free, Lease::Taken { pid: 8 }));
+        }
+    }
 
     #[test]
     fn rows_do_not_overlap() {

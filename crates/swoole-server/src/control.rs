@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use swoole_ipc::socketpair::{self, Endpoint, Kind};
+use swoole_supervisor::ExitStatus;
 
 use crate::crash::{Fate, PacketInHand};
 use crate::error::{Error, Result};
@@ -30,6 +31,8 @@ pub(crate) enum Order {
     Stop { within_ms: u64 },
     /// Every reactor has settled what this worker left. Its successor may come.
     Buried { worker: u16, in_hand: Vec<PacketInHand> },
+    /// A worker process that an earlier manager has forked is dead, reaped and settled.
+    Ended { worker: u16, generation: u32, status: ExitStatus, in_hand: Vec<PacketInHand> },
 }
 
 /// From the manager to the master.
@@ -44,7 +47,7 @@ pub(crate) enum News {
     /// `on_worker_start` has returned.
     Ready { worker: u16, generation: u32 },
     /// A worker process is dead and reaped.
-    Died { worker: u16, generation: u32 },
+    Died { worker: u16, generation: u32, status: ExitStatus },
     /// Somebody asked the manager to end the server.
     StopWanted,
 }
@@ -62,6 +65,11 @@ impl Order {
                 let in_hand = in_hand.iter().take(IN_HAND_MAX).flat_map(pack_in_hand);
                 (4, [u64::from(*worker)].into_iter().chain(in_hand).collect())
             }
+            Order::Ended { worker, generation, status, in_hand } => {
+                let head = [u64::from(*worker), u64::from(*generation), pack_status(*status)];
+                let in_hand = in_hand.iter().take(IN_HAND_MAX).flat_map(pack_in_hand);
+                (5, head.into_iter().chain(in_hand).collect())
+            }
         }
     }
 
@@ -71,10 +79,14 @@ impl Order {
             (2, []) => Order::Reload,
             (3, &[within_ms]) => Order::Stop { within_ms },
             (4, [worker, in_hand @ ..]) => {
-                let (in_hand, []) = in_hand.as_chunks() else { return None };
-                let in_hand = in_hand.iter().map(unpack_in_hand).collect::<Option<_>>()?;
-                Order::Buried { worker: (*worker).try_into().ok()?, in_hand }
+                Order::Buried { worker: (*worker).try_into().ok()?, in_hand: unpack_all_in_hand(in_hand)? }
             }
+            (5, [worker, generation, status, in_hand @ ..]) => Order::Ended {
+                worker: (*worker).try_into().ok()?,
+                generation: (*generation).try_into().ok()?,
+                status: unpack_status(*status)?,
+                in_hand: unpack_all_in_hand(in_hand)?,
+            },
             _ => return None,
         })
     }
@@ -84,6 +96,32 @@ fn pack_in_hand(packet: &PacketInHand) -> [u64; IN_HAND_WORDS] {
     let PacketInHand { session, size, attempt, age, fate } = *packet;
     let age = age.map_or(AGELESS, |age| age.as_micros() as u64);
     [session.raw(), size, attempt.into(), age, fate as u64]
+}
+
+fn unpack_all_in_hand(words: &[u64]) -> Option<Vec<PacketInHand>> {
+    let (packets, []) = words.as_chunks() else { return None };
+    packets.iter().map(unpack_in_hand).collect()
+}
+
+/// What it is in the low byte, its number above, and above that whether there is a core file.
+fn pack_status(status: ExitStatus) -> u64 {
+    match status {
+        ExitStatus::Exited(code) => u64::from(code as u8) << 8,
+        ExitStatus::Signaled { signal, core_dumped } => {
+            1 | u64::from(signal as u8) << 8 | u64::from(core_dumped) << 16
+        }
+        ExitStatus::Unknown => 2,
+    }
+}
+
+fn unpack_status(word: u64) -> Option<ExitStatus> {
+    let number = i32::from((word >> 8) as u8);
+    Some(match word & 0xff {
+        0 => ExitStatus::Exited(number),
+        1 => ExitStatus::Signaled { signal: number, core_dumped: word >> 16 != 0 },
+        2 => ExitStatus::Unknown,
+        _ => return None,
+    })
 }
 
 fn unpack_in_hand(words: &[u64; IN_HAND_WORDS]) -> Option<PacketInHand> {
@@ -107,7 +145,9 @@ impl News {
             News::AllForked => (2, vec![]),
             News::Started => (3, vec![]),
             News::Ready { worker, generation } => (4, vec![worker.into(), generation.into()]),
-            News::Died { worker, generation } => (5, vec![worker.into(), generation.into()]),
+            News::Died { worker, generation, status } => {
+                (5, vec![worker.into(), generation.into(), pack_status(status)])
+            }
             News::StopWanted => (6, vec![]),
         }
     }
@@ -124,9 +164,11 @@ impl News {
             (4, &[worker, generation]) => {
                 News::Ready { worker: worker.try_into().ok()?, generation: generation.try_into().ok()? }
             }
-            (5, &[worker, generation]) => {
-                News::Died { worker: worker.try_into().ok()?, generation: generation.try_into().ok()? }
-            }
+            (5, &[worker, generation, status]) => News::Died {
+                worker: worker.try_into().ok()?,
+                generation: generation.try_into().ok()?,
+                status: unpack_status(status)?,
+            },
             (6, []) => News::StopWanted,
             _ => return None,
         })
@@ -230,6 +272,7 @@ mod tests {
     fn messages_survive_the_trip() {
         let (master, manager) = pair().unwrap();
         let mut master = Orders::new(master);
+        let killed = ExitStatus::Signaled { signal: 64, core_dumped: true };
         let (age, fate) = (Some(Duration::from_micros(77)), Fate::Poison);
         let packet = PacketInHand { session: Session::new(1, 3), size: 1 << 40, attempt: 3, age, fate };
         let other = PacketInHand { age: None, fate: Fate::Retried, ..packet };
@@ -239,6 +282,8 @@ mod tests {
             Order::Stop { within_ms: 3000 },
             Order::Buried { worker: 1023, in_hand: vec![packet, other] },
             Order::Buried { worker: 0, in_hand: vec![packet; IN_HAND_MAX] },
+            Order::Ended { worker: 3, generation: 9, status: killed, in_hand: vec![packet; IN_HAND_MAX] },
+            Order::Ended { worker: 3, generation: 9, status: ExitStatus::Exited(255), in_hand: vec![] },
         ];
         let many = Order::Buried { worker: 0, in_hand: vec![packet; 10_000] };
         assert_eq!(many.pack().1.len(), 1 + IN_HAND_WORDS * IN_HAND_MAX);
@@ -254,7 +299,8 @@ mod tests {
             News::AllForked,
             News::Started,
             News::Ready { worker: 7, generation: 1 },
-            News::Died { worker: 7, generation: 1 },
+            News::Died { worker: 7, generation: 1, status: killed },
+            News::Died { worker: 7, generation: 1, status: ExitStatus::Unknown },
             News::StopWanted,
         ];
         for news in &all_news {

@@ -86,13 +86,24 @@ pub enum Error {
         /// What was seen.
         reason: String,
     },
-    /// The manager died; the master stopped the server in order.
+    /// The manager died while the server started or stopped; the master stopped the server in order. (While it serves,
+    /// the manager gets a successor.)
     #[error("the manager (pid {pid}) died: {how}; the server was stopped")]
     ManagerDied {
         /// The manager's process id.
         pid: i32,
         /// Its exit status.
         how: String,
+    },
+    /// The program was executed to be the manager of a server whose shared memory it does not know.
+    #[error(
+        "take over a server: its shared memory has layout {running}, this program knows layout {ours} only"
+    )]
+    Layout {
+        /// The layout of the server that runs.
+        running: i64,
+        /// This program's.
+        ours: u32,
     },
     /// No first-generation worker could be started, or a start callback failed.
     #[error("start the server: {0}")]

@@ -66,6 +66,7 @@
 mod affinity;
 mod base;
 mod board;
+mod charter;
 pub mod config;
 mod control;
 #[cfg(feature = "internals")]
@@ -76,11 +77,13 @@ mod desk;
 mod dispatch;
 mod error;
 mod handler;
+mod image;
 mod link;
 mod log;
 mod manager;
 mod master;
 mod pace;
+mod plan;
 mod server;
 mod session;
 mod shared;

@@ -14,7 +14,7 @@ use rustix::process::{
 use swoole_reactor::Reactor;
 use swoole_reactor::listener::{Address, ListenError, ListenOptions, listen, local_address};
 use swoole_supervisor::daemon::{PidFile, daemonize};
-use swoole_sys::process::{Fork, ForkError, fork, run_child, thread_names};
+use swoole_sys::process::{Fork, ForkError, become_subreaper, fork, run_child, thread_names};
 use swoole_sys::signal::{SignalSet, block, set_mask};
 
 use crate::base::{self, Stalls};
@@ -22,9 +22,11 @@ use crate::config::{Backend, Config, Ipc, Listen, Mode};
 use crate::control;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
+use crate::image::{self, Image};
 use crate::log::{self, Identity, Role};
+use crate::manager;
 use crate::master::{self, Listeners};
-use crate::shared::{Lanes, Shared};
+use crate::shared::{Links, Shared};
 
 /// A server, ready to start.
 ///
@@ -134,6 +136,10 @@ impl Server {
     /// [`Error::ManagerDied`] if the server had to stop because its manager died.
     pub fn run<H: Handler>(self, handler: H) -> Result<()> {
         let Server { mut config, keep } = self;
+        if let Some(channel) = image::summons()? {
+            run_child(|| manager::take_over(handler, keep, channel));
+        }
+        let image = Image::capture();
         config.validate()?;
         make_absolute(&mut config)?;
         log::init(config.log_level, config.log_file.as_deref())
@@ -149,7 +155,7 @@ impl Server {
         // From here on there is something to put away: a signal ends the server in order.
         let mask = block(&SignalSet::from(master::SIGNALS)).map_err(std::io::Error::from)?;
         let paths = unix_paths(&listeners);
-        let result = start(config, keep, listeners, &choice, handler);
+        let result = start(config, keep, listeners, (&choice, image), handler);
         for path in paths {
             // Somebody may have put it away already.
             let _ = std::fs::remove_file(path);
@@ -164,7 +170,7 @@ fn start<H: Handler>(
     config: Config,
     keep: Vec<RawFd>,
     listeners: Listeners,
-    choice: &str,
+    (choice, image): (&str, Image),
     handler: H,
 ) -> Result<()> {
     let mode = config.mode;
@@ -175,7 +181,7 @@ fn start<H: Handler>(
     // A limit of file sizes is to be an error, not the end; it applies to shared memory, too.
     swoole_sys::signal::ignore(Signal::XFSZ).map_err(std::io::Error::from)?;
     let addresses = listeners.iter().map(|(_, listen)| listen.clone()).collect();
-    let (shared, lanes, hold) = Shared::create(config, addresses, keep)?;
+    let (shared, links, hold) = Shared::create(config, addresses, keep)?;
     swoole_sys::signal::default(Signal::XFSZ).map_err(std::io::Error::from)?;
     let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     shared.board.set_server(getpid().as_raw_pid(), started_at.as_millis() as u64);
@@ -183,7 +189,7 @@ fn start<H: Handler>(
     match mode {
         Mode::Process => {
             tracing::info!("{choice}; ipc {}, ring_size {}", shared.config.ipc, shared.config.ring_bytes());
-            start_master(handler, shared, lanes, listeners, (pid_file, hold))
+            start_master(handler, shared, links, (listeners, image), (pid_file, hold))
         }
         Mode::Base => {
             tracing::info!("{choice}; base mode");
@@ -200,27 +206,40 @@ fn start<H: Handler>(
 fn start_master<H: Handler>(
     handler: H,
     shared: Arc<Shared>,
-    lanes: Lanes,
-    listeners: Listeners,
+    links: Links,
+    (listeners, image): (Listeners, Image),
     own: (Option<PidFile>, OwnedFd),
 ) -> Result<()> {
     let (to_manager, to_master) = control::pair()?;
+    // Before there is anybody whom a lack of memory would have to be explained to.
+    let lanes = links.open_all()?;
     let master = getpid();
+    // Workers that lose their manager become children of this process.
+    become_subreaper().map_err(std::io::Error::from)?;
     match fork()? {
         Fork::Child => run_child(|| {
+            // Each worker opens its own, and need not have all copied at its fork.
+            drop(lanes);
             // They are closed there as numbers; closing them twice could hit somebody else's.
             std::mem::forget((listeners, own, to_manager));
-            crate::manager::run(handler, shared, lanes, to_master, master)
+            manager::run(handler, shared, links, to_master, master)
         }),
         Fork::Parent(manager) => {
             // A title is a comfort, not a need.
             let _ = swoole_sys::title::set("swoole: master");
             // So that each side notices when the other one is gone.
             drop(to_master);
-            let result = master::run(handler, shared, &lanes, listeners, to_manager, manager);
+            let result = master::run(
+                handler,
+                Arc::clone(&shared),
+                (links, lanes, image),
+                listeners,
+                to_manager,
+                manager,
+            );
             drop(own);
             if result.is_err() {
-                end(manager);
+                end(Pid::from_raw(shared.board.manager_pid()).unwrap_or(manager));
             }
             result
         }

@@ -13,6 +13,7 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use swoole_ipc::Memory;
 use swoole_ipc::words::Words;
 
 use crate::config::{Address, Listen};
@@ -137,12 +138,25 @@ pub(crate) struct SessionTable {
 }
 
 impl SessionTable {
-    /// Room for `slots` sessions on each of `reactors` reactors. Pages cost memory once they are used.
-    pub(crate) fn create(reactors: usize, slots: usize) -> Result<SessionTable> {
-        let tables = Words::rows("swoole-sessions", reactors, slots * ENTRY).map_err(|error| {
+    /// Bytes of shared memory for `slots` sessions on each of `reactors` reactors. Pages cost memory once they are used.
+    pub(crate) fn size(reactors: usize, slots: usize) -> usize {
+        Words::size(reactors, slots * ENTRY)
+    }
+
+    /// The tables in the part of `memory` that begins at `start`.
+    pub(crate) fn map(memory: &Memory, start: usize, reactors: usize, slots: usize) -> Result<SessionTable> {
+        let tables = Words::open(memory, start, reactors, slots * ENTRY).map_err(|error| {
             Error::setup(format!("map the session tables ({reactors} of {slots} sessions)"), error)
         })?;
         Ok(SessionTable { tables })
+    }
+
+    /// Tables in memory of their own.
+    #[cfg(any(test, feature = "internals"))]
+    pub(crate) fn create(reactors: usize, slots: usize) -> Result<SessionTable> {
+        let memory = Memory::create("sessions", SessionTable::size(reactors, slots));
+        let memory = memory.map_err(|error| Error::setup("make session tables", error))?;
+        SessionTable::map(&memory, 0, reactors, slots)
     }
 
     /// Makes all tables but that of the reactor `own` read-only in this process.

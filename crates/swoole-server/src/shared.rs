@@ -2,23 +2,28 @@
 //!
 //! All of it is memory that stays mapped, or descriptors that a child keeps by name ([`Shared::worker_keep`]).
 //! What a child must not have (listening sockets, the master's end of the control channel, the other
-//! workers' links) is closed or unmapped in it before user code runs, and what it only reads is made
+//! workers' links) is closed in it before user code runs, or was never mapped ([`Links`]), and what it only reads is made
 //! read-only ([`Shared::protect_from`]): a wild write ends the worker, and confuses nobody else.
+//!
+//! A process that was not forked puts the same together from descriptors: [`Shared::assemble`].
 
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
-use swoole_ipc::Doorbell;
 use swoole_ipc::socketpair::Endpoint;
+use swoole_ipc::words::Words;
+use swoole_ipc::{Doorbell, Memory};
 use swoole_reactor::Options;
 
 use crate::affinity::Placement;
 use crate::board::Board;
-use crate::config::{Config, Listen, Mode};
+use crate::config::{Config, Ipc, Listen, Mode};
 use crate::error::{Error, Result};
 use crate::link::Lane;
+use crate::plan::Plan;
 use crate::session::SessionTable;
 
 pub(crate) struct Shared {
@@ -41,9 +46,17 @@ pub(crate) struct Shared {
     pub(crate) keep: Vec<RawFd>,
 }
 
-/// The links: one lane for each worker (outer) and reactor (inner). Apart from the rest, because each
-/// process needs another selection of them.
-pub(crate) type Lanes = Vec<Vec<Arc<Lane>>>;
+/// The descriptors that all processes have, and memory is mapped from.
+pub(crate) struct Parts {
+    pub(crate) memory: Memory,
+    pub(crate) lifeline: Lifeline,
+    /// By worker, by worker, by reactor.
+    pub(crate) bells: Vec<OwnedFd>,
+    pub(crate) rooms: Vec<OwnedFd>,
+    pub(crate) reactor_bells: Vec<OwnedFd>,
+    /// The socketpairs by worker (outer) and reactor, where links are such.
+    pub(crate) sockets: Vec<Vec<Arc<Lane>>>,
+}
 
 impl Shared {
     /// The descriptor is the end of the lifeline that only the master may hold.
@@ -51,38 +64,68 @@ impl Shared {
         config: Config,
         addresses: Vec<Listen>,
         keep: Vec<RawFd>,
-    ) -> Result<(Shared, Lanes, OwnedFd)> {
-        // In Base mode each worker is a reactor, and none is linked to any.
-        let (workers, reactors) = (usize::from(config.worker_num), config.reactors());
-        let links = if config.mode == Mode::Process { reactors } else { 0 };
+    ) -> Result<(Shared, Links, OwnedFd)> {
+        let connection_limit = config.connection_limit()?;
+        let plan = Plan::new(&config, connection_limit)?;
+        let (lifeline, hold) = Lifeline::create()?;
         let bells = |name: &str, count: usize| {
-            Doorbell::several(name, count)
+            (0..count)
+                .map(|_| Doorbell::event(name))
+                .collect::<Result<Vec<_>, _>>()
                 .map_err(|error| Error::setup(format!("make {count} doorbells ({name})"), error))
         };
-        let ring_size = config.ring_bytes();
-        let lane = |worker: usize, reactor: usize| {
-            Lane::create(config.ipc, &format!("{reactor}-{worker}"), ring_size).map(Arc::new)
+        let sockets = |worker: usize| {
+            let lanes = (0..plan.links).map(|reactor| Lane::socketpair(&format!("{reactor}-{worker}")));
+            lanes.map(|lane| lane.map(Arc::new)).collect()
         };
-        let lanes = (0..workers)
-            .map(|worker| (0..links).map(|reactor| lane(worker, reactor)).collect())
-            .collect::<Result<Lanes>>()?;
-        let connection_limit = config.connection_limit()?;
-        let slots = connection_limit.div_ceil(reactors);
-        let (lifeline, hold) = Lifeline::create()?;
+        let sockets = if config.ipc == Ipc::SocketPair {
+            (0..plan.workers).map(sockets).collect::<Result<_>>()?
+        } else {
+            Vec::new()
+        };
+        let memory = Memory::create("swoole", plan.size)
+            .map_err(|error| Error::setup(format!("make the shared memory ({} bytes)", plan.size), error))?;
+        let parts = Parts {
+            memory,
+            lifeline,
+            bells: bells("worker-bells", plan.workers)?,
+            rooms: bells("worker-rooms", plan.workers.min(plan.workers * plan.links))?,
+            reactor_bells: bells("reactor-bells", plan.links)?,
+            sockets,
+        };
+        let (shared, links) = Shared::assemble(config, addresses, keep, connection_limit, parts)?;
+        Ok((shared, links, hold))
+    }
+
+    /// The same of what another process has created: everything but `keep` as that one has it.
+    pub(crate) fn assemble(
+        config: Config,
+        addresses: Vec<Listen>,
+        keep: Vec<RawFd>,
+        connection_limit: usize,
+        parts: Parts,
+    ) -> Result<(Shared, Links)> {
+        let plan = Plan::new(&config, connection_limit)?;
+        let Parts { memory, lifeline, bells, rooms, reactor_bells, sockets } = parts;
+        let words = plan.bells(&memory).map_err(|error| Error::setup("map the doorbells", error))?;
+        let together = |words: Vec<Words>, events: Vec<OwnedFd>| {
+            words.into_iter().zip(events).map(|(word, event)| Doorbell::new(word, event)).collect()
+        };
+        let [bell_words, room_words, reactor_bell_words] = words;
         let shared = Shared {
             placement: Placement::new(&config)?,
-            board: Board::create(workers, reactors, links)?,
-            sessions: SessionTable::create(reactors, slots)?,
+            board: plan.board(&memory)?,
+            sessions: plan.sessions(&memory)?,
             connection_limit,
-            bells: bells("worker-bells", workers)?,
-            rooms: bells("worker-rooms", workers.min(workers * links))?,
-            reactor_bells: bells("reactor-bells", links)?,
+            bells: together(bell_words, bells),
+            rooms: together(room_words, rooms),
+            reactor_bells: together(reactor_bell_words, reactor_bells),
             lifeline,
             keep,
             addresses,
             config,
         };
-        Ok((shared, lanes, hold))
+        Ok((shared, Links { memory: Some(memory), plan, sockets: ManuallyDrop::new(sockets) }))
     }
 
     /// How the event loops that serve clients are made; the same for all.
@@ -90,16 +133,17 @@ impl Shared {
         Options { backend: self.config.backend, ..Options::default() }
     }
 
-    /// What a worker keeps open besides its standard streams.
-    pub(crate) fn worker_keep(&self, worker: u16, lanes: &[Arc<Lane>]) -> Vec<RawFd> {
+    /// What a worker keeps open besides its standard streams and its links.
+    pub(crate) fn worker_keep(&self, worker: u16) -> Vec<RawFd> {
         let own = [&self.bells, &self.rooms].into_iter().filter_map(|bells| bells.get(usize::from(worker)));
         let bells = own.chain(&self.reactor_bells).map(|bell| bell.as_fd().as_raw_fd());
-        bells.chain(lanes.iter().filter_map(|lane| lane.worker_fd())).chain(self.common_keep()).collect()
+        bells.chain(self.common_keep()).collect()
     }
 
     /// What the manager keeps open: all that its workers need, and its own end of the control channel.
-    pub(crate) fn manager_keep(&self, lanes: &Lanes, control: &Endpoint) -> Vec<RawFd> {
-        let own = lanes.iter().zip(0..).flat_map(|(lanes, worker)| self.worker_keep(worker, lanes));
+    pub(crate) fn manager_keep(&self, links: &Links, control: &Endpoint) -> Vec<RawFd> {
+        let workers = 0..self.config.worker_num;
+        let own = workers.flat_map(|worker| [self.worker_keep(worker), links.keep(worker)].concat());
         own.chain([control.as_fd().as_raw_fd()]).collect()
     }
 
@@ -127,12 +171,76 @@ impl Shared {
     }
 }
 
+/// What the links between reactors and workers are made of: a process opens those that it uses, and no other, so a fork
+/// need not copy their mappings.
+pub(crate) struct Links {
+    /// Where the rings are; `None` in a worker that has opened its own.
+    memory: Option<Memory>,
+    plan: Plan,
+    /// In a process that has closed those of others, their owners stay.
+    sockets: ManuallyDrop<Vec<Vec<Arc<Lane>>>>,
+}
+
+/// One lane for each worker (outer) and reactor (inner).
+pub(crate) type Lanes = Vec<Vec<Arc<Lane>>>;
+
+impl Links {
+    /// All of them, for the master.
+    pub(crate) fn open_all(&self) -> Result<Lanes> {
+        (0..self.plan.workers as u16).map(|worker| self.open(worker)).collect()
+    }
+
+    /// Those of this worker, by reactor.
+    pub(crate) fn open(&self, worker: u16) -> Result<Vec<Arc<Lane>>> {
+        let worker = usize::from(worker);
+        if let Some(lanes) = self.sockets.get(worker) {
+            return Ok(lanes.clone());
+        }
+        let Some(memory) = &self.memory else { return Ok(Vec::new()) };
+        let lane = |reactor| {
+            let (requests, replies) = self
+                .plan
+                .rings(memory, worker, reactor)
+                .map_err(|error| Error::setup(format!("map the rings of link {reactor}-{worker}"), error))?;
+            Ok(Arc::new(Lane::Ring { requests, replies }))
+        };
+        (0..self.plan.links).map(lane).collect()
+    }
+
+    /// Those of this worker; it cannot open any other one afterwards.
+    pub(crate) fn open_own(&mut self, worker: u16) -> Result<Vec<Arc<Lane>>> {
+        let lanes = self.open(worker);
+        self.memory = None;
+        lanes
+    }
+
+    /// The descriptors that this worker needs to open its own.
+    pub(crate) fn keep(&self, worker: u16) -> Vec<RawFd> {
+        let own = self.sockets.get(usize::from(worker)).into_iter().flatten();
+        let memory = self.memory.iter().map(|memory| memory.as_fd().as_raw_fd());
+        own.filter_map(|lane| lane.worker_fd()).chain(memory).collect()
+    }
+
+    pub(crate) fn memory(&self) -> Option<&Memory> {
+        self.memory.as_ref()
+    }
+
+    pub(crate) fn sockets(&self) -> &[Vec<Arc<Lane>>] {
+        &self.sockets
+    }
+}
+
 /// Cut when the master is gone, however it went: the reading end of a pipe that nobody writes to, and whose other end
 /// only the master has.
 #[derive(Clone, Debug)]
 pub(crate) struct Lifeline(Arc<OwnedFd>);
 
 impl Lifeline {
+    /// The end that a process which was not forked has received.
+    pub(crate) fn new(end: OwnedFd) -> Lifeline {
+        Lifeline(Arc::new(end))
+    }
+
     fn create() -> Result<(Lifeline, OwnedFd)> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| {
             Error::setup("make the master's lifeline (a pipe)", std::io::Error::from(error))

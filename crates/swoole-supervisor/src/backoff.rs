@@ -33,7 +33,7 @@ impl Default for Backoff {
 impl Backoff {
     /// The wait after `deaths` in a row, 1 or more, where the last of the dead `served` or did not come to it. `random`
     /// is from 0.0 to 1.0.
-    pub(crate) fn delay(&self, deaths: u32, served: bool, random: f64) -> Duration {
+    pub fn delay(&self, deaths: u32, served: bool, random: f64) -> Duration {
         let Some(doublings) = deaths.checked_sub(2) else { return Duration::ZERO };
         let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
         let max = if served { self.max.min(self.served_max) } else { self.max };

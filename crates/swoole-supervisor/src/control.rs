@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal};
 
 use crate::policy::Event;
-use crate::{GroupConfig, ReloadMode, Scope, SlotId};
+use crate::{ExitStatus, GroupConfig, ReloadMode, Scope, SlotId};
 
 /// What a [`Program`](crate::Program) may ask of its supervisor. Requests are carried out, in their order,
 /// when the callback that makes them has returned.
@@ -19,6 +19,8 @@ pub struct Control {
     pub(crate) stopping: bool,
     /// To be sent to the process of a slot, or to all.
     pub(crate) signals: Vec<(Option<SlotId>, Signal)>,
+    /// Adopted processes that are gone.
+    pub(crate) ended: Vec<(SlotId, u32, ExitStatus)>,
     max_wait: Duration,
     groups: Vec<GroupConfig>,
 }
@@ -31,6 +33,7 @@ impl Control {
             live: Vec::new(),
             stopping: false,
             signals: Vec::new(),
+            ended: Vec::new(),
             max_wait,
             groups,
         }
@@ -74,6 +77,18 @@ impl Control {
     /// What [`Settle::Later`](crate::Settle::Later) waits for: the successor in `slot` may come.
     pub fn settled(&mut self, slot: SlotId) {
         self.requests.push(Event::Settled { slot });
+    }
+
+    /// This process of the slot, which was [adopted](crate::Supervisor::adopt), is gone and reaped: what
+    /// [`Program::exited`](crate::Program::exited) and all that follows from it waits for. Said of any other process, it
+    /// is ignored.
+    pub fn ended(&mut self, slot: SlotId, generation: u32, status: ExitStatus) {
+        self.ended.push((slot, generation, status));
+    }
+
+    /// Whether nothing that was asked for waits to be carried out.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.requests.is_empty() && self.signals.is_empty() && self.ended.is_empty()
     }
 
     /// Has [`Program::readable`](crate::Program::readable) called when `fd` is readable or hung up.

@@ -82,6 +82,12 @@
 //! | exit code 0, after it was [ready](Child::ready)           | the same: it has had enough, or an operator has |
 //! | anything else: a crash, another code, code 0 before ready | a death: [`Backoff`], and after [many](Options::restart_intensity) the slot is failing |
 //!
+//! # A supervisor that dies
+//!
+//! Its processes hear of it by `SIGTERM`, and need not go. Somebody who is their parent from then on, because it is their
+//! ancestor and has called [`become_subreaper`](swoole_sys::process::become_subreaper), may start another supervisor,
+//! which takes them over: [`Supervisor::adopt`].
+//!
 //! # Fork law
 //!
 //! The supervisor's process has one thread, for good: [`Supervisor::run`] refuses to start otherwise, and a
@@ -110,5 +116,5 @@ pub use group::{GroupConfig, ReloadMode, Scope, SlotId};
 pub use options::{Options, OptionsError};
 pub use program::{Child, Program, Settle};
 pub use report::Report;
-pub use spawn::SpawnError;
+pub use spawn::{Adopted, SpawnError};
 pub use supervisor::{Error, Outcome, Supervisor};

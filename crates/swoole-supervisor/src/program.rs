@@ -4,7 +4,7 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use swoole_sys::signal::{SignalInfo, SignalSet};
 
-use crate::{Control, Exited, Report, SlotId};
+use crate::{Control, ExitStatus, Exited, Report, SlotId};
 
 /// When the successor of a process that is gone may be forked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,13 +39,6 @@ pub trait Program {
     /// Runs in the new process.
     fn keep(&self, slot: SlotId) -> Vec<RawFd>;
 
-    /// A process of this slot is about to be forked; [`forked`](Self::forked) follows in the parent. For what only the
-    /// children of one slot are to inherit.
-    fn forking(&mut self, _slot: SlotId) {}
-
-    /// The fork is over, and may have failed.
-    fn forked(&mut self, _slot: SlotId) {}
-
     /// The signals that a child begins with blocked; by default none. One that takes signals by a descriptor names
     /// them here, so that none can hit it before it has come to make that. Runs in the new process.
     fn blocked(&self) -> SignalSet {
@@ -55,6 +48,12 @@ pub trait Program {
     /// A process is gone. By default its successor may come at once.
     fn exited(&mut self, _exit: &Exited, _control: &mut Control) -> Settle {
         Settle::Now
+    }
+
+    /// A process that was [adopted](crate::Supervisor::adopt) is gone. How it went, only its parent knows; until
+    /// [`Control::ended`] tells, nothing follows from it. By default, that is told here, as [`ExitStatus::Unknown`].
+    fn vanished(&mut self, slot: SlotId, generation: u32, control: &mut Control) {
+        control.ended(slot, generation, ExitStatus::Unknown);
     }
 
     /// Everything else worth knowing. By default nobody listens.

@@ -24,6 +24,15 @@ pub enum Report {
         /// Its process id.
         pid: Pid,
     },
+    /// A process that another supervisor has left is this one's now.
+    Adopted {
+        /// Its slot.
+        slot: SlotId,
+        /// Its generation.
+        generation: u32,
+        /// Its process id.
+        pid: Pid,
+    },
     /// A process has called [`Child::ready`](crate::Child::ready).
     Ready {
         /// Its slot.
@@ -128,6 +137,9 @@ impl fmt::Display for Report {
         match self {
             Self::Started { slot, generation, pid } => {
                 write!(f, "slot {slot} started as pid {} (generation {generation})", pid.as_raw_pid())
+            }
+            Self::Adopted { slot, generation, pid } => {
+                write!(f, "slot {slot} keeps pid {} (generation {generation})", pid.as_raw_pid())
             }
             Self::Ready { slot, pid, took, .. } => {
                 write!(f, "slot {slot} (pid {}) is ready after {took:.1?}", pid.as_raw_pid())

@@ -30,6 +30,20 @@ pub enum SpawnError {
 /// The exit code of a child that could not put itself in order (`EX_OSERR`, `sysexits.h(3)`).
 const SETUP_FAILED_EXIT_CODE: i32 = 71;
 
+/// A process that a supervisor before this one has left, and that goes on under this one.
+#[derive(Debug)]
+pub struct Adopted {
+    /// Its slot. No other process may be adopted for it.
+    pub slot: SlotId,
+    /// Which process of its slot it is. The next one has the next number.
+    pub generation: u32,
+    /// Its process id, for reports only.
+    pub pid: Pid,
+    /// The process, `pidfd_open(2)`; `None` if it is gone already, and [`Control::ended`](crate::Control::ended) will
+    /// tell how.
+    pub pidfd: Option<OwnedFd>,
+}
+
 /// A new process, as its supervisor holds it.
 pub(crate) struct Spawned {
     pub(crate) pid: Pid,
@@ -48,12 +62,7 @@ pub(crate) fn spawn<P: Program>(
     let refused = |operation| move |errno| SpawnError::Descriptor { operation, errno };
     let (ready, notifier) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(refused("pipe2"))?;
     let parent = getpid();
-    program.forking(slot);
-    let forked = fork();
-    if !matches!(forked, Ok(Fork::Child)) {
-        program.forked(slot);
-    }
-    match forked? {
+    match fork()? {
         Fork::Child => run_child(move || {
             let notifier_fd = notifier.as_raw_fd();
             // Its number is about to be closed under it.

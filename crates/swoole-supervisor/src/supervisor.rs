@@ -13,7 +13,7 @@ use swoole_sys::signal::{self, SignalFd, SignalSet, set_mask};
 use tracing::debug;
 
 use crate::policy::{Action, Event, Policy};
-use crate::spawn::{Spawned, spawn};
+use crate::spawn::{Adopted, Spawned, spawn};
 use crate::{
     Control, ExitStatus, Exited, GroupConfig, Options, OptionsError, Program, Report, Settle, SlotId,
 };
@@ -28,6 +28,7 @@ pub struct Supervisor<P> {
     options: Options,
     groups: Vec<GroupConfig>,
     program: P,
+    adopted: Vec<Adopted>,
 }
 
 /// How a supervisor's life went.
@@ -72,12 +73,21 @@ impl<P: Program> Supervisor<P> {
     pub fn new(options: Options, groups: Vec<GroupConfig>, program: P) -> Result<Self, OptionsError> {
         options.validate()?;
         match u16::try_from(groups.len()) {
-            Ok(_) => Ok(Self { options, groups, program }),
+            Ok(_) => Ok(Self { options, groups, program, adopted: Vec::new() }),
             Err(_) => Err(OptionsError::Groups(groups.len())),
         }
     }
 
-    /// Forks all processes and keeps them alive, until [`Control::stop`] has ended them.
+    /// Begins with processes that a supervisor before this one has left, instead of forking those; each counts as one
+    /// that is ready. They are retired, replaced and signalled like others, but they are no children, so how they end is
+    /// for the program to tell: [`Program::vanished`], [`Control::ended`].
+    #[must_use]
+    pub fn adopt(mut self, adopted: Vec<Adopted>) -> Self {
+        self.adopted = adopted;
+        self
+    }
+
+    /// Forks all processes that are not there and keeps them alive, until [`Control::stop`] has ended them.
     ///
     /// While it runs, the calling thread has the signals of [`Program::signal`] blocked, and `SIGCHLD` has its
     /// default action. On return the mask is as it was.
@@ -102,7 +112,10 @@ struct Process {
     slot: SlotId,
     generation: u32,
     pid: Pid,
-    pidfd: OwnedFd,
+    /// `None` for an adopted one that is gone, but not yet accounted for.
+    pidfd: Option<OwnedFd>,
+    /// It is somebody else's child.
+    is_adopted: bool,
     /// Until the process has told that it is ready, or that it never will.
     ready: Option<OwnedFd>,
     was_ready: bool,
@@ -110,6 +123,10 @@ struct Process {
 }
 
 impl Process {
+    fn is_pidfd(&self, fd: RawFd) -> bool {
+        self.pidfd.as_ref().is_some_and(|pidfd| pidfd.as_raw_fd() == fd)
+    }
+
     fn is_ready_pipe(&self, fd: RawFd) -> bool {
         self.ready.as_ref().is_some_and(|pipe| pipe.as_raw_fd() == fd)
     }
@@ -128,11 +145,11 @@ struct Shell<P> {
 
 impl<P: Program> Shell<P> {
     fn new(supervisor: Supervisor<P>, set: &SignalSet) -> Result<Self, Error> {
-        let Supervisor { options, groups, program } = supervisor;
+        let Supervisor { options, groups, program, adopted } = supervisor;
         let mut seed = [0; 8];
         getrandom(&mut seed, GetRandomFlags::empty()).map_err(Error::os("getrandom"))?;
         let slots: Vec<u16> = groups.iter().map(|group| group.slots).collect();
-        Ok(Self {
+        let mut shell = Self {
             program,
             control: Control::new(options.max_wait, groups),
             policy: Policy::new(options, &slots, u64::from_ne_bytes(seed)),
@@ -141,14 +158,32 @@ impl<P: Program> Shell<P> {
             signals: SignalFd::new(set).map_err(Error::os("signalfd"))?,
             origin: Instant::now(),
             killed: 0,
-        })
+        };
+        adopted.into_iter().for_each(|adopted| shell.adopt(adopted));
+        Ok(shell)
+    }
+
+    fn adopt(&mut self, adopted: Adopted) {
+        let Adopted { slot, generation, pid, pidfd } = adopted;
+        self.control.live.push((slot, generation, pid));
+        self.processes.push(Process {
+            slot,
+            generation,
+            pid,
+            pidfd,
+            is_adopted: true,
+            ready: None,
+            was_ready: true,
+            forked: Instant::now(),
+        });
+        self.apply(Event::Adopted { slot, generation, pid });
     }
 
     fn run(mut self) -> Result<Outcome<P>, Error> {
         if let Err(error) = self.serve() {
-            for process in &self.processes {
-                let _ = pidfd_send_signal(&process.pidfd, Signal::KILL);
-                let _ = waitid(WaitId::PidFd(process.pidfd.as_fd()), WaitIdOptions::EXITED);
+            for pidfd in self.processes.iter().filter_map(|process| process.pidfd.as_ref()) {
+                let _ = pidfd_send_signal(pidfd, Signal::KILL);
+                let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
             }
             return Err(error);
         }
@@ -191,7 +226,7 @@ impl<P: Program> Shell<P> {
         let mut list = vec![self.signals.as_fd().as_raw_fd()];
         for process in &self.processes {
             list.extend(process.ready.as_ref().map(OwnedFd::as_raw_fd));
-            list.push(process.pidfd.as_raw_fd());
+            list.extend(process.pidfd.as_ref().map(OwnedFd::as_raw_fd));
         }
         list.extend(&self.control.watched);
         list
@@ -206,8 +241,9 @@ impl<P: Program> Shell<P> {
             }
         } else if let Some(at) = self.processes.iter().position(|process| process.is_ready_pipe(fd)) {
             self.read_ready(at);
-        } else if let Some(at) = self.processes.iter().position(|process| process.pidfd.as_raw_fd() == fd) {
+        } else if let Some(at) = self.processes.iter().position(|process| process.is_pidfd(fd)) {
             self.reap(at)?;
+            self.deliver();
         } else if self.control.watched.contains(&fd) {
             if readiness == Readiness::Closed {
                 debug!(fd, "a watched descriptor was closed: no longer watched");
@@ -236,21 +272,34 @@ impl<P: Program> Shell<P> {
     }
 
     fn reap(&mut self, at: usize) -> Result<(), Error> {
-        let process = &self.processes[at];
-        let waited =
-            waitid(WaitId::PidFd(process.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+        let process = &mut self.processes[at];
+        if process.is_adopted {
+            process.pidfd = None;
+            self.program.vanished(process.slot, process.generation, &mut self.control);
+            return Ok(());
+        }
+        let Some(pidfd) = &process.pidfd else { return Ok(()) };
+        let waited = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
         let status = match waited {
             Ok(Some(status)) => ExitStatus::from(&status),
             Ok(None) | Err(Errno::INTR) => return Ok(()),
             Err(Errno::CHILD) => ExitStatus::Unknown,
             Err(errno) => return Err(Error::os("waitid")(errno)),
         };
-        // It may have got ready and ended between two looks.
+        let pid = process.pid;
+        // It may have got ready and ended between two looks. What the program says to that may end others.
         self.read_ready(at);
-        let process = self.processes.swap_remove(at);
-        let Process { slot, generation, pid, was_ready, .. } = process;
+        if let Some(at) = self.processes.iter().position(|process| process.pid == pid) {
+            self.ended(at, status);
+        }
+        Ok(())
+    }
+
+    /// The process is gone and reaped.
+    fn ended(&mut self, at: usize, status: ExitStatus) {
+        let Process { slot, generation, pid, was_ready, forked, .. } = self.processes.swap_remove(at);
         self.control.live.retain(|&(_, _, live)| live != pid);
-        let exit = Exited { slot, generation, pid, status, was_ready, uptime: process.forked.elapsed() };
+        let exit = Exited { slot, generation, pid, status, was_ready, uptime: forked.elapsed() };
         debug!(%slot, generation, pid = pid.as_raw_pid(), %status, "reaped");
         self.apply(Event::Exited { slot, generation, status });
         // The program hears of the death before it hears of what follows from it.
@@ -258,8 +307,6 @@ impl<P: Program> Shell<P> {
             // After the requests that it has just made: a stop among them spares the successor.
             self.control.settled(slot);
         }
-        self.deliver();
-        Ok(())
     }
 
     /// Tells the policy what has happened, and does what it says. Reports are kept for [`deliver`](Self::deliver):
@@ -291,7 +338,8 @@ impl<P: Program> Shell<P> {
                     slot,
                     generation,
                     pid,
-                    pidfd,
+                    pidfd: Some(pidfd),
+                    is_adopted: false,
                     ready: Some(ready),
                     was_ready: false,
                     forked: Instant::now(),
@@ -307,9 +355,10 @@ impl<P: Program> Shell<P> {
     }
 
     fn send(&self, slot: SlotId, signal: Signal) {
-        if let Some(process) = self.processes.iter().find(|process| process.slot == slot) {
+        let found = self.processes.iter().find(|process| process.slot == slot);
+        if let Some((process, pidfd)) = found.and_then(|process| Some((process, process.pidfd.as_ref()?))) {
             // It fails only when the process has just ended, and then its pidfd tells.
-            let sent = pidfd_send_signal(&process.pidfd, signal);
+            let sent = pidfd_send_signal(pidfd, signal);
             debug!(%slot, pid = process.pid.as_raw_pid(), ?signal, ?sent, "signalled");
         }
     }
@@ -323,12 +372,18 @@ impl<P: Program> Shell<P> {
                     None => self.processes.iter().for_each(|process| self.send(process.slot, signal)),
                 }
             }
+            for (slot, generation, status) in std::mem::take(&mut self.control.ended) {
+                let is_it = |it: &Process| it.is_adopted && (it.slot, it.generation) == (slot, generation);
+                if let Some(at) = self.processes.iter().position(is_it) {
+                    self.ended(at, status);
+                }
+            }
             for request in std::mem::take(&mut self.control.requests) {
                 self.apply(request);
             }
             match self.reports.pop_front() {
                 Some(report) => self.program.report(&report, &mut self.control),
-                None if self.control.requests.is_empty() && self.control.signals.is_empty() => return,
+                None if self.control.is_idle() => return,
                 None => {}
             }
         }

@@ -18,8 +18,8 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
 use swoole_supervisor::{
-    Child, Control, Error, ExitStatus, Exited, GroupConfig, Options, Outcome, Program, ReloadMode, Report,
-    Scope, Settle, SlotId, Supervisor,
+    Adopted, Child, Control, Error, ExitStatus, Exited, GroupConfig, Options, Outcome, Program, ReloadMode,
+    Report, Scope, Settle, SlotId, Supervisor,
 };
 use swoole_sys::fds::wait_readable;
 use swoole_sys::process::{Fork, ForkError, fork, run_child};
@@ -43,6 +43,7 @@ tests![
     a_child_has_the_descriptors_of_the_list_and_no_others,
     a_child_has_no_signal_blocked_or_handled,
     children_die_with_their_supervisor,
+    a_process_outlives_its_supervisor_and_is_adopted_by_the_next,
     a_process_with_threads_supervises_nobody,
     a_descriptor_that_is_closed_while_watched_is_told_and_forgotten,
     an_idle_supervisor_does_nothing,
@@ -549,6 +550,82 @@ fn children_die_with_their_supervisor() {
     let gone = wait_readable(&[file.as_raw_fd()], Some(Duration::from_secs(5))).unwrap();
     assert!(!gone.is_empty(), "somebody lives");
     assert_eq!(rustix::io::read(&file, &mut [0; 1]), Ok(0));
+}
+
+fn a_process_outlives_its_supervisor_and_is_adopted_by_the_next() {
+    // This process becomes the parent of what the first supervisor leaves.
+    swoole_sys::process::become_subreaper().unwrap();
+    let (read, write) = pipe().unwrap();
+    let kept = write.as_raw_fd();
+    let tell = |child: &Child| {
+        for number in [child.generation, std::process::id()] {
+            rustix::io::write(&write, &number.to_ne_bytes()).unwrap();
+        }
+    };
+    let first = match fork().unwrap() {
+        Fork::Parent(pid) => pid,
+        Fork::Child => run_child(|| {
+            let run = |child: Child| {
+                // The death of its supervisor is no reason to go.
+                signal::ignore(Signal::TERM).unwrap();
+                tell(&child);
+                serve(child)
+            };
+            let told = |_: Told<'_>, _: &mut Control| {};
+            supervise_script(
+                Options::default(),
+                &[1],
+                Script { run, told, keep: vec![kept], settle: Settle::Now },
+            );
+            0
+        }),
+    };
+    let mut file = File::from(read);
+    let mut number = || {
+        let mut bytes = [0; 4];
+        std::io::Read::read_exact(&mut file, &mut bytes).unwrap();
+        u32::from_ne_bytes(bytes)
+    };
+    assert_eq!(number(), 1);
+    let worker = Pid::from_raw(number() as i32).unwrap();
+    kill(first);
+    rustix::process::waitpid(Some(first), WaitOptions::empty()).unwrap();
+    let pidfd = rustix::process::pidfd_open(worker, rustix::process::PidfdFlags::empty()).unwrap();
+    let second = match fork().unwrap() {
+        Fork::Parent(pid) => pid,
+        Fork::Child => run_child(|| {
+            let run = |child: Child| {
+                tell(&child);
+                serve(child)
+            };
+            let mut log = Vec::new();
+            let told = |told: Told<'_>, control: &mut Control| match told {
+                Told::Report(&Report::Adopted { slot, generation: 1, pid }) => {
+                    assert_eq!(control.pids(), [(slot, 1, pid)]);
+                    control.signal(slot, Signal::KILL);
+                }
+                Told::Report(Report::Ready { .. }) => control.stop(Duration::MAX),
+                Told::Exited(exit) => log.push(format!("#{} {}", exit.generation, exit.status)),
+                _ => {}
+            };
+            let adopted = Adopted {
+                slot: slot(0, 0),
+                generation: 1,
+                pid: worker,
+                pidfd: Some(pidfd.try_clone().unwrap()),
+            };
+            let script = Script { run, told, keep: vec![kept], settle: Settle::Now };
+            let supervisor = Supervisor::new(Options::default(), groups(&[1]), script).unwrap();
+            drop(supervisor.adopt(vec![adopted]).run().unwrap());
+            assert_eq!(log, ["#1 exit:unknown", "#2 signal:15"]);
+            0
+        }),
+    };
+    assert_eq!(number(), 2, "the successor");
+    let (_, status) = rustix::process::waitpid(Some(second), WaitOptions::empty()).unwrap().unwrap();
+    assert_eq!(status.exit_status(), Some(0));
+    let (_, status) = rustix::process::waitpid(Some(worker), WaitOptions::empty()).unwrap().unwrap();
+    assert_eq!(status.terminating_signal(), Some(Signal::KILL.as_raw()));
 }
 
 fn a_process_with_threads_supervises_nobody() {

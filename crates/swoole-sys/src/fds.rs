@@ -1,13 +1,28 @@
 //! Wait for descriptors known by number, and close everything that a child has no business with.
 
 use std::fs;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use rustix::io::{Errno, Result};
 
 /// Standard input, output and error.
 const STANDARD: [RawFd; 3] = [0, 1, 2];
+
+/// A copy of a descriptor that this process has from whoever executed it, known by its number only; closed across the
+/// next `execve(2)`. The inherited one stays open.
+///
+/// # Errors
+///
+/// `EBADF` if there is none of that number, `EMFILE` at the limit of descriptors.
+pub fn inherited(fd: RawFd) -> Result<OwnedFd> {
+    if fd < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: it is not -1, and borrowed for this one system call only, which says so if it is not open.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    rustix::io::fcntl_dupfd_cloexec(fd, 0)
+}
 
 /// Closes every descriptor of this process that is not in `keep`. 0, 1 and 2 are always kept; numbers in
 /// `keep` that are not open, or negative, do no harm.

@@ -221,6 +221,33 @@ impl Bed {
         self.ready.master == self.ready.manager
     }
 
+    /// The manager of the moment, which is not always the first one; none while there is none.
+    pub(super) fn manager(&self) -> Option<i32> {
+        let mut children = proc::children(self.ready.master).into_iter();
+        children.find(|pid| proc::title(*pid) == "swoole: manager")
+    }
+
+    /// The workers of the moment, whoever their parent is.
+    pub(super) fn workers(&self) -> Vec<i32> {
+        let family = proc::descendants(self.ready.master).into_iter();
+        family.filter(|pid| proc::title(*pid).starts_with("swoole: worker")).collect()
+    }
+
+    /// Kills the manager, and waits for the one after it to have called the user back.
+    pub(super) fn replace_manager(&self) -> Result<i32> {
+        let before = self.manager().context("there is no manager")?;
+        proc::signal(before, Signal::KILL)?;
+        self.wait_manager(before)
+    }
+
+    /// Waits for another manager than this one to have called the user back.
+    pub(super) fn wait_manager(&self, before: i32) -> Result<i32> {
+        self.log.wait("another manager", PATIENCE, |lines| {
+            let started = lines.iter().rev().find(|line| line.text.starts_with("on_manager_start "))?;
+            field(&started.text, "manager")?.parse().ok().filter(|pid| *pid != before)
+        })
+    }
+
     /// The processes that hold the clients' connections: the master, or in Base mode the workers.
     pub(super) fn holders(&self) -> Vec<i32> {
         if self.is_base() {

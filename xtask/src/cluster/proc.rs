@@ -86,6 +86,12 @@ pub(super) fn reap_orphans() {
     while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
 }
 
+/// What the process is called (`/proc/PID/cmdline`, its words apart by blanks); empty if it is gone.
+pub(super) fn title(pid: i32) -> String {
+    let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.trim_end_matches('\0').replace('\0', " ")
+}
+
 pub(super) fn signal(pid: i32, signal: Signal) -> Result<()> {
     let pid = Pid::from_raw(pid).ok_or_else(|| anyhow!("{pid} is no process id"))?;
     rustix::process::kill_process(pid, signal).with_context(|| format!("send {signal:?} to process {pid:?}"))

@@ -17,7 +17,7 @@ use super::consumer::Consumer;
 use super::cursors::Cursors;
 use super::producer::Producer;
 use crate::error::{Corrupt, Error, Side};
-use crate::memory::Mapping;
+use crate::memory::{Mapping, Memory};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// Version of the layout of the shared pages; another version refuses to attach.
@@ -42,7 +42,7 @@ const _: () = assert!(std::mem::offset_of!(Header, cursors) == 128 && size_of::<
 
 /// Shared-memory byte ring between one producer and one consumer.
 ///
-/// Created before the fork and inherited by it; clones are the same ring. Each side is claimed by the
+/// Created before the fork and inherited by it, or opened in a [`Memory`]; clones are the same ring. Each side is claimed by the
 /// process that uses it. See the [module](crate::ring) for how the pieces work together.
 #[derive(Debug, Clone)]
 pub struct Ring(Arc<Pages>);
@@ -60,19 +60,34 @@ struct Pages {
 }
 
 impl Ring {
-    /// A new, empty ring. `capacity` in bytes is rounded up to a power of two and at least one page;
-    /// it may be at most [`CAPACITY_MAX`]. `name` (up to 249 bytes) appears in errors and in
-    /// `/proc/PID/maps`. The pages are allocated by the kernel when they are first written.
+    /// A new, empty ring in memory of its own. `capacity` in bytes is rounded up to a power of two and at least one
+    /// page; it may be at most [`CAPACITY_MAX`]. `name` (up to 249 bytes) appears in errors and in `/proc/PID/maps`.
+    /// The pages are allocated by the kernel when they are first written.
     ///
     /// # Errors
     /// [`Error::Capacity`]; [`Error::Os`] when the kernel has no memory, mappings or descriptors left.
     pub fn create(name: &str, capacity: usize) -> Result<Ring, Error> {
-        if !(1..=CAPACITY_MAX).contains(&capacity) {
-            return Err(Error::Capacity { capacity });
-        }
-        let header_size = rustix::param::page_size();
-        let capacity = capacity.next_power_of_two().max(header_size);
-        let mapping = Mapping::mirrored(name, header_size, capacity)?;
+        Ring::open(&Memory::create(name, Ring::size(capacity)?)?, 0, name, capacity)
+    }
+
+    /// Bytes of shared memory that a ring of this capacity takes; a whole number of pages.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] for one that [`create`](Ring::create) does not take either.
+    pub fn size(capacity: usize) -> Result<usize, Error> {
+        let (header_size, capacity) = sizes(capacity)?;
+        Ok(header_size + capacity)
+    }
+
+    /// The ring of this capacity in the part of `memory` that begins at `start`, in this process: a new one if the part
+    /// is all zeros, and the same one for all who open it there. `name` appears in errors.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`]; [`Error::NoSuchPart`]; [`Error::Os`] when the kernel has no memory or mappings left. That
+    /// the part is something else is found out by [`producer`](Ring::producer) and [`consumer`](Ring::consumer).
+    pub fn open(memory: &Memory, start: usize, name: &str, capacity: usize) -> Result<Ring, Error> {
+        let (header_size, capacity) = sizes(capacity)?;
+        let mapping = Mapping::mirrored(memory, start, header_size, capacity)?;
         let ring = Ring(Arc::new(Pages {
             name: name.to_owned(),
             mapping,
@@ -81,25 +96,16 @@ impl Ring {
             producer: AtomicU32::new(0),
             consumer: AtomicU32::new(0),
         }));
-        ring.stamp();
+        // Whoever is first; several at a time write the same.
+        if ring.header().magic.load(Ordering::Acquire) == 0 {
+            ring.stamp();
+        }
         Ok(ring)
     }
 
     /// Bytes of records that the ring holds, headers and padding included.
     pub fn capacity(&self) -> usize {
         self.0.capacity
-    }
-
-    /// Whether children that are forked from now on have the ring; at first they do. To leave out what a child does
-    /// not need makes the fork cheaper, and keeps its content from the child (madvise(2), MADV_DONTFORK).
-    ///
-    /// In a child that does not have it, this value must neither be used nor dropped (`std::mem::forget` it): there may
-    /// be something else at its address.
-    ///
-    /// # Errors
-    /// [`Error::Os`] when the kernel has no memory to note it.
-    pub fn set_inherited(&self, inherited: bool) -> Result<(), Error> {
-        self.0.mapping.set_inherited(inherited).map_err(Error::os("madvise", &self.0.name))
     }
 
     /// The name given at creation.
@@ -182,6 +188,15 @@ impl Ring {
             Side::Consumer => &self.0.consumer,
         }
     }
+}
+
+/// Of the header, and of the data.
+fn sizes(capacity: usize) -> Result<(usize, usize), Error> {
+    if !(1..=CAPACITY_MAX).contains(&capacity) {
+        return Err(Error::Capacity { capacity });
+    }
+    let page = rustix::param::page_size();
+    Ok((page, capacity.next_power_of_two().max(page)))
 }
 
 fn expect(what: &'static str, value: u64, expected: u64) -> Result<(), Corrupt> {

@@ -235,7 +235,7 @@ impl<H: Handler> Program for Office<H> {
 
     fn keep(&self, slot: SlotId) -> Vec<RawFd> {
         let worker = usize::from(slot.slot);
-        let own = self.shared().worker_keep(slot.slot, &[]);
+        let own = self.shared().worker_keep(slot.slot);
         own.into_iter().chain(raw(&self.stalls[worker])).chain(self.premises.keep(worker)).collect()
     }
 

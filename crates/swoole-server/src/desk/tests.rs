@@ -47,7 +47,7 @@ fn a_connection_whose_place_is_taken_before_it_is_reported_closed_still_leaves()
     let mut config = Config::default();
     (config.worker_num, config.reactor_num, config.max_connection) = (1, 1, 8);
     let framing = config.framing().unwrap();
-    let (shared, _lanes, _hold) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
+    let (shared, _links, _hold) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
     let shared = Arc::new(shared);
     let mut taker = Nobody;
     let mut desk = Desk::new(0, Arc::clone(&shared), framing, 1, false);

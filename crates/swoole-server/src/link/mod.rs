@@ -30,11 +30,10 @@ mod replies;
 mod window;
 mod worker_end;
 
-use rustix::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
+use rustix::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use swoole_ipc::Ring;
 use swoole_ipc::socketpair::{self, Endpoint, Kind};
 
-use crate::config::Ipc;
 use crate::error::{Error, Result};
 pub(crate) use batch::BATCH_MAX;
 pub(crate) use casualty::Casualty;
@@ -68,35 +67,32 @@ pub(crate) enum Lane {
 }
 
 impl Lane {
-    pub(crate) fn create(ipc: Ipc, name: &str, ring_size: usize) -> Result<Lane> {
-        let failed = |what: &str, error: swoole_ipc::Error| {
-            Error::setup(format!("make the {what} of link {name} ({ring_size} bytes each way)"), error)
-        };
-        match ipc {
-            Ipc::Ring => Ok(Lane::Ring {
-                requests: Ring::create(&format!("requests-{name}"), ring_size)
-                    .map_err(|error| failed("ring", error))?,
-                replies: Ring::create(&format!("replies-{name}"), ring_size)
-                    .map_err(|error| failed("ring", error))?,
-            }),
-            Ipc::SocketPair => {
-                let (mut reactor, mut worker) =
-                    socketpair::pair(Kind::SeqPacket).map_err(|error| failed("socketpair", error))?;
-                for end in [&mut reactor, &mut worker] {
-                    end.set_buffer_sizes(SOCKET_BUFFER).map_err(|error| failed("socketpair", error))?;
-                }
-                Ok(Lane::Socket { reactor, worker })
+    pub(crate) fn socketpair(name: &str) -> Result<Lane> {
+        let create = || {
+            let (mut reactor, mut worker) = socketpair::pair(Kind::SeqPacket)?;
+            for end in [&mut reactor, &mut worker] {
+                end.set_buffer_sizes(SOCKET_BUFFER)?;
             }
-        }
+            Ok(Lane::Socket { reactor, worker })
+        };
+        create().map_err(|error: swoole_ipc::Error| {
+            Error::setup(format!("make the socketpair of link {name}"), error)
+        })
     }
 
-    /// Whether children that are forked from now on have the memory; see [`Ring::set_inherited`].
-    pub(crate) fn set_inherited(&self, inherited: bool) -> Result<(), swoole_ipc::Error> {
+    /// The ends that another process has made: the reactor's, and the worker's.
+    pub(crate) fn from_fds(reactor: OwnedFd, worker: OwnedFd) -> Result<Lane, swoole_ipc::Error> {
+        Ok(Lane::Socket {
+            reactor: Endpoint::from_fd(Kind::SeqPacket, reactor)?,
+            worker: Endpoint::from_fd(Kind::SeqPacket, worker)?,
+        })
+    }
+
+    /// Both ends, the reactor's first; none of a ring.
+    pub(crate) fn fds(&self) -> Vec<BorrowedFd<'_>> {
         match self {
-            Lane::Ring { requests, replies } => {
-                [requests, replies].into_iter().try_for_each(|ring| ring.set_inherited(inherited))
-            }
-            Lane::Socket { .. } => Ok(()),
+            Lane::Ring { .. } => Vec::new(),
+            Lane::Socket { reactor, worker } => vec![reactor.as_fd(), worker.as_fd()],
         }
     }
 

@@ -3,28 +3,35 @@
 //! The policy is `swoole-supervisor`'s; this file connects it with the user's callbacks and with the master.
 //! When a worker dies the master hears of it, every reactor settles what the worker left, and only then may its
 //! successor be forked: two processes never hold the same links.
+//!
+//! When the manager itself dies, workers go on, as children of the master; that executes the program once more to have
+//! another one ([`take_over`]), which keeps the workers that it finds. How those end, it hears from the master.
 
 mod staff;
 mod stuck;
 
 use std::collections::HashMap;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, getpid, getppid};
-use swoole_supervisor::{Child, Control, Exited, Program, Report, Scope, Settle, SlotId, Supervisor};
+use swoole_supervisor::{
+    Adopted, Child, Control, ExitStatus, Exited, Program, Report, Scope, Settle, SlotId, Supervisor,
+};
 use swoole_sys::signal::{SignalInfo, SignalSet};
 
 use swoole_ipc::socketpair::Endpoint;
 
+use crate::charter::Charter;
 use crate::control::{self, News, Order};
 use crate::crash::PacketInHand;
+use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::log::{Identity, Role};
-use crate::shared::{Lanes, Shared};
+use crate::shared::{Links, Shared};
 pub(crate) use staff::{Staff, WORKERS};
 
 /// How long orphans may take to finish: the whole family has to be gone within a second.
@@ -32,53 +39,54 @@ const ORPHAN_WAIT: Duration = Duration::from_millis(300);
 /// How long the master may take to say what a worker left, when nobody waits for the successor.
 const BURIAL_WAIT: Duration = Duration::from_secs(1);
 
-/// Runs the manager to its end; the exit code.
+/// Runs the manager that the master has forked to its end; the exit code.
 pub(crate) fn run<H: Handler>(
     handler: H,
     shared: Arc<Shared>,
-    lanes: Lanes,
+    links: Links,
     control: Endpoint,
     master: Pid,
 ) -> i32 {
     crate::log::set_identity(Identity { role: Role::Manager, id: 0 });
-    if let Err(error) = enter(&shared, &lanes, &control, master) {
-        tracing::error!("start the manager: {error}");
-        return 1;
-    }
-    if let Err(error) = lanes.iter().flatten().try_for_each(|lane| lane.set_inherited(false)) {
-        tracing::error!("start the manager: {error}");
-        return 1;
-    }
-    let staff = match Staff::new(handler, shared) {
-        Ok(staff) => staff,
-        Err(error) => {
-            tracing::error!("start the manager: {error}");
-            return 1;
-        }
+    // The order to start has it call the user back when all workers are there.
+    let life = || {
+        enter(&shared, &links, &control, master)?;
+        serve(Office::new(handler, shared, links, control, master)?, Vec::new())
     };
-    let (options, groups) = staff.options();
-    let office = Office {
-        staff,
-        // Their descriptors that were closed above must not be closed again, whatever has their numbers by then.
-        lanes: ManuallyDrop::new(lanes),
-        control,
-        master,
-        graves: HashMap::new(),
-        failed: false,
+    exit_code(life())
+}
+
+/// Runs the manager of a server whose last one has died, in a process that its master has executed for that and given this
+/// channel; the exit code. `keep`: descriptors that the program wants in every process.
+pub(crate) fn take_over<H: Handler>(handler: H, keep: Vec<RawFd>, channel: OwnedFd) -> i32 {
+    crate::log::set_identity(Identity { role: Role::Manager, id: 0 });
+    let life = || {
+        let Charter { shared, links, control, master, adopted } = Charter::accept(channel, keep)?;
+        let shared = Arc::new(shared);
+        crate::log::init(shared.config.log_level, shared.config.log_file.as_deref())
+            .map_err(|error| Error::setup("open the log", error))?;
+        enter(&shared, &links, &control, master)?;
+        let mut office = Office::new(handler, shared, links, control, master)?;
+        office.staff.take_over();
+        let named = |adopted: &Adopted| (adopted.slot.slot, adopted.generation);
+        office.adopted = adopted.iter().map(named).collect();
+        office.vanished = adopted.iter().filter(|adopted| adopted.pidfd.is_none()).map(named).collect();
+        office.reload_wanted = office.staff.shared.board.is_reloading();
+        office
+            .staff
+            .handler
+            .on_manager_start(&mut office.staff.context)
+            .map_err(|error| Error::Start(format!("on_manager_start: {error}")))?;
+        office.tell(&News::Started);
+        serve(office, adopted)
     };
-    let outcome = match Supervisor::new(options, groups, office) {
-        Ok(supervisor) => supervisor.run().map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
-    };
-    match outcome {
-        Ok(mut outcome) => {
-            let office = &mut outcome.program;
-            for worker in office.graves.keys().copied().collect::<Vec<_>>() {
-                office.bury(worker, Vec::new());
-            }
-            office.staff.call("on_manager_stop", |handler, manager| handler.on_manager_stop(manager));
-            i32::from(office.failed)
-        }
+    exit_code(life())
+}
+
+/// Whether the manager could do its work; else the log says why not.
+fn exit_code(life: Result<bool>) -> i32 {
+    match life {
+        Ok(good) => i32::from(!good),
         Err(error) => {
             tracing::error!("manager: {error}");
             1
@@ -86,48 +94,66 @@ pub(crate) fn run<H: Handler>(
     }
 }
 
-fn enter(shared: &Shared, lanes: &Lanes, control: &Endpoint, master: Pid) -> rustix::io::Result<()> {
+/// The first things that a manager does.
+fn enter(shared: &Shared, links: &Links, control: &Endpoint, master: Pid) -> Result<()> {
     // A title is a comfort, not a need.
     let _ = swoole_sys::title::set("swoole: manager");
-    swoole_sys::signal::reset_handlers();
-    // The supervisor takes them while it runs; this is for before and after it.
-    swoole_sys::signal::block(&SignalSet::from(crate::worker::SIGNALS))?;
-    swoole_sys::process::die_with_parent(Signal::TERM, master)?;
-    swoole_sys::fds::close_all_except(&shared.manager_keep(lanes, control))?;
+    let enter = || {
+        swoole_sys::signal::reset_handlers();
+        // The supervisor takes them while it runs; this is for before and after it.
+        swoole_sys::signal::block(&SignalSet::from(crate::worker::SIGNALS))?;
+        swoole_sys::process::die_with_parent(Signal::TERM, master)?;
+        swoole_sys::fds::close_all_except(&shared.manager_keep(links, control))
+    };
+    enter()
+        .map_err(|errno: rustix::io::Errno| Error::setup("start the manager", std::io::Error::from(errno)))?;
     shared.board.set_manager(getpid().as_raw_pid());
     Ok(())
 }
 
+/// Keeps workers until the master says stop; false if a callback has made the server stop.
+fn serve<H: Handler>(office: Office<H>, adopted: Vec<Adopted>) -> Result<bool> {
+    let (options, groups) = office.staff.options();
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| Error::setup("supervise workers", error);
+    let supervisor = Supervisor::new(options, groups, office).map_err(|error| failed(error.into()))?;
+    let outcome = supervisor.adopt(adopted).run().map_err(|error| failed(error.into()))?;
+    let mut office = outcome.program;
+    for worker in office.graves.keys().copied().collect::<Vec<_>>() {
+        office.bury(worker, Vec::new());
+    }
+    office.staff.call("on_manager_stop", |handler, manager| handler.on_manager_stop(manager));
+    Ok(!office.failed)
+}
+
 struct Office<H> {
     staff: Staff<H>,
-    lanes: ManuallyDrop<Lanes>,
+    /// Their descriptors that were closed at the start must not be closed again, whatever has their numbers by then.
+    links: ManuallyDrop<Links>,
     /// To the master and from it.
     control: Endpoint,
     master: Pid,
+    /// Since how many deaths of managers this one reigns.
+    reign: u64,
+    /// The workers that an earlier manager has forked, each with its generation, and those of them that are gone, but of
+    /// which the master has not told yet.
+    adopted: HashMap<u16, u32>,
+    vanished: HashMap<u16, u32>,
+    /// What adopted workers that have ended had in hand, until they are buried.
+    estates: HashMap<u16, Vec<PacketInHand>>,
     /// The dead whose estate the reactors have not settled yet, by worker.
     graves: HashMap<u16, Exited>,
+    /// The last manager was at a reload.
+    reload_wanted: bool,
     /// A start callback failed.
     failed: bool,
 }
 
 impl<H: Handler> Program for Office<H> {
     fn run(&mut self, child: Child) -> i32 {
-        // This process is none of the other workers: their memory is not mapped in it and their sockets are closed,
-        // so that neither may be put away by their owners here, which stay.
-        crate::worker::run(
-            &mut self.staff.handler,
-            &self.staff.shared,
-            &self.lanes[usize::from(child.slot)],
-            child,
-        )
-    }
-
-    fn forking(&mut self, slot: SlotId) {
-        self.set_inherited(slot, true);
-    }
-
-    fn forked(&mut self, slot: SlotId) {
-        self.set_inherited(slot, false);
+        // This process is none of the other workers: their sockets are closed, so that none may be put away by its
+        // owner here, which stays.
+        let links = self.links.open_own(child.slot);
+        crate::worker::run(&mut self.staff.handler, &self.staff.shared, links, self.reign, child)
     }
 
     fn blocked(&self) -> SignalSet {
@@ -135,14 +161,19 @@ impl<H: Handler> Program for Office<H> {
     }
 
     fn keep(&self, slot: SlotId) -> Vec<RawFd> {
-        self.staff.shared.worker_keep(slot.slot, &self.lanes[usize::from(slot.slot)])
+        [self.staff.shared.worker_keep(slot.slot), self.links.keep(slot.slot)].concat()
     }
 
     fn exited(&mut self, exit: &Exited, control: &mut Control) -> Settle {
         let worker = exit.slot.slot;
         self.staff.ended(worker);
         self.graves.insert(worker, *exit);
-        self.tell(&News::Died { worker, generation: exit.generation });
+        if self.adopted.remove(&worker).is_some() {
+            let in_hand = self.estates.remove(&worker).unwrap_or_default();
+            self.bury(worker, in_hand);
+            return Settle::Now;
+        }
+        self.tell(&News::Died { worker, generation: exit.generation, status: exit.status });
         if !control.is_stopping() {
             return Settle::Later;
         }
@@ -163,7 +194,13 @@ impl<H: Handler> Program for Office<H> {
     fn report(&mut self, report: &Report, control: &mut Control) {
         control.watch(self.control.as_fd().as_raw_fd());
         self.staff.watch(control);
+        if std::mem::take(&mut self.reload_wanted) {
+            control.reload(Scope::All, None);
+        }
         match report {
+            // Whatever it was asked for by the last manager, that one cannot see it through.
+            Report::Adopted { slot, .. } if self.staff.is_retiring(slot.slot) => control.retire(*slot),
+            Report::Adopted { .. } => {}
             Report::Started { slot, generation, pid } => {
                 let pid = pid.as_raw_pid();
                 let complete = self.staff.started(*slot, *generation, pid);
@@ -177,6 +214,15 @@ impl<H: Handler> Program for Office<H> {
                 self.tell(&News::Ready { worker: slot.slot, generation: *generation });
             }
             other => self.staff.tell(other),
+        }
+    }
+
+    fn vanished(&mut self, slot: SlotId, generation: u32, control: &mut Control) {
+        if self.is_orphan() {
+            control.ended(slot, generation, ExitStatus::Unknown);
+        } else {
+            // Its parent is the master, which tells.
+            self.vanished.insert(slot.slot, generation);
         }
     }
 
@@ -199,12 +245,27 @@ impl<H: Handler> Program for Office<H> {
 }
 
 impl<H: Handler> Office<H> {
-    /// Whether the next process has this worker's rings.
-    fn set_inherited(&self, slot: SlotId, inherited: bool) {
-        let lanes = &self.lanes[usize::from(slot.slot)];
-        if let Err(error) = lanes.iter().try_for_each(|lane| lane.set_inherited(inherited)) {
-            tracing::error!("rings of worker {}: {error}", slot.slot);
-        }
+    fn new(
+        handler: H,
+        shared: Arc<Shared>,
+        links: Links,
+        control: Endpoint,
+        master: Pid,
+    ) -> Result<Office<H>> {
+        let reign = shared.board.reign();
+        Ok(Office {
+            staff: Staff::new(handler, shared)?,
+            links: ManuallyDrop::new(links),
+            control,
+            master,
+            reign,
+            adopted: HashMap::new(),
+            vanished: HashMap::new(),
+            estates: HashMap::new(),
+            graves: HashMap::new(),
+            reload_wanted: false,
+            failed: false,
+        })
     }
 
     fn take_orders(&mut self, control: &mut Control) {
@@ -235,6 +296,11 @@ impl<H: Handler> Office<H> {
                 self.bury(worker, in_hand);
                 control.settled(SlotId { group: WORKERS, slot: worker });
             }
+            Order::Ended { worker, generation, status, in_hand } => {
+                self.vanished.remove(&worker);
+                self.estates.insert(worker, in_hand);
+                control.ended(SlotId { group: WORKERS, slot: worker }, generation, status);
+            }
         }
     }
 
@@ -260,6 +326,9 @@ impl<H: Handler> Office<H> {
         control.unwatch(self.control.as_fd().as_raw_fd());
         if !control.is_stopping() {
             tracing::error!("the master (pid {}) is gone: all workers stop", self.master.as_raw_pid());
+        }
+        for (worker, generation) in self.vanished.drain() {
+            control.ended(SlotId { group: WORKERS, slot: worker }, generation, ExitStatus::Unknown);
         }
         control.stop(ORPHAN_WAIT);
     }

@@ -86,6 +86,16 @@ impl<H: Handler> Staff<H> {
         self.shared.board.set_worker_state(worker, WorkerState::Starting);
     }
 
+    /// The first generation exists: another manager has seen to it.
+    pub(crate) fn take_over(&mut self) {
+        self.forked = self.shared.config.worker_num;
+    }
+
+    /// Whether the worker was asked to leave.
+    pub(crate) fn is_retiring(&self, worker: u16) -> bool {
+        self.shared.board.worker_state(worker) == WorkerState::Retiring
+    }
+
     /// It has started.
     pub(crate) fn ready(&self, slot: SlotId) {
         self.set_state(slot, WorkerState::Running);
@@ -98,7 +108,13 @@ impl<H: Handler> Staff<H> {
     /// Everything else worth knowing.
     pub(crate) fn tell(&mut self, report: &Report) {
         match report {
-            Report::Retiring { slot, .. } => self.set_state(*slot, WorkerState::Retiring),
+            Report::Retiring { slot, .. } => {
+                self.set_state(*slot, WorkerState::Retiring);
+                // The signal alone may be taken for the one that told of another manager's death.
+                if let Err(error) = self.shared.bells[usize::from(slot.slot)].force() {
+                    tracing::error!("wake worker {}: {error}", slot.slot);
+                }
+            }
             Report::BackingOff { slot, .. } => self.set_state(*slot, WorkerState::BackingOff),
             Report::Failing { slot, .. } => self.set_state(*slot, WorkerState::Failed),
             _ => {}
@@ -124,14 +140,19 @@ impl<H: Handler> Staff<H> {
                 slot.slot
             ),
             Report::ReloadBegun { .. } => {
+                self.shared.board.set_reloading(true);
                 tracing::info!("Server is reloading all workers now");
                 self.call("on_before_reload", |handler, manager| handler.on_before_reload(manager));
             }
             Report::ReloadEnded { took, .. } => {
+                self.shared.board.set_reloading(false);
                 tracing::info!("Server has reloaded all workers in {took:.1?}");
                 self.call("on_after_reload", |handler, manager| handler.on_after_reload(manager));
             }
-            Report::ReloadAborted { .. } => tracing::error!("{report}"),
+            Report::ReloadAborted { .. } => {
+                self.shared.board.set_reloading(false);
+                tracing::error!("{report}");
+            }
             other => tracing::debug!("{other}"),
         }
     }

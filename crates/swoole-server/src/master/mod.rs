@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `mod` | main | what the server is doing: starting, serving, stopping; accepts and deals connections |
 //! | `stop` | main | the end: drain, leave, finish |
+//! | `succession` | main | the manager's death, and the manager after it |
 //! | `roster` | main | what is known of each worker process |
 //! | `crew` | main | the reactor threads |
 //! | `mailbox` | both | how the main thread and the reactors speak to each other |
@@ -19,6 +20,7 @@ mod mailbox;
 mod reactor_thread;
 mod roster;
 mod stop;
+mod succession;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -26,7 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fd::OwnedFd;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, Signal, pidfd_send_signal};
 use swoole_ipc::socketpair::Endpoint;
 use swoole_reactor::{Event, Interest, Reactor, TimerId, Token, Trigger};
 use swoole_sys::signal::SignalSet;
@@ -36,11 +38,13 @@ use crate::config::Listen;
 use crate::control::{News, Order, Orders};
 use crate::error::{Error, Result};
 use crate::handler::{Handler, Master};
+use crate::image::Image;
 use crate::session::Arrival;
-use crate::shared::{Lanes, Shared};
+use crate::shared::{Lanes, Links, Shared};
 use crew::Crew;
 use mailbox::{Command, Mailbox, Note};
 use roster::Roster;
+use succession::{Present, Succession};
 
 /// What workers get at least to leave in order, and clients to take what was sent to them, at the end.
 const GRACE: Duration = Duration::from_millis(500);
@@ -53,14 +57,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) type Listeners = Vec<(OwnedFd, Listen)>;
 
 /// The signals that the master takes as they come.
-pub(crate) const SIGNALS: [Signal; 6] =
-    [Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP, Signal::USR1, Signal::USR2];
+pub(crate) const SIGNALS: [Signal; 7] =
+    [Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP, Signal::USR1, Signal::USR2, Signal::CHILD];
 
 /// Runs the master until the server has stopped.
 pub(crate) fn run<H: Handler>(
     handler: H,
     shared: Arc<Shared>,
-    lanes: &Lanes,
+    (links, lanes, image): (Links, Lanes, Image),
     listeners: Listeners,
     to_manager: Endpoint,
     manager: Pid,
@@ -69,12 +73,9 @@ pub(crate) fn run<H: Handler>(
     let mut reactor = Reactor::new(shared.reactor_options()).map_err(failed)?;
     // Before any thread exists: all of them inherit the mask.
     reactor.signals(&SignalSet::from(SIGNALS)).map_err(failed)?;
-    let control = reactor.watch(&to_manager, Interest::READABLE, Trigger::Level).map_err(failed)?;
-    let process = pidfd_open(manager, PidfdFlags::empty())
-        .map_err(|error| Error::setup("watch the manager (pidfd_open)", std::io::Error::from(error)))?;
-    let manager_watch = reactor.watch(&process, Interest::READABLE, Trigger::Level).map_err(failed)?;
+    let manager = Present::new(&mut reactor, manager, Orders::new(to_manager))?;
     let notes = Mailbox::new(reactor.waker());
-    let crew = Crew::start(&shared, lanes, &notes)?;
+    let crew = Crew::start(&shared, &lanes, &notes)?;
     let mut office = Office {
         handler,
         context: Master { shared: Arc::clone(&shared) },
@@ -82,12 +83,10 @@ pub(crate) fn run<H: Handler>(
         shared,
         crew,
         notes,
-        orders: Orders::new(to_manager),
-        control,
+        links,
+        succession: Succession::new(image),
+        manager: Some(manager),
         writable: None,
-        manager: Some(process),
-        manager_pid: manager,
-        manager_watch,
         listeners,
         accepting: Vec::new(),
         full: false,
@@ -141,14 +140,13 @@ struct Office<H> {
     roster: Roster,
     crew: Crew,
     notes: Arc<Mailbox<Note>>,
-    orders: Orders,
-    /// The watch of `orders`, and another one while something waits to be sent.
-    control: Token,
-    writable: Option<Token>,
+    /// For managers to come.
+    links: Links,
+    succession: Succession,
     /// The manager, while it lives.
-    manager: Option<OwnedFd>,
-    manager_pid: Pid,
-    manager_watch: Token,
+    manager: Option<Present>,
+    /// A watch of its orders, while something waits to be sent.
+    writable: Option<Token>,
     /// Not accepting yet.
     listeners: Listeners,
     /// Accepting, in the order of the configuration.
@@ -181,8 +179,8 @@ impl<H: Handler> Office<H> {
                 tracing::warn!("accept: {error}; next try in {ACCEPT_PAUSE:?}");
                 self.resting.push((reactor.timer(ACCEPT_PAUSE), listener));
             }
-            Event::Ready { token, .. } if token == self.control => self.read_news(reactor),
-            Event::Ready { token, .. } if token == self.manager_watch => self.manager_ended(reactor),
+            Event::Ready { token, .. } if self.is_control(token) => self.read_news(reactor),
+            Event::Ready { token, .. } if self.is_manager(token) => self.manager_ended(reactor),
             Event::Ready { token, .. } => {
                 if let Some(worker) = self.roster.orphan_ended(token) {
                     reactor.unwatch(token);
@@ -197,6 +195,7 @@ impl<H: Handler> Office<H> {
             }
             Event::Signal { info } => self.on_signal(reactor, info.signal),
             Event::Timer { id } if self.alarm == Some(id) => self.on_alarm(reactor),
+            Event::Timer { id } if self.succession.owns(id) => self.on_succession_timer(reactor),
             Event::Timer { id } => {
                 if let Some(index) = self.resting.iter().position(|(resting, _)| *resting == id) {
                     let (_, listener) = self.resting.swap_remove(index);
@@ -225,44 +224,60 @@ impl<H: Handler> Office<H> {
                 self.roster.kill_orphans();
             }
             Signal::TERM | Signal::INT | Signal::QUIT => self.stop(reactor),
-            Signal::USR1 if self.stage == Stage::Serving => self.order(&Order::Reload),
-            Signal::USR1 => self.reload_wanted = self.stage == Stage::Starting,
+            Signal::USR1 if self.stage == Stage::Serving && self.manager.is_some() => {
+                self.order(&Order::Reload)
+            }
+            Signal::USR1 => self.reload_wanted = self.stage <= Stage::Serving,
             Signal::USR2 => tracing::info!("no task workers to reload"),
             Signal::HUP => {
                 crate::log::reopen_or_say();
                 if let Some(manager) = &self.manager {
-                    let _ = pidfd_send_signal(manager, Signal::HUP);
+                    let _ = pidfd_send_signal(&manager.process, Signal::HUP);
                 }
                 self.roster.signal_all(Signal::HUP);
             }
+            Signal::CHILD => self.reap(),
             _ => {}
         }
     }
 
     fn read_news(&mut self, reactor: &mut Reactor) {
-        loop {
-            match self.orders.next_news() {
+        while let Some(manager) = &self.manager {
+            match manager.orders.next_news() {
                 Ok(Some(news)) => self.learn(reactor, news),
                 Ok(None) => return,
                 // It is gone; its pidfd says how.
-                Err(_) => return reactor.unwatch(self.control),
+                Err(_) => return reactor.unwatch(manager.control),
             }
         }
+    }
+
+    fn is_control(&self, token: Token) -> bool {
+        self.manager.as_ref().is_some_and(|manager| manager.control == token)
+    }
+
+    fn is_manager(&self, token: Token) -> bool {
+        self.manager.as_ref().is_some_and(|manager| manager.watch == token)
     }
 
     fn learn(&mut self, reactor: &mut Reactor, news: News) {
         match news {
             News::Forked { worker, generation, pid } => self.roster.forked(worker, generation, pid),
             News::AllForked if self.stage == Stage::Starting => self.start(reactor),
-            News::Started if self.stage == Stage::Starting => self.set_phase(Phase::Running),
-            News::AllForked | News::Started => {}
+            News::AllForked => {}
+            News::Started => {
+                if self.stage == Stage::Starting {
+                    self.set_phase(Phase::Running);
+                }
+                self.manager_serves(reactor);
+            }
             News::Ready { worker, .. } => {
                 self.roster.ready(worker);
                 self.crew.tell(|| Command::Up { worker });
                 self.serve_if_ready(reactor);
             }
-            News::Died { worker, generation } => {
-                self.roster.died(worker, generation);
+            News::Died { worker, generation, status } => {
+                self.roster.died(worker, generation, status);
                 self.crew.tell(|| Command::Settle { worker });
                 self.serve_if_ready(reactor);
             }
@@ -273,9 +288,10 @@ impl<H: Handler> Office<H> {
     fn read_note(&mut self, reactor: &mut Reactor, note: Note) {
         match note {
             Note::Settled { worker, in_hand } => {
-                if let Some(in_hand) = self.roster.settled(worker, in_hand, self.crew.len()) {
+                if self.roster.settled(worker, in_hand, self.crew.len()) {
                     self.shared.board.leave(worker);
-                    self.order(&Order::Buried { worker, in_hand });
+                    self.shared.board.free_lease(worker);
+                    self.tell_of_end(worker);
                 }
             }
             Note::Fault { worker, reason } => {
@@ -375,23 +391,35 @@ impl<H: Handler> Office<H> {
     }
 
     fn order(&mut self, order: &Order) {
-        if let Err(error) = self.orders.send(order) {
+        let Some(manager) = &mut self.manager else { return };
+        if let Err(error) = manager.orders.send(order) {
             // Its end is noticed by its pidfd.
             tracing::debug!("order the manager to {order:?}: {error}");
         }
     }
 
+    /// Tells the manager that it may replace a worker that is gone, as soon as that is so. While there is no manager, the
+    /// next one is told.
+    fn tell_of_end(&mut self, worker: u16) {
+        if self.manager.is_some()
+            && let Some(order) = self.roster.obituary(worker)
+        {
+            self.order(&order);
+        }
+    }
+
     /// Sends what the manager had no room for, when it has.
     fn flush_orders(&mut self, reactor: &mut Reactor) {
-        if self.orders.is_blocked() && self.manager.is_some() {
-            let _ = self.orders.flush();
+        let mut blocked = self.manager.as_mut().filter(|manager| manager.orders.is_blocked());
+        if let Some(manager) = &mut blocked {
+            let _ = manager.orders.flush();
         }
-        let blocked = self.orders.is_blocked() && self.manager.is_some();
-        match self.writable {
-            None if blocked => {
-                self.writable = reactor.watch(&self.orders, Interest::WRITABLE, Trigger::Level).ok();
+        let blocked = blocked.filter(|manager| manager.orders.is_blocked());
+        match (self.writable, blocked) {
+            (None, Some(manager)) => {
+                self.writable = reactor.watch(&manager.orders, Interest::WRITABLE, Trigger::Level).ok();
             }
-            Some(token) if !blocked => {
+            (Some(token), None) => {
                 reactor.unwatch(token);
                 self.writable = None;
             }

@@ -1,23 +1,89 @@
 //! What the master knows of each worker process, and the workers that have lost their manager.
 
-use rustix::fd::OwnedFd;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::fd::{AsFd as _, OwnedFd};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
 use swoole_reactor::{Interest, Reactor, Token, Trigger};
+use swoole_supervisor::ExitStatus;
 
+use crate::board::{Board, Lease};
+use crate::charter::Heir;
+use crate::control::Order;
 use crate::crash::PacketInHand;
 
+/// The process of a slot, and what the last one left.
 #[derive(Debug, Default)]
 struct Entry {
     generation: u32,
+    pid: i32,
     /// The live process.
     process: Option<OwnedFd>,
-    /// Its watch, once the manager is gone.
+    /// Its watch, once its manager is gone: it is the master's child then.
     watch: Option<Token>,
+    /// Its status, if it has been reaped before its watch told of its end.
+    status: Option<ExitStatus>,
+    /// It had not come to serve when its manager died, and has to go.
+    is_superfluous: bool,
+    /// The present manager has not forked it.
+    is_adopted: bool,
     /// A process of this slot has started, or has failed to.
     seen: bool,
-    /// What reactors have found lost with the dead one, and how many have looked.
-    in_hand: Vec<PacketInHand>,
+    /// What the last process left, until the next one exists.
+    estate: Option<Estate>,
+    /// How many reactors have settled it.
     settled: usize,
+}
+
+/// What a dead process leaves.
+#[derive(Clone, Debug)]
+pub(super) struct Estate {
+    status: ExitStatus,
+    in_hand: Vec<PacketInHand>,
+    is_settled: bool,
+}
+
+impl Estate {
+    fn new(status: ExitStatus) -> Estate {
+        Estate { status, in_hand: Vec::new(), is_settled: false }
+    }
+}
+
+impl Entry {
+    /// Ends a process that must not serve.
+    fn dismiss(&mut self) {
+        if let Some(process) = &self.process {
+            self.is_superfluous = true;
+            // It may have ended this very moment; its watch tells.
+            let _ = pidfd_send_signal(process, Signal::KILL);
+        }
+    }
+
+    /// Takes a process up that its manager had no time to tell of, if there is one: it is the master's child by now. A
+    /// worker has written the number, so anybody else is not believed to be it.
+    fn discover(&mut self, pid: i32) {
+        let Some(process) = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+        else {
+            return;
+        };
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        if waitid(WaitId::PidFd(process.as_fd()), options).is_ok() {
+            (self.pid, self.process, self.estate) = (pid, Some(process), None);
+        }
+    }
+
+    /// Has the master told when the process ends.
+    fn watch(&mut self, reactor: &mut Reactor, worker: u16) {
+        let (Some(process), None) = (&self.process, self.watch) else { return };
+        match reactor.watch(process, Interest::READABLE, Trigger::Level) {
+            Ok(token) => self.watch = Some(token),
+            Err(error) => {
+                tracing::error!("watch worker {worker}, which is killed therefore: {error}");
+                let _ = pidfd_send_signal(process, Signal::KILL);
+                self.process = None;
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -32,9 +98,10 @@ impl Roster {
 
     pub(super) fn forked(&mut self, worker: u16, generation: u32, pid: i32) {
         let Some(entry) = self.entries.get_mut(usize::from(worker)) else { return };
-        entry.generation = generation;
+        let seen = entry.seen;
         // Nothing to hold on to if it is dead already.
-        entry.process = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let process = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        *entry = Entry { generation, pid, process, seen, ..Entry::default() };
     }
 
     pub(super) fn ready(&mut self, worker: u16) {
@@ -43,11 +110,12 @@ impl Roster {
         }
     }
 
-    pub(super) fn died(&mut self, worker: u16, generation: u32) {
+    pub(super) fn died(&mut self, worker: u16, generation: u32, status: ExitStatus) {
         let Some(entry) = self.entries.get_mut(usize::from(worker)) else { return };
         entry.seen = true;
         if entry.generation == generation {
             entry.process = None;
+            entry.estate = Some(Estate::new(status));
         }
     }
 
@@ -56,19 +124,28 @@ impl Roster {
         self.entries.iter().all(|entry| entry.seen)
     }
 
-    /// One more of `reactors` has settled what this worker left; when all have, what was lost in total.
-    pub(super) fn settled(
-        &mut self,
-        worker: u16,
-        in_hand: Vec<PacketInHand>,
-        reactors: usize,
-    ) -> Option<Vec<PacketInHand>> {
-        let entry = self.entries.get_mut(usize::from(worker))?;
-        entry.in_hand.extend(in_hand);
+    /// One more of `reactors` has settled what this worker left; whether all have.
+    pub(super) fn settled(&mut self, worker: u16, in_hand: Vec<PacketInHand>, reactors: usize) -> bool {
+        let Some(entry) = self.entries.get_mut(usize::from(worker)) else { return false };
+        let estate = entry.estate.get_or_insert(Estate::new(ExitStatus::Unknown));
+        estate.in_hand.extend(in_hand);
         entry.settled += 1;
-        (entry.settled == reactors).then(|| {
+        estate.is_settled = entry.settled == reactors;
+        if estate.is_settled {
             entry.settled = 0;
-            std::mem::take(&mut entry.in_hand)
+        }
+        estate.is_settled
+    }
+
+    /// What the present manager is to be told of the worker's end, once it is settled.
+    pub(super) fn obituary(&mut self, worker: u16) -> Option<Order> {
+        let entry = self.entries.get_mut(usize::from(worker))?;
+        let Estate { status, in_hand, .. } = entry.estate.clone().filter(|estate| estate.is_settled)?;
+        let generation = entry.generation;
+        Some(if std::mem::take(&mut entry.is_adopted) {
+            Order::Ended { worker, generation, status, in_hand }
+        } else {
+            Order::Buried { worker, in_hand }
         })
     }
 
@@ -85,26 +162,74 @@ impl Roster {
         (0..self.entries.len() as u16).for_each(|worker| self.signal(worker, signal));
     }
 
-    /// The manager is gone: from now on the master waits for the workers itself.
-    pub(super) fn watch_orphans(&mut self, reactor: &mut Reactor) {
-        for (worker, entry) in self.entries.iter_mut().enumerate() {
-            let Some(process) = &entry.process else { continue };
-            match reactor.watch(process, Interest::READABLE, Trigger::Level) {
-                Ok(token) => entry.watch = Some(token),
-                Err(error) => {
-                    tracing::error!("watch worker {worker}, which is killed therefore: {error}");
-                    let _ = pidfd_send_signal(process, Signal::KILL);
-                    entry.process = None;
-                }
+    /// The manager is gone: from now on the master waits for the workers itself. Those that serve go on; for others there
+    /// will be no room. Which workers' estates are to be settled: those of whose end nobody has told.
+    pub(super) fn take_in(&mut self, reactor: &mut Reactor, board: &Board) -> Vec<u16> {
+        let mut unsettled = Vec::new();
+        for (entry, worker) in self.entries.iter_mut().zip(0..) {
+            let lease = board.revoke_lease(worker);
+            if let (Lease::Serving { pid } | Lease::Taken { pid }, None) = (lease, &entry.process) {
+                entry.discover(pid);
+                entry.generation = entry.generation.max(board.generation(worker));
+            }
+            match lease {
+                Lease::Serving { pid } if pid == entry.pid => {}
+                _ => entry.dismiss(),
+            }
+            entry.watch(reactor, worker);
+            if entry.process.is_none() && entry.estate.is_none() {
+                entry.estate = Some(Estate::new(ExitStatus::Unknown));
+                unsettled.push(worker);
             }
         }
+        unsettled
+    }
+
+    /// The manager is gone, and the server stops: from now on the master waits for the workers itself.
+    pub(super) fn watch_orphans(&mut self, reactor: &mut Reactor) {
+        self.entries.iter_mut().zip(0..).for_each(|(entry, worker)| entry.watch(reactor, worker));
+    }
+
+    /// What another manager finds, by worker: it adopts all.
+    pub(super) fn heirs(&mut self) -> Vec<(Heir, Option<&OwnedFd>)> {
+        let heir = |entry: &mut Entry| {
+            entry.is_adopted = true;
+            let alive = entry.process.is_some() && !entry.is_superfluous;
+            // No process has number 0; who has none is nobody who can be signalled.
+            Heir { generation: entry.generation, pid: entry.pid.max(1), alive }
+        };
+        let heirs: Vec<Heir> = self.entries.iter_mut().map(heir).collect();
+        let processes = self.entries.iter().map(|entry| entry.process.as_ref());
+        heirs.into_iter().zip(processes).map(|(heir, it)| (heir, it.filter(|_| heir.alive))).collect()
+    }
+
+    /// The workers that serve without the manager that has forked them.
+    pub(super) fn serving(&self) -> Vec<u16> {
+        let serves = |entry: &Entry| entry.watch.is_some() && !entry.is_superfluous;
+        (0..).zip(&self.entries).filter(|(_, entry)| serves(entry)).map(|(worker, _)| worker).collect()
+    }
+
+    /// A child of the master's was reaped: whether it was a worker.
+    pub(super) fn reaped(&mut self, pid: i32, status: ExitStatus) -> bool {
+        let entry = self.entries.iter_mut().find(|entry| entry.process.is_some() && entry.pid == pid);
+        entry.map(|entry| entry.status = Some(status)).is_some()
     }
 
     /// The orphan of this watch has ended: which worker it was.
     pub(super) fn orphan_ended(&mut self, watch: Token) -> Option<u16> {
         let worker = self.entries.iter().position(|entry| entry.watch == Some(watch))?;
-        self.entries[worker].watch = None;
-        self.entries[worker].process = None;
+        let entry = &mut self.entries[worker];
+        entry.watch = None;
+        let process = entry.process.take()?;
+        let reap = || waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+        let reaped = entry.status.take().or_else(|| Some(ExitStatus::from(&reap().ok()??)));
+        // To send it away was our own decision.
+        let status = if std::mem::take(&mut entry.is_superfluous) {
+            ExitStatus::Exited(0)
+        } else {
+            reaped.unwrap_or(ExitStatus::Unknown)
+        };
+        entry.estate = Some(Estate::new(status));
         u16::try_from(worker).ok()
     }
 

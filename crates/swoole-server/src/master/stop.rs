@@ -60,26 +60,36 @@ impl<H: Handler> Office<H> {
         if !alive.is_empty() {
             tracing::warn!("workers {alive:?} had not finished after max_wait_time and were killed");
         } else if let Some(manager) = &self.manager {
-            tracing::error!("the manager (pid {}) does not end: killed", self.manager_pid.as_raw_pid());
-            let _ = pidfd_send_signal(manager, Signal::KILL);
+            tracing::error!("the manager (pid {}) does not end: killed", manager.pid.as_raw_pid());
+            let _ = pidfd_send_signal(&manager.process, Signal::KILL);
         }
     }
 
     pub(super) fn manager_ended(&mut self, reactor: &mut Reactor) {
-        let status = match waitpid(Some(self.manager_pid), WaitOptions::NOHANG) {
-            Ok(Some((_, status))) => Some(status),
-            Ok(None) => return,
-            Err(_) => None,
+        let Some(pid) = self.manager.as_ref().map(|manager| manager.pid) else { return };
+        let status = match self.succession.take_status() {
+            Some(status) => Some(status),
+            None => match waitpid(Some(pid), WaitOptions::NOHANG) {
+                Ok(Some((_, status))) => Some(status),
+                Ok(None) => return,
+                Err(_) => None,
+            },
         };
-        self.manager = None;
-        reactor.unwatch(self.manager_watch);
         // What it said before it ended.
         self.read_news(reactor);
-        reactor.unwatch(self.control);
+        if let Some(manager) = self.manager.take() {
+            for token in [manager.control, manager.watch].into_iter().chain(self.writable.take()) {
+                reactor.unwatch(token);
+            }
+        }
         let code = status.and_then(|status| status.exit_status());
         if self.stage != Stage::Leaving || code != Some(0) {
             let how = status.map_or("reaped by somebody else".to_owned(), describe);
-            let pid = self.manager_pid.as_raw_pid();
+            let pid = pid.as_raw_pid();
+            if matches!(self.stage, Stage::Serving | Stage::Draining) {
+                tracing::error!("the manager (pid {pid}) died ({how}): workers go on, and get another one");
+                return self.succeed(reactor);
+            }
             if code == Some(1) {
                 let failed = Error::Start("the manager has failed, its log lines say why".into());
                 self.failure.get_or_insert(failed);

@@ -3,19 +3,20 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, getppid};
+use rustix::process::{Pid, Signal, getpid, getppid};
 use swoole_reactor::{Event, Interest, Options, Reactor, Trigger};
 use swoole_supervisor::Child;
 use swoole_sys::signal::SignalSet;
 
 use super::{Duty, SIGNALS, Way, Worker, callbacks};
-use crate::board::Phase;
+use crate::board::{Lease, Phase};
 use crate::dispatch::reactor_of;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::link::{Inbox, Lane, Message, Next, Outlets};
 use crate::pace::{Pace, Part, Spin};
 use crate::shared::Shared;
+use crate::stats::WorkerState;
 
 /// Packets taken from one reactor before the next one's turn.
 const BUDGET: usize = 64;
@@ -30,17 +31,26 @@ const CLOCK_EVERY: u32 = 8;
 pub(crate) fn run<H: Handler>(
     handler: &mut H,
     shared: &Arc<Shared>,
-    lanes: &[Arc<Lane>],
+    lanes: Result<Vec<Arc<Lane>>>,
+    reign: u64,
     mut child: Child,
 ) -> i32 {
-    let id = child.slot;
+    let (id, pid) = (child.slot, getpid().as_raw_pid());
+    let (free, taken) = (Lease::Free { reign }, Lease::Taken { pid });
+    // The manager that has forked it is dead, and the next one fills the slot: there is nobody here.
+    if !shared.board.move_lease(id, free, taken) {
+        return 0;
+    }
     super::introduce(id, shared);
-    let mut life = || -> Result<()> {
-        let mut life = Life::start(handler, shared, lanes, &child)?;
+    let life = || -> Result<()> {
+        let mut life = Life::start(handler, shared, &lanes?, &child)?;
         if !life.wait_for_start()? {
             return Ok(());
         }
         life.callback(callbacks::start)?;
+        if !shared.board.move_lease(id, taken, Lease::Serving { pid }) {
+            return Ok(());
+        }
         child.ready();
         life.serve()?;
         life.callback(callbacks::stop)
@@ -54,8 +64,9 @@ struct Life<'a, H> {
     outlets: Outlets,
     inboxes: Vec<Inbox>,
     reactor: Reactor,
-    manager: Option<Pid>,
-    /// The manager is gone. The master is stopping then, and says by the phase when everything is answered.
+    parent: Option<Pid>,
+    /// The manager that has forked it is gone, and the parent is the master. Another manager says by the board when it is
+    /// time to go.
     orphan: bool,
     looked: Instant,
     /// Packets since the clock was read, and when that was; `None` before the first one of a pass.
@@ -100,7 +111,7 @@ impl<'a, H: Handler> Life<'a, H> {
             inboxes,
             reactor,
             // Not whoever is the parent now: the manager may be dead already.
-            manager: Pid::from_raw(shared.board.manager_pid()),
+            parent: Pid::from_raw(shared.board.manager_pid()),
             orphan: false,
             looked: Instant::now(),
             untimed: 0,
@@ -163,13 +174,25 @@ impl<'a, H: Handler> Life<'a, H> {
         });
         turn.map_err(|error| Error::setup("wait for work", error))?;
         self.looked = Instant::now();
-        // The kernel asks the same when the manager dies, but then there is no successor to leave anything to.
-        self.orphan |= getppid() != self.manager;
-        self.duty.retiring |= asked && !self.orphan;
-        let shared = &self.duty.shared;
-        self.duty.retiring |=
-            self.orphan && (shared.lifeline.is_cut() || shared.board.phase() == Phase::Stopping);
+        let parent = getppid();
+        if parent == self.parent {
+            self.duty.retiring |= asked;
+        } else {
+            // The kernel asks the same when the parent dies, and two requests may have become one.
+            (self.parent, self.orphan) = (parent, true);
+        }
+        if self.orphan {
+            let Duty { shared, id, .. } = &self.duty;
+            let wanted = shared.board.worker_state(*id) == WorkerState::Retiring;
+            self.duty.retiring |=
+                wanted || shared.lifeline.is_cut() || shared.board.phase() == Phase::Stopping;
+        }
         Ok(())
+    }
+
+    /// Whether it has handled enough, and somebody is there who replaces it.
+    fn is_done(&self) -> bool {
+        self.duty.is_done() && self.duty.shared.board.manager_pid() != 0
     }
 
     /// Takes what the reactors have sent, some from each; true if there was anything.
@@ -211,7 +234,7 @@ impl<'a, H: Handler> Life<'a, H> {
                 if large {
                     self.inboxes[reactor].shed();
                 }
-                self.duty.retiring |= self.duty.is_done() && !self.orphan;
+                self.duty.retiring |= self.is_done();
                 self.untimed += 1;
                 if slow || self.untimed >= CLOCK_EVERY {
                     self.read_clock()?;

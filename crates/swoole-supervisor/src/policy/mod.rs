@@ -34,7 +34,9 @@ use crate::{ExitStatus, Options, ReloadMode, Report, Scope, SlotId};
 /// What has happened, or is asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Event {
-    /// The supervisor begins: all slots are empty.
+    /// Before the start: a process that does its work is there already.
+    Adopted { slot: SlotId, generation: u32, pid: Pid },
+    /// The supervisor begins: all other slots are empty.
     Start,
     /// An [`Action::Spawn`] has made a process.
     Spawned { slot: SlotId, pid: Pid },
@@ -144,6 +146,9 @@ impl Policy {
     /// Takes in what has happened and says what is to be done, in this order.
     pub(crate) fn handle(&mut self, now: Duration, event: Event) -> Vec<Action> {
         match event {
+            Event::Adopted { slot, generation, pid } => {
+                self.with(slot, |policy, at| policy.adopted(now, at, generation, pid));
+            }
             Event::Start => self.start(now),
             Event::Spawned { slot, pid } => self.with(slot, |policy, at| policy.spawned(now, at, pid)),
             Event::SpawnFailed { slot } => self.with(slot, |policy, at| policy.spawn_failed(now, at)),
@@ -186,6 +191,18 @@ impl Policy {
 
     fn report(&mut self, report: Report) {
         self.actions.push(Action::Report(report));
+    }
+
+    fn adopted(&mut self, now: Duration, at: usize, generation: u32, pid: Pid) {
+        let slot = &mut self.slots[at];
+        if slot.state != State::Idle {
+            return;
+        }
+        slot.generation = generation;
+        slot.has_been_ready = true;
+        slot.state = State::Running { pid, ready_at: now };
+        let slot = slot.id;
+        self.report(Report::Adopted { slot, generation, pid });
     }
 
     fn start(&mut self, now: Duration) {

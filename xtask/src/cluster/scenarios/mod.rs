@@ -13,6 +13,7 @@ mod crash;
 mod crash_policy;
 mod dispatch;
 mod hostile;
+mod manager;
 mod operation;
 mod packets;
 mod placement;
@@ -35,6 +36,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         crash_policy::ALL,
         reload::ALL,
         backlog::ALL,
+        manager::ALL,
         stop::ALL,
         stuck::ALL,
         boot::ALL,

@@ -33,8 +33,6 @@ pub(super) static ALL: &[Scenario] = &[
         stop_silent_client,
     ),
     full("kill_master", "kill -9 of the master: everybody is gone within a second", kill_master),
-    full("kill_manager", "kill -9 of the manager: the master ends in order and says why", kill_manager)
-        .in_process(),
 ];
 
 fn stop_answers_accepted(cx: &Cx) -> Result<()> {
@@ -181,7 +179,7 @@ fn stop_silent_client(cx: &Cx) -> Result<()> {
 }
 
 /// Starts another server on the port of one that has ended, at once, and lets it serve.
-fn serves_again(cx: &Cx, port: u16) -> Result<()> {
+pub(super) fn serves_again(cx: &Cx, port: u16) -> Result<()> {
     let bed = cx.testbed_bare().flag("listen", format!("tcp://127.0.0.1:{port}")).start()?;
     bed.connect()?.expect("echo again", "again")?;
     bed.stop()?;
@@ -197,27 +195,5 @@ fn kill_master(cx: &Cx) -> Result<()> {
     bed.signal_master(Signal::KILL)?;
     bed.wait_gone(Duration::from_secs(2))?;
     client.expect_close()?;
-    serves_again(cx, port)
-}
-
-fn kill_manager(cx: &Cx) -> Result<()> {
-    let mut bed = cx.testbed().flag("worker-num", 3).start()?;
-    let port = bed.port()?;
-    let mut clients = (0..10).map(|_| bed.connect()).collect::<Result<Vec<_>>>()?;
-    for client in &mut clients {
-        client.expect("echo hello", "hello")?;
-    }
-    proc::signal(bed.ready.manager, Signal::KILL)?;
-    let status = bed.wait_gone(Duration::from_secs(5))?;
-    ensure!(
-        status.code().is_some_and(|code| code != 0),
-        "ended with {status}, not with an exit code that says so"
-    );
-    bed.log.wait_line(
-        Source::Stderr,
-        &["manager", &bed.ready.manager.to_string()],
-        Duration::from_secs(1),
-    )?;
-    bed.log.wait_line(Source::Stdout, &["on_shutdown"], Duration::from_secs(1))?;
     serves_again(cx, port)
 }

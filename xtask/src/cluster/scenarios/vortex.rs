@@ -1,4 +1,4 @@
-//! The storm: workers are killed, stopped and reloaded at random while clients check every reply.
+//! The storm: workers and managers are killed, stopped and reloaded at random while clients check every reply.
 //!
 //! Under `on_crash = retry` the tally must be clean: every packet is answered once, on its own connection, in its order,
 //! and no connection is closed.
@@ -26,6 +26,8 @@ pub(super) static ALL: &[Scenario] = &[full(
 const STRIKE: Duration = Duration::from_millis(50);
 /// Between two reloads.
 const RELOAD: Duration = Duration::from_secs(3);
+/// Between two managers' deaths, on average.
+const MANAGER: Duration = Duration::from_secs(5);
 /// The longest that a process is stopped.
 const STOP: Duration = Duration::from_millis(100);
 const WORKERS: usize = 4;
@@ -139,14 +141,19 @@ fn short(text: &str) -> String {
 #[derive(Default)]
 struct Struck {
     killed: u32,
+    managers: u32,
     stopped: u32,
     reloads: u32,
 }
 
 impl Display for Struck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Struck { killed, stopped, reloads } = self;
-        write!(f, "{killed} workers killed, {stopped} processes stopped for a while, {reloads} reloads")
+        let Struck { killed, managers, stopped, reloads } = self;
+        write!(
+            f,
+            "{killed} workers and {managers} managers killed, {stopped} processes stopped for a while, \
+             {reloads} reloads"
+        )
     }
 }
 
@@ -165,13 +172,18 @@ fn strike(cx: &Cx, bed: &Bed) -> Result<Struck> {
             struck.reloads += 1;
             reload += RELOAD;
         }
-        let workers = proc::children(bed.ready.manager);
-        let Some(worker) = rng.choice(workers) else { continue };
+        // None, where one has died and its successor has not begun.
+        let manager = bed.manager();
+        if let Some(manager) = manager.filter(|_| rng.f64() < STRIKE.div_duration_f64(MANAGER)) {
+            struck.managers += u32::from(proc::signal(manager, Signal::KILL).is_ok());
+        }
+        let Some(worker) = rng.choice(bed.workers()) else { continue };
         if rng.u32(0..10) > 0 {
             // It may have ended this very moment.
             struck.killed += u32::from(proc::signal(worker, Signal::KILL).is_ok());
         } else {
-            let victim = rng.choice([worker, bed.ready.master, bed.ready.manager]).unwrap_or(worker);
+            let victims = [Some(worker), Some(bed.ready.master), manager];
+            let victim = rng.choice(victims).flatten().unwrap_or(worker);
             if proc::signal(victim, Signal::STOP).is_ok() {
                 thread::sleep(STOP.mul_f64(rng.f64()));
                 let _ = proc::signal(victim, Signal::CONT);

@@ -20,6 +20,17 @@ fn a_start_fills_every_slot_with_its_first_generation() {
 }
 
 #[test]
+fn what_another_supervisor_has_left_is_kept_and_the_rest_is_filled() {
+    let mut world = World::taking_over(Options::default(), &[2], 1);
+    assert_eq!(world.asked, BTreeMap::from([(slot(0, 1), 1)]));
+    world.spawn_all();
+    world.ready_all();
+    assert_eq!(world.take_log(), ["adopted 0.0 #7", "started 0.1 #1", "ready 0.1 #1"]);
+    world.die(FIRST, CRASH);
+    assert_eq!(world.asked, BTreeMap::from([(FIRST, 8)]), "its successor has the next number");
+}
+
+#[test]
 fn a_crash_is_replaced_at_once_and_then_more_and_more_slowly() {
     let mut world = World::serving(&[1]);
     world.die(FIRST, CRASH);

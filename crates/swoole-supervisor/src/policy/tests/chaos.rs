@@ -114,10 +114,11 @@ proptest! {
     #[test]
     fn no_rule_is_broken_and_every_slot_serves_in_the_end(
         groups in groups(),
+        adopted in 0..8_usize,
         steps in steps(),
         start_timeout in prop::option::of((1..10_000_u64).prop_map(ms)),
     ) {
-        let mut world = World::with(Options { start_timeout, ..Options::default() }, &groups);
+        let mut world = World::taking_over(Options { start_timeout, ..Options::default() }, &groups, adopted);
         for step in steps {
             world.step(step);
         }
@@ -134,11 +135,12 @@ proptest! {
     #[test]
     fn a_stop_ends_though_nobody_helps(
         groups in groups(),
+        adopted in 0..8_usize,
         steps in steps(),
         within in 0..5_000_u64,
         start_timeout in prop::option::of((1..10_000_u64).prop_map(ms)),
     ) {
-        let mut world = World::with(Options { start_timeout, ..Options::default() }, &groups);
+        let mut world = World::taking_over(Options { start_timeout, ..Options::default() }, &groups, adopted);
         for step in steps {
             world.step(step);
         }

@@ -57,6 +57,11 @@ impl World {
     }
 
     fn with(options: Options, groups: &[u16]) -> Self {
+        Self::taking_over(options, groups, 0)
+    }
+
+    /// A world in which the first slots, so many of them as there are, have a process of another supervisor's.
+    fn taking_over(options: Options, groups: &[u16], adopted: usize) -> Self {
         let mut world = Self {
             has_start_timeout: options.start_timeout.is_some(),
             policy: Policy::new(options, groups, 7),
@@ -69,6 +74,15 @@ impl World {
             log: Vec::new(),
             next_pid: 100,
         };
+        let slots: Vec<SlotId> = world.policy.slots.iter().map(|slot| slot.id).take(adopted).collect();
+        for slot in slots {
+            let (generation, pid) = (7, world.new_pid());
+            world.live.insert(slot, Live { generation, ready: true, retired: false, killed: false });
+            world.last_generation.insert(slot, generation);
+            for action in world.policy.handle(world.now, Event::Adopted { slot, generation, pid }) {
+                world.perform(action);
+            }
+        }
         world.event(Event::Start);
         world
     }
@@ -80,6 +94,11 @@ impl World {
         world.ready_all();
         world.log.clear();
         world
+    }
+
+    fn new_pid(&mut self) -> Pid {
+        self.next_pid += 1;
+        Pid::from_raw(self.next_pid).unwrap()
     }
 
     fn event(&mut self, event: Event) {
@@ -158,8 +177,7 @@ impl World {
 
     fn spawn(&mut self, slot: SlotId) {
         let generation = self.asked.remove(&slot).expect("a spawn was asked for");
-        self.next_pid += 1;
-        let pid = Pid::from_raw(self.next_pid).unwrap();
+        let pid = self.new_pid();
         self.live.insert(slot, Live { generation, ready: false, retired: false, killed: false });
         self.event(Event::Spawned { slot, pid });
     }
@@ -242,6 +260,7 @@ impl World {
 fn brief(report: &Report) -> String {
     match report {
         Report::Started { slot, generation, .. } => format!("started {slot} #{generation}"),
+        Report::Adopted { slot, generation, .. } => format!("adopted {slot} #{generation}"),
         Report::Ready { slot, generation, .. } => format!("ready {slot} #{generation}"),
         Report::SpawnFailed { slot, .. } => format!("spawn failed {slot}"),
         Report::Retiring { slot, .. } => format!("retiring {slot}"),

@@ -1,0 +1,179 @@
+//! What a master hands to a manager that it has executed: everything that a forked one would have inherited.
+//!
+//! Numbers and names travel as TOML in a memfd, which says how many descriptors follow; those follow in messages of a
+//! socketpair, in the order of [`Charter::offer`]. What the two must agree on without being told, the shared memory's
+//! layout, has a number ([`LAYOUT`]), and a manager that knows another one refuses.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
+use swoole_ipc::Memory;
+use swoole_ipc::socketpair::{self, Endpoint, FDS_MAX, Kind};
+use swoole_supervisor::{Adopted, SlotId};
+
+use crate::config::{Config, Ipc, Listen};
+use crate::error::{Error, Result};
+use crate::link::Lane;
+use crate::manager::WORKERS;
+use crate::plan::{LAYOUT, Plan};
+use crate::shared::{Lifeline, Links, Parts, Shared};
+
+/// What the kernel is asked to hold; enough for the descriptors of the largest server.
+const BUFFER: usize = 1 << 20;
+/// How long the next part of the charter may take: the master has sent it before it executed the manager.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What stands in the memfd.
+#[derive(Serialize, Deserialize)]
+struct Text {
+    layout: u32,
+    master: i32,
+    connection_limit: usize,
+    /// Descriptors that follow.
+    descriptors: usize,
+    config: Config,
+    addresses: Vec<Listen>,
+    heirs: Vec<Heir>,
+}
+
+/// The last process of a worker's slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Heir {
+    pub(crate) generation: u32,
+    pub(crate) pid: i32,
+    /// It serves. If not, the master tells how it ended as soon as that is settled.
+    pub(crate) alive: bool,
+}
+
+/// What a summoned manager has received.
+pub(crate) struct Charter {
+    pub(crate) shared: Shared,
+    pub(crate) links: Links,
+    pub(crate) control: Endpoint,
+    pub(crate) master: Pid,
+    pub(crate) adopted: Vec<Adopted>,
+}
+
+impl Charter {
+    /// Puts everything for a new manager into a channel, whose other end is for the manager, and must be dropped here when
+    /// that has been executed: it holds copies of all descriptors until then. `heirs` has a process for each worker that is
+    /// alive. Waits for nobody.
+    pub(crate) fn offer(
+        shared: &Shared,
+        links: &Links,
+        control: &Endpoint,
+        heirs: &[(Heir, Option<&OwnedFd>)],
+    ) -> Result<(Endpoint, OwnedFd)> {
+        let memory = links.memory().ok_or_else(|| broken("the shared memory is closed here"))?;
+        let mut descriptors = vec![control.as_fd(), memory.as_fd(), shared.lifeline.as_fd()];
+        let bells = [&shared.bells, &shared.rooms, &shared.reactor_bells];
+        descriptors.extend(bells.into_iter().flatten().map(|bell| bell.as_fd()));
+        descriptors.extend(links.sockets().iter().flatten().flat_map(|lane| lane.fds()));
+        descriptors.extend(heirs.iter().filter_map(|(_, process)| process.map(OwnedFd::as_fd)));
+        let text = Text {
+            layout: LAYOUT,
+            master: std::process::id().cast_signed(),
+            connection_limit: shared.connection_limit,
+            descriptors: descriptors.len(),
+            config: shared.config.clone(),
+            addresses: shared.addresses.clone(),
+            heirs: heirs.iter().map(|(heir, _)| *heir).collect(),
+        };
+        let failed = |error: swoole_ipc::Error| Error::setup("make a new manager's charter", error);
+        let text =
+            toml::to_string(&text).map_err(|error| Error::setup("write a manager's charter", error))?;
+        let file = memfd_create("swoole-charter", MemfdFlags::CLOEXEC).map_err(std::io::Error::from)?;
+        let mut file = File::from(file);
+        file.write_all(text.as_bytes())?;
+        let (mut ours, mut theirs) = socketpair::pair(Kind::SeqPacket).map_err(failed)?;
+        for end in [&mut ours, &mut theirs] {
+            end.set_buffer_sizes(BUFFER).map_err(failed)?;
+        }
+        let descriptors = [&[file.as_fd()], &descriptors[..]].concat();
+        for batch in descriptors.chunks(FDS_MAX) {
+            ours.send_with_fds(b"charter", batch, Some(Duration::ZERO)).map_err(failed)?;
+        }
+        let theirs = theirs.as_fd().try_clone_to_owned()?;
+        Ok((ours, theirs))
+    }
+
+    /// Takes what was put into this channel. `keep`: descriptors of this program's own.
+    pub(crate) fn accept(channel: OwnedFd, keep: Vec<RawFd>) -> Result<Charter> {
+        let failed = |error: swoole_ipc::Error| Error::setup("receive the manager's charter", error);
+        let mut channel = Endpoint::from_fd(Kind::SeqPacket, channel).map_err(failed)?;
+        let (mut message, mut descriptors) = (Vec::new(), Vec::<OwnedFd>::new());
+        let mut receive = |descriptors: &mut Vec<OwnedFd>| -> Result<()> {
+            let more = channel.recv_with_fds(&mut message, Some(PATIENCE)).map_err(failed)?;
+            if more.is_empty() {
+                return Err(broken("it is cut off"));
+            }
+            descriptors.extend(more);
+            Ok(())
+        };
+        receive(&mut descriptors)?;
+        let text = read(descriptors.remove(0))?;
+        while descriptors.len() < text.descriptors {
+            receive(&mut descriptors)?;
+        }
+        text.unfold(descriptors, keep)
+    }
+}
+
+fn broken(what: &str) -> Error {
+    Error::setup("hand over a manager's charter", what)
+}
+
+fn read(file: OwnedFd) -> Result<Text> {
+    let (mut file, mut text) = (File::from(file), String::new());
+    file.rewind()?;
+    file.read_to_string(&mut text)?;
+    let table: toml::Table =
+        text.parse().map_err(|error| Error::setup("read the manager's charter", error))?;
+    let layout = table.get("layout").and_then(toml::Value::as_integer);
+    if layout != Some(LAYOUT.into()) {
+        return Err(Error::Layout { running: layout.unwrap_or(0), ours: LAYOUT });
+    }
+    table.try_into().map_err(|error| Error::setup("read the manager's charter", error))
+}
+
+impl Text {
+    /// Gives the descriptors their names.
+    fn unfold(self, descriptors: Vec<OwnedFd>, keep: Vec<RawFd>) -> Result<Charter> {
+        let Text { config, addresses, connection_limit, heirs, master, .. } = self;
+        let plan = Plan::new(&config, connection_limit)?;
+        let mut rest = descriptors.into_iter();
+        let mut next = || rest.next().ok_or_else(|| broken("descriptors are missing"));
+        let failed = |error: swoole_ipc::Error| Error::setup("take up what the server shares", error);
+        let control = Endpoint::from_fd(Kind::SeqPacket, next()?).map_err(failed)?;
+        let memory = Memory::from_fd("swoole", next()?).map_err(failed)?;
+        let lifeline = Lifeline::new(next()?);
+        let mut several = |count: usize| (0..count).map(|_| next()).collect::<Result<Vec<_>>>();
+        let bells = several(plan.workers)?;
+        let rooms = several(plan.workers.min(plan.workers * plan.links))?;
+        let reactor_bells = several(plan.links)?;
+        let mut socket = || Lane::from_fds(next()?, next()?).map(Arc::new).map_err(failed);
+        let sockets = if config.ipc == Ipc::SocketPair {
+            let lanes = (0..plan.workers).map(|_| (0..plan.links).map(|_| socket()).collect());
+            lanes.collect::<Result<_>>()?
+        } else {
+            Vec::new()
+        };
+        let adopt = |(heir, slot): (Heir, u16)| {
+            let Heir { generation, pid, alive } = heir;
+            let pid = Pid::from_raw(pid).ok_or_else(|| broken("a worker has no pid"))?;
+            let pidfd = if alive { Some(next()?) } else { None };
+            Ok(Adopted { slot: SlotId { group: WORKERS, slot }, generation, pid, pidfd })
+        };
+        let adopted = heirs.into_iter().zip(0..).map(adopt).collect::<Result<_>>()?;
+        let parts = Parts { memory, lifeline, bells, rooms, reactor_bells, sockets };
+        let (shared, links) = Shared::assemble(config, addresses, keep, connection_limit, parts)?;
+        let master = Pid::from_raw(master).ok_or_else(|| broken("there is no master"))?;
+        Ok(Charter { shared, links, control, master, adopted })
+    }
+}

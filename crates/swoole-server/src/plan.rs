@@ -1,0 +1,150 @@
+//! What stands where in the memory that all processes of a server share.
+//!
+//! One memory for all of it: the board, the sessions, the words of the doorbells, the rings. Its parts are laid down from
+//! the configuration alone, so that a process which was executed anew, and has inherited nothing but the descriptor,
+//! finds them as one that was forked does.
+
+use swoole_ipc::words::Words;
+use swoole_ipc::{Memory, Ring};
+
+use crate::board::Board;
+use crate::config::{Config, Ipc, Mode};
+use crate::error::{Error, Result};
+use crate::session::SessionTable;
+
+/// Which layout this program has, and which meanings of what stands in it: of the parts, of the words in them, and of the
+/// records in the rings. Whoever changes one of them counts this up, so that nobody who knows another one takes part.
+pub(crate) const LAYOUT: u32 = 1;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) workers: usize,
+    pub(crate) reactors: usize,
+    /// Reactors that every worker is linked to.
+    pub(crate) links: usize,
+    /// Sessions of one reactor.
+    slots: usize,
+    /// Bytes of one ring, and of its part; 0 where there are none.
+    ring_size: usize,
+    ring_part: usize,
+    // Where each part begins.
+    board: usize,
+    sessions: usize,
+    bells: usize,
+    rooms: usize,
+    reactor_bells: usize,
+    rings: usize,
+    /// Bytes of all.
+    pub(crate) size: usize,
+}
+
+impl Plan {
+    /// `connections` is [`Config::connection_limit`], which depends on the process that asks.
+    pub(crate) fn new(config: &Config, connections: usize) -> Result<Plan> {
+        // In Base mode each worker is a reactor, and none is linked to any.
+        let (workers, reactors) = (usize::from(config.worker_num), config.reactors());
+        let links = if config.mode == Mode::Process { reactors } else { 0 };
+        let slots = connections.div_ceil(reactors);
+        let ring_size = if config.ipc == Ipc::Ring && links > 0 { config.ring_bytes() } else { 0 };
+        let ring_part = match ring_size {
+            0 => 0,
+            size => Ring::size(size).map_err(|error| Error::setup("lay down the rings", error))?,
+        };
+        let mut size = 0_usize;
+        let mut part = |bytes: usize| {
+            let start = size;
+            size = size.saturating_add(bytes);
+            start
+        };
+        Ok(Plan {
+            board: part(Board::size(workers, reactors, links)),
+            sessions: part(SessionTable::size(reactors, slots)),
+            bells: part(Words::size(workers, 1)),
+            rooms: part(Words::size(workers, 1)),
+            reactor_bells: part(Words::size(links, 1)),
+            rings: part(2 * ring_part * workers * links),
+            workers,
+            reactors,
+            links,
+            slots,
+            ring_size,
+            ring_part,
+            size,
+        })
+    }
+
+    pub(crate) fn board(&self, memory: &Memory) -> Result<Board> {
+        Board::map(memory, self.board, self.workers, self.reactors, self.links)
+    }
+
+    pub(crate) fn sessions(&self, memory: &Memory) -> Result<SessionTable> {
+        SessionTable::map(memory, self.sessions, self.reactors, self.slots)
+    }
+
+    /// The words of the workers' bells, of their rooms', and of the reactors' bells.
+    pub(crate) fn bells(&self, memory: &Memory) -> Result<[Vec<Words>; 3], swoole_ipc::Error> {
+        let rooms = self.workers.min(self.workers * self.links);
+        Ok([
+            Words::open(memory, self.bells, self.workers, 1)?,
+            Words::open(memory, self.rooms, rooms, 1)?,
+            Words::open(memory, self.reactor_bells, self.links, 1)?,
+        ])
+    }
+
+    /// The rings between this worker and this reactor: for requests, and for replies.
+    pub(crate) fn rings(
+        &self,
+        memory: &Memory,
+        worker: usize,
+        reactor: usize,
+    ) -> Result<(Ring, Ring), swoole_ipc::Error> {
+        let start = self.rings + 2 * self.ring_part * (worker * self.links + reactor);
+        let open = |what: &str, start: usize| {
+            Ring::open(memory, start, &format!("{what}-{reactor}-{worker}"), self.ring_size)
+        };
+        Ok((open("requests", start)?, open("replies", start + self.ring_part)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+
+    use super::*;
+
+    /// Whoever opens a part changes nothing in another one, and finds it again in a memory of the same descriptor.
+    #[test]
+    fn parts_lie_beside_each_other() {
+        let config = Config { worker_num: 3, reactor_num: 2, ring_size: 16 << 10, ..Config::default() };
+        let plan = Plan::new(&config, 10).unwrap();
+        let memory = Memory::create("plan", plan.size).unwrap();
+        let fill = |memory: &Memory| {
+            let board = plan.board(memory).unwrap();
+            (0..3).for_each(|worker| board.set_worker_pid(worker, 100 + i32::from(worker)));
+            let bells = plan.bells(memory).unwrap();
+            for (bells, value) in bells.iter().zip(1..) {
+                bells.iter().for_each(|bell| bell[0].store(value, std::sync::atomic::Ordering::Relaxed));
+            }
+            for (worker, reactor) in [(0, 0), (2, 1)] {
+                let (requests, replies) = plan.rings(memory, worker, reactor).unwrap();
+                for ring in [requests, replies] {
+                    let mut producer = ring.producer().unwrap();
+                    producer.push(worker as u32, &[b"packet"]).unwrap();
+                    producer.publish();
+                }
+            }
+        };
+        fill(&memory);
+        let other = Memory::from_fd("plan", memory.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        let board = plan.board(&other).unwrap();
+        assert_eq!([0, 1, 2].map(|worker| board.worker_pid(worker)), [100, 101, 102]);
+        assert_eq!(plan.sessions(&other).unwrap().iter().count(), 0);
+        for (worker, reactor, sent) in [(0, 0, true), (0, 1, false), (1, 0, false), (2, 1, true)] {
+            let (requests, replies) = plan.rings(&other, worker, reactor).unwrap();
+            for ring in [requests, replies] {
+                let mut consumer = ring.consumer().unwrap();
+                assert_eq!(consumer.next().unwrap().map(|record| record.tag), sent.then_some(worker as u32));
+            }
+        }
+    }
+}
