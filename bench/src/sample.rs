@@ -61,7 +61,9 @@ pub static RELOADS: Metric = told("reloads", "reloads", 0);
 /// From SIGTERM to the end of the last process.
 pub static STOP: Metric = compared("stop_ms", "SIGTERM to exit ms", 2);
 /// From SIGKILL of a worker to its successor's first reply.
-pub static RESPAWN: Metric = compared("respawn_ms", "successor's reply ms", 2);
+pub static RESPAWN: Metric = compared("respawn_ms", "next reply ms", 2);
+/// The longest of a run.
+pub static RESPAWN_MAX: Metric = told("respawn_max_ms", "longest ms", 2);
 /// A message there and a message back.
 pub static ROUND_TRIP: Metric = compared("round_trip_us", "round trip us", 2);
 /// CPU time of both sides for that.

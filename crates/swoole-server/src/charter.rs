@@ -177,3 +177,62 @@ impl Text {
         Ok(Charter { shared, links, control, master, adopted })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{PidfdFlags, getpid, pidfd_open};
+
+    use super::*;
+
+    fn config(ipc: Ipc) -> Config {
+        let mut config = Config { worker_num: 2, reactor_num: 2, ring_size: 16384, ipc, ..Config::default() };
+        config.listen.push("tcp://127.0.0.1:9501".parse().unwrap());
+        (config.max_connection, config.package_eof) = (50, b"\0\n".to_vec());
+        config
+    }
+
+    #[test]
+    fn what_is_offered_is_what_arrives() {
+        for ipc in [Ipc::Ring, Ipc::SocketPair] {
+            let config = config(ipc);
+            let (shared, links, _hold) =
+                Shared::create(config.clone(), config.listen.clone(), vec![]).unwrap();
+            shared.board.set_worker_pid(1, 4711);
+            let (ours, theirs) = crate::control::pair().unwrap();
+            let process = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+            let heir = |generation, alive| Heir { generation, pid: 77, alive };
+            let heirs = [(heir(3, true), Some(&process)), (heir(9, false), None)];
+            let (charter, channel) = Charter::offer(&shared, &links, &theirs, &heirs).unwrap();
+            drop((charter, theirs));
+
+            let charter = Charter::accept(channel, vec![]).unwrap();
+            assert_eq!(charter.shared.config, shared.config);
+            assert_eq!(charter.shared.addresses, shared.addresses);
+            assert_eq!(charter.shared.board.worker_pid(1), 4711);
+            assert_eq!(charter.master, getpid());
+            let adopted = charter.adopted.iter();
+            let adopted = adopted.map(|it| (it.slot.slot, it.generation, it.pidfd.is_some()));
+            assert_eq!(adopted.collect::<Vec<_>>(), [(0, 3, true), (1, 9, false)]);
+            assert_eq!(charter.links.open(1).unwrap().len(), 2);
+            // The bells are the same ones, and so is the channel.
+            shared.bells[1].arm();
+            assert!(charter.shared.bells[1].is_armed());
+            crate::control::send_news(&charter.control, &crate::control::News::Started).unwrap();
+            let news = crate::control::Orders::new(ours).next_news().unwrap();
+            assert_eq!(news, Some(crate::control::News::Started));
+        }
+    }
+
+    #[test]
+    fn another_layout_is_refused() {
+        let file = memfd_create("other", MemfdFlags::CLOEXEC).unwrap();
+        rustix::io::write(&file, b"layout = 999\nwhatever = 1\n").unwrap();
+        let error = read(file).map(|_| ()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "take over a server: its shared memory has layout 999, this program knows layout {LAYOUT} only"
+            )
+        );
+    }
+}

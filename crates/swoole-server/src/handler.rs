@@ -39,7 +39,15 @@ use crate::worker::Worker;
 ///
 /// **Panics** end the worker, whose state may be broken: message and backtrace are logged, a successor takes its place,
 /// and the packet that it worked on goes the way of [`on_crash`](crate::Config::on_crash): by default its connection is
-/// closed. A panic in the master or manager ends the server.
+/// closed. A panic in the master ends the server.
+///
+/// **A manager that dies** (Process mode) is replaced, too, and workers and clients do not notice: the master executes the
+/// program once more, in the same directory, with the same arguments and environment. Its `main` begins anew, and
+/// [`Server::run`](crate::Server::run) makes a manager of it there instead of starting a server: `on_manager_start` is
+/// called again, on the handler that this `main` has made, and workers that are forked from then on see that. So what a
+/// program does before it runs the server must be something that can be done twice, while the server runs. Configuration
+/// and addresses are those of the running server. What a worker dies of while there is no manager, the next one is told; it
+/// may be told again what the last one has heard already.
 pub trait Handler {
     /// All processes exist. Runs in the master, before anything else, once.
     fn on_start(&mut self, master: &mut Master) -> Result<()> {
@@ -65,7 +73,8 @@ pub trait Handler {
         Ok(())
     }
 
-    /// The manager begins. What is written here is seen by workers that are forked from now on.
+    /// The manager begins; called again in the next one, if it dies. What is written here is seen by workers that are
+    /// forked from now on. An error in the first manager ends the server, in a later one that manager: another try follows.
     fn on_manager_start(&mut self, manager: &mut Manager) -> Result<()> {
         let _ = manager;
         Ok(())
@@ -174,7 +183,7 @@ macro_rules! common {
                 self.shared().board.master_pid()
             }
 
-            /// The manager's process id.
+            /// The manager's process id; 0 while there is none, because it has died and its successor is not there yet.
             pub fn manager_pid(&self) -> i32 {
                 self.shared().board.manager_pid()
             }
@@ -200,9 +209,9 @@ macro_rules! common {
             ///
             /// # Errors
             ///
-            /// If the manager is gone.
+            /// If the master (in Base mode, the manager) is gone.
             pub fn reload(&self) -> Result<()> {
-                crate::handler::signal(self.shared().board.manager_pid(), Signal::USR1)
+                crate::handler::signal(self.shared().board.master_pid(), Signal::USR1)
             }
 
             /// Stops the server in order, as `SIGTERM` to the master does. Returns at once.

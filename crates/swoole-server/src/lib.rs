@@ -11,7 +11,7 @@
 //! The master accepts clients, cuts their streams into packets, and hands each packet to a worker through shared
 //! memory; replies come back the same way. So a worker may block, leak, panic or crash: its connections stay, its
 //! unread packets wait for its successor, and one connection at most is closed: the one whose packet it died on, and not
-//! even that with `on_crash = retry`. New code is a reload (`SIGUSR1`): workers are replaced one after the other, and no
+//! even that with `on_crash = retry`. A manager that dies is replaced without anybody's notice. New code is a reload (`SIGUSR1`): workers are replaced one after the other, and no
 //! client notices.
 //!
 //! ```no_run

@@ -133,7 +133,15 @@ impl Server {
     ///
     /// Whatever keeps the server from starting, with nothing left running: a value in the configuration, an address
     /// that cannot be had, a process that has more than one thread (forks would copy locks that nobody opens again).
-    /// [`Error::ManagerDied`] if the server had to stop because its manager died.
+    /// [`Error::ManagerDied`] if its manager died while it started or stopped.
+    ///
+    /// # A new manager
+    ///
+    /// In a program that its own server has executed to replace a manager which had died, this does not return: see
+    /// [`Handler`]. That is so if the variable `SWOOLE_MANAGER_OF` names the parent process.
+    ///
+    /// Children that a callback of the master starts must be waited for in that callback: whoever ends later is reaped by
+    /// the master, as what workers leave behind is.
     pub fn run<H: Handler>(self, handler: H) -> Result<()> {
         let Server { mut config, keep } = self;
         if let Some(channel) = image::summons()? {
