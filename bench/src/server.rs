@@ -150,10 +150,13 @@ impl Server {
         let mut next = 0;
         while let Some(&process) = found.get(next) {
             next += 1;
-            let tasks = fs::read_dir(format!("/proc/{process}/task"))
-                .with_context(|| format!("process {process} of the server has ended"))?;
+            let tasks = match fs::read_dir(format!("/proc/{process}/task")) {
+                // One below it has ended this very moment, as workers and managers may.
+                Err(_) if process != self.child.id() => continue,
+                tasks => tasks.with_context(|| format!("process {process} of the server has ended"))?,
+            };
             for task in tasks {
-                let children = fs::read_to_string(task?.path().join("children"))?;
+                let children = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
                 for child in children.split_whitespace() {
                     found.push(child.parse()?);
                 }

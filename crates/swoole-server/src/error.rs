@@ -86,8 +86,7 @@ pub enum Error {
         /// What was seen.
         reason: String,
     },
-    /// The manager died while the server started or stopped; the master stopped the server in order. (While it serves,
-    /// the manager gets a successor.)
+    /// The manager died while the server started. (Later it gets a successor, or in a stop, is done without.)
     #[error("the manager (pid {pid}) died: {how}; the server was stopped")]
     ManagerDied {
         /// The manager's process id.

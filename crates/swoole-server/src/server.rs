@@ -133,7 +133,7 @@ impl Server {
     ///
     /// Whatever keeps the server from starting, with nothing left running: a value in the configuration, an address
     /// that cannot be had, a process that has more than one thread (forks would copy locks that nobody opens again).
-    /// [`Error::ManagerDied`] if its manager died while it started or stopped.
+    /// [`Error::ManagerDied`] if its manager died while it started.
     ///
     /// # A new manager
     ///

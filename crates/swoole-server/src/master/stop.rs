@@ -93,11 +93,11 @@ impl<H: Handler> Office<H> {
             if code == Some(1) {
                 let failed = Error::Start("the manager has failed, its log lines say why".into());
                 self.failure.get_or_insert(failed);
-            } else {
-                tracing::error!(
-                    "the manager (pid {pid}) died ({how}): no worker can be replaced, the server stops"
-                );
+            } else if self.stage == Stage::Starting {
+                tracing::error!("the manager (pid {pid}) died ({how}): the server cannot start");
                 self.failure.get_or_insert(Error::ManagerDied { pid, how });
+            } else {
+                tracing::error!("the manager (pid {pid}) died ({how}) in a stop: workers leave without it");
             }
             // It would have been its affair to end them.
             self.roster.watch_orphans(reactor);

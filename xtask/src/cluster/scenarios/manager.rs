@@ -40,6 +40,8 @@ pub(super) static ALL: &[Scenario] = &[
     .in_process(),
     full("manager_dies_in_drain", "workers are replaced in a stop whose manager has died", in_drain)
         .in_process(),
+    full("manager_dies_in_stop", "workers leave in order, whenever in a stop their manager dies", in_stop)
+        .in_process(),
     full("manager_dies_in_retirement", "a worker that its manager has asked to leave does", in_retirement)
         .in_process(),
     once(
@@ -193,6 +195,30 @@ fn in_drain(cx: &Cx) -> Result<()> {
     client.expect_line("slept 300")?;
     client.expect_line("behind it")?;
     ensure!(bed.wait_gone(PATIENCE)?.success(), "the stop failed");
+    Ok(())
+}
+
+fn in_stop(cx: &Cx) -> Result<()> {
+    let mut rng = cx.rng();
+    for round in 0..6 {
+        let mut bed = cx.testbed().flag("worker-num", 2).start()?;
+        bed.connect()?.expect("echo hello", "hello")?;
+        let before = bed.ready.manager;
+        let (stop, kill) = (|| bed.signal_master(Signal::TERM), || proc::signal(before, Signal::KILL));
+        // The one first or the other, and a moment between that is sometimes long enough for the manager's end.
+        let moment = Duration::from_micros(rng.u64(0..3000));
+        if round % 2 == 0 {
+            stop()?
+        } else {
+            kill()?
+        };
+        let begun = Instant::now();
+        proc::until("a moment", PATIENCE, || (begun.elapsed() >= moment).then_some(()))?;
+        // It may have ended in order by now.
+        let _ = if round % 2 == 0 { kill() } else { stop() };
+        let status = bed.wait_gone(PATIENCE)?;
+        ensure!(status.success(), "round {round}, {moment:?} between: {status}");
+    }
     Ok(())
 }
 
