@@ -8,8 +8,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::process::Signal;
 use swoole_ipc::Memory;
 use swoole_ipc::words::Words;
+use swoole_sys::stack;
 
 use crate::crash::{Fate, PacketInHand};
 use crate::error::{Error, Result};
@@ -50,14 +52,14 @@ const GENERATION: usize = 0;
 // Bit 0: whether it has something to do. Above it: passes over what there is to do.
 const BUSY: usize = 1;
 const HANDLED: usize = 2;
-// Base mode: the packet in hand; session 0 for none.
+// The packet in hand; session 0 for none. In Process mode it stays when it is done.
 const SESSION: usize = 3;
 const SIZE: usize = 4;
 // Base mode: see `Clients`.
 const CLIENTS: usize = 5;
 // Process mode: see `Lease`.
 const LEASE: usize = 6;
-// Process mode: the record in hand, by reactor.
+// Process mode: the record in hand, by reactor. Behind it, the stack of the worker; see `swoole_sys::stack`.
 const STARTED: usize = 8;
 
 // A reactor's row.
@@ -144,7 +146,7 @@ impl Board {
 
     /// The rows of each part, and the words of a row: facts, workers, reactors.
     fn parts(workers: usize, reactors: usize, links: usize) -> [(usize, usize); 3] {
-        [(1, HEAD + SLOT * workers), (workers, STARTED + links), (reactors, REACTOR_ROW)]
+        [(1, HEAD + SLOT * workers), (workers, STARTED + links + stack::WORDS), (reactors, REACTOR_ROW)]
     }
 
     /// The board in the part of `memory` that begins at `start`, for so many workers, each of which is linked to the
@@ -343,6 +345,18 @@ impl Board {
         let size = self.worker(worker, SIZE).load(Ordering::Relaxed);
         let session = (session != 0).then(|| Session::from_raw(session))?;
         Some(PacketInHand { session, size, attempt: 1, age: None, fate: Fate::Closed })
+    }
+
+    /// Has this process, a worker, write its stack to the board when it gets this signal.
+    pub(crate) fn write_stack_on(&self, worker: u16, signal: Signal) -> rustix::io::Result<()> {
+        // For as long as the process lives: a signal may come at any time.
+        let row: &'static Words = Box::leak(Box::new(self.workers[usize::from(worker)].clone()));
+        stack::write_on_signal(signal, &row[STARTED + self.links..])
+    }
+
+    /// How many stacks the processes in this slot have written, and the last one.
+    pub(crate) fn stack(&self, worker: u16) -> (u64, Vec<u64>) {
+        stack::read(&self.workers[usize::from(worker)][STARTED + self.links..])
     }
 
     pub(crate) fn set_clients(&self, worker: u16, clients: Clients) {

@@ -12,6 +12,7 @@
 //! | [`msg`]     | System V message queues                                                     |
 //! | [`user`]    | look up accounts and drop privileges                                        |
 //! | [`title`]   | what `ps` shows                                                             |
+//! | [`stack`]   | the call stack of a process that is busy, told to another one               |
 //!
 //! # Example
 //!
@@ -46,6 +47,7 @@ pub mod msg;
 mod orphan;
 pub mod process;
 pub mod signal;
+pub mod stack;
 pub mod title;
 pub mod user;
 

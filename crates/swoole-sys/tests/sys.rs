@@ -7,6 +7,7 @@ mod support;
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::fd::{AsRawFd as _, IntoRawFd as _, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use swoole_sys::fds::{Readiness, close_all_except, wait_readable};
 use swoole_sys::msg::{Key, Limits, Open, Queue, Wait};
 use swoole_sys::process::{self, Fork, ForkError, PANIC_EXIT_CODE, fork, run_child};
 use swoole_sys::signal::{self, SignalFd, SignalSet};
-use swoole_sys::{title, user};
+use swoole_sys::{stack, title, user};
 
 tests![
     fork_makes_a_child_and_names_the_threads_that_forbid_it,
@@ -41,6 +42,7 @@ tests![
     accounts_are_found_by_name,
     privileges_are_dropped_for_good,
     a_title_is_seen_and_arguments_stay,
+    a_stack_is_written_when_a_signal_comes,
 ];
 
 /// Runs `life` in a child, and returns how that ended: its exit code, or the signal as a negative number.
@@ -418,4 +420,33 @@ fn a_title_is_seen_and_arguments_stay() {
     assert_eq!(fs::read_to_string("/proc/self/comm").unwrap(), "nul\n");
     assert_eq!(std::env::args().collect::<Vec<_>>(), arguments);
     assert_eq!(std::env::var("PATH").unwrap(), path);
+}
+
+fn a_stack_is_written_when_a_signal_comes() {
+    #[inline(never)]
+    fn busy_here() {
+        // Taken on the way back from the system call.
+        kill_process(getpid(), Signal::URG).unwrap();
+        std::hint::black_box(());
+    }
+    let words = (0..stack::WORDS).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
+    let sink: &'static [AtomicU64] = words.leak();
+    assert_eq!(stack::write_on_signal(Signal::URG, &sink[1..]), Err(Errno::INVAL));
+    assert_eq!(stack::write_on_signal(Signal::KILL, sink), Err(Errno::INVAL));
+    stack::write_on_signal(Signal::URG, sink).unwrap();
+    assert_eq!(stack::read(sink), (0, vec![]));
+    busy_here();
+    let (number, addresses) = stack::read(sink);
+    assert_eq!(number, 1);
+    let lines = stack::describe(getpid().as_raw_pid(), &addresses);
+    let at = lines.iter().position(|line| line.contains("busy_here")).unwrap();
+    assert!(at < 4, "{lines:#?}");
+    assert!(lines[at].contains("tests/sys.rs:"), "{lines:#?}");
+    let test = lines.iter().position(|line| line.contains("a_stack_is_written_when")).unwrap();
+    assert!(test > 0 && !lines.iter().any(|line| line.contains("swoole_sys::stack::")), "{lines:#?}");
+    // Whatever another process has written there.
+    sink[1].store(u64::MAX, Ordering::Relaxed);
+    let (_, addresses) = stack::read(sink);
+    assert_eq!(addresses.len(), stack::FRAMES_MAX);
+    stack::describe(1, &[0, 1, u64::MAX]);
 }

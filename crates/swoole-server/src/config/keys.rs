@@ -37,7 +37,7 @@ const fn key(name: &'static str, kind: Kind, help: &'static str) -> Key {
 }
 
 /// In the order of the fields of [`Config`](super::Config).
-pub(super) static KEYS: [Key; 36] = [
+pub(super) static KEYS: [Key; 37] = [
     key("listen", Listen, "where clients connect; may repeat"),
     key("mode", Choice(&["process", "base"]), "how the work is divided between processes"),
     key("worker_num", Count(1, 1024), "worker processes"),
@@ -64,6 +64,11 @@ pub(super) static KEYS: [Key; 36] = [
     key("dispatch_mode", Choice(&["fixed", "round_robin", "idle"]), "which worker gets a packet"),
     key("on_crash", Choice(&["close", "retry", "drop"]), "what becomes of the packet that a worker died on"),
     key("crash_retries", Count(0, 100), "on_crash = retry: how many more workers get it"),
+    key(
+        "request_slow_time",
+        Seconds(0.0, 86400.0),
+        "how long a worker may be at one packet before the log tells what it is at, 0 for never",
+    ),
     key(
         "request_terminate_time",
         Seconds(0.0, 86400.0),

@@ -129,6 +129,13 @@ pub struct Config {
     /// that this many more die on is poison: it is dropped, its connection is closed, and the log names it.
     pub crash_retries: u32,
 
+    /// Seconds that a worker may be at one packet, 0..=86400, before the log tells of it once: which worker, the packet's
+    /// session and size, and what the worker is at, as a call stack with names. Default 0: never. Found out as
+    /// `request_terminate_time` is. The worker writes its stack in a handler of `SIGURG`, by which its system calls may
+    /// fail with `EINTR`. php-fpm: `request_slowlog_timeout`.
+    #[serde(with = "value::seconds")]
+    pub request_slow_time: Duration,
+
     /// Seconds that a worker may be at one packet, 0..=86400, before it is killed, and the packet goes the way of
     /// `on_crash`. Default 0: for ever. Found out within an eighth of that time more, a second at most. Counted is what
     /// passes on the clock, also while the handler waits for something or the process is stopped; a worker that starts,
@@ -236,6 +243,7 @@ impl Default for Config {
             dispatch_mode: DispatchMode::Fixed,
             on_crash: OnCrash::Close,
             crash_retries: 1,
+            request_slow_time: Duration::ZERO,
             request_terminate_time: Duration::ZERO,
             worker_start_timeout: Duration::ZERO,
             restart_intensity: 10,

@@ -39,6 +39,7 @@ impl Config {
         check_count("busy_poll", self.busy_poll.into())?;
         check_count("crash_retries", self.crash_retries.into())?;
         check_size("socket_buffer_size", self.socket_buffer_size)?;
+        check_seconds("request_slow_time", self.request_slow_time.as_secs_f64())?;
         check_seconds("request_terminate_time", self.request_terminate_time.as_secs_f64())?;
         check_seconds("worker_start_timeout", self.worker_start_timeout.as_secs_f64())?;
         check_count("restart_intensity", self.restart_intensity.into())?;

@@ -50,7 +50,7 @@ pub(crate) fn run<H: Handler>(
     crate::log::set_identity(Identity { role: Role::Manager, id: 0 });
     // The order to start has it call the user back when all workers are there.
     let life = || {
-        enter(&shared, &links, &control, master)?;
+        enter(&shared, &links, &control, master, &[])?;
         serve(Office::new(handler, shared, links, control, master)?, Vec::new())
     };
     exit_code(life())
@@ -65,7 +65,7 @@ pub(crate) fn take_over<H: Handler>(handler: H, keep: Vec<RawFd>, channel: Owned
         let shared = Arc::new(shared);
         crate::log::init(shared.config.log_level, shared.config.log_file.as_deref())
             .map_err(|error| Error::setup("open the log", error))?;
-        enter(&shared, &links, &control, master)?;
+        enter(&shared, &links, &control, master, &adopted)?;
         let mut office = Office::new(handler, shared, links, control, master)?;
         office.staff.take_over();
         let named = |adopted: &Adopted| (adopted.slot.slot, adopted.generation);
@@ -95,7 +95,7 @@ fn exit_code(life: Result<bool>) -> i32 {
 }
 
 /// The first things that a manager does.
-fn enter(shared: &Shared, links: &Links, control: &Endpoint, master: Pid) -> Result<()> {
+fn enter(shared: &Shared, links: &Links, control: &Endpoint, master: Pid, adopted: &[Adopted]) -> Result<()> {
     // A title is a comfort, not a need.
     let _ = swoole_sys::title::set("swoole: manager");
     let enter = || {
@@ -103,7 +103,9 @@ fn enter(shared: &Shared, links: &Links, control: &Endpoint, master: Pid) -> Res
         // The supervisor takes them while it runs; this is for before and after it.
         swoole_sys::signal::block(&SignalSet::from(crate::worker::SIGNALS))?;
         swoole_sys::process::die_with_parent(Signal::TERM, master)?;
-        swoole_sys::fds::close_all_except(&shared.manager_keep(links, control))
+        let processes = adopted.iter().filter_map(|adopted| adopted.pidfd.as_ref()).map(OwnedFd::as_raw_fd);
+        let keep: Vec<RawFd> = shared.manager_keep(links, control).into_iter().chain(processes).collect();
+        swoole_sys::fds::close_all_except(&keep)
     };
     enter()
         .map_err(|errno: rustix::io::Errno| Error::setup("start the manager", std::io::Error::from(errno)))?;

@@ -29,8 +29,8 @@ pub(crate) struct Staff<H> {
 
 impl<H: Handler> Staff<H> {
     pub(crate) fn new(handler: H, shared: Arc<Shared>) -> Result<Staff<H>> {
-        let Config { request_terminate_time, worker_num, .. } = shared.config;
-        let watchman = Watchman::new(request_terminate_time, worker_num)?;
+        let Config { request_slow_time, request_terminate_time, worker_num, .. } = shared.config;
+        let watchman = Watchman::new(request_slow_time, request_terminate_time, worker_num)?;
         let context = Manager { shared: Arc::clone(&shared) };
         Ok(Staff { handler, context, shared, forked: 0, watchman })
     }
@@ -45,7 +45,7 @@ impl<H: Handler> Staff<H> {
     /// Looks after stuck workers, if this descriptor says that it is time for that.
     pub(crate) fn look(&mut self, fd: RawFd, control: &mut Control) -> bool {
         let Some(watchman) = self.watchman.as_mut().filter(|watchman| watchman.is(fd)) else { return false };
-        watchman.look(&self.shared.board, control);
+        watchman.look(&self.shared.board, self.shared.config.worker_num, control);
         true
     }
 

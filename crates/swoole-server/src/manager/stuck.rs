@@ -1,62 +1,86 @@
-//! Workers that stay at one packet for too long: `request_terminate_time`.
+//! Workers that stay at one packet for too long: `request_slow_time`, `request_terminate_time`.
 //!
 //! Nobody reads a clock per packet for that. The manager looks at the board a few times within the limit: a worker whose
-//! row says that it works, and says nothing else than before, is still at the same thing.
+//! row says that it works, and says nothing else than before, is still at the same thing. To tell what a slow one is at,
+//! the manager has it write its stack to the board, and another process find the names, which takes its time.
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Signal, WaitOptions, waitpid};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 use swoole_supervisor::{Control, SlotId};
+use swoole_sys::process::{Fork, ForkError, fork, run_child};
 
 use super::WORKERS;
 use crate::board::{Board, Progress};
 use crate::error::{Error, Result};
+use crate::worker::STACK_SIGNAL;
 
 /// How often to look within the limit, and how long from one look to the next at least and at most.
 const LOOKS: u32 = 8;
 const PERIOD: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
-/// Looks after workers, and kills those that are stuck.
+/// Looks after workers: tells of those that are slow, and kills those that are stuck.
 pub(crate) struct Watchman {
     timer: OwnedFd,
-    rounds: Rounds,
+    slow: Option<Rounds>,
+    stuck: Option<Rounds>,
+    /// Workers that were asked for their stacks, and how many their slots had told before.
+    asked: Vec<(u16, u64)>,
 }
 
 impl Watchman {
-    /// `None` if `limit` is zero: nobody asked for it.
-    pub(crate) fn new(limit: Duration, workers: u16) -> Result<Option<Watchman>> {
-        if limit.is_zero() {
-            return Ok(None);
-        }
+    /// `None` if both limits are zero: nobody asked for it.
+    pub(crate) fn new(slow: Duration, terminate: Duration, workers: u16) -> Result<Option<Watchman>> {
+        let limits = [slow, terminate].map(|limit| (!limit.is_zero()).then_some(limit));
+        let Some(first) = limits.into_iter().flatten().min() else { return Ok(None) };
         let failed = |error: rustix::io::Errno| {
             Error::setup("look after stuck workers (timerfd)", std::io::Error::from(error))
         };
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
             .map_err(failed)?;
-        let period = (limit / LOOKS).clamp(PERIOD.0, PERIOD.1);
+        let period = (first / LOOKS).clamp(PERIOD.0, PERIOD.1);
         let period = Timespec { tv_sec: period.as_secs() as i64, tv_nsec: period.subsec_nanos().into() };
         let every = Itimerspec { it_interval: period, it_value: period };
         timerfd_settime(&timer, TimerfdTimerFlags::empty(), &every).map_err(failed)?;
-        Ok(Some(Watchman { timer, rounds: Rounds::new(limit, workers) }))
+        let [slow, stuck] = limits.map(|limit| limit.map(|limit| Rounds::new(limit, workers)));
+        Ok(Some(Watchman { timer, slow, stuck, asked: Vec::new() }))
     }
 
     /// Looks at all workers once.
-    pub(crate) fn look(&mut self, board: &Board, control: &mut Control) {
+    pub(crate) fn look(&mut self, board: &Board, workers: u16, control: &mut Control) {
         // How often it has run out does not matter.
         let _ = rustix::io::read(&self.timer, &mut [0; 8]);
         let now = Instant::now();
-        for worker in 0..self.rounds.seen.len() as u16 {
-            if let Some(stuck) = self.rounds.look(worker, board.progress(worker), now) {
-                let (pid, limit) = (board.worker_pid(worker), self.rounds.limit);
-                tracing::error!(
-                    "worker {worker} (pid {pid}) has been at one packet for {stuck:.1?} (request_terminate_time = \
-                     {limit:?}): it is killed"
+        self.asked.retain(|(worker, before)| !tell_stack(board, *worker, *before));
+        for worker in 0..workers {
+            let (progress, slot) = (board.progress(worker), SlotId { group: WORKERS, slot: worker });
+            let pid = board.worker_pid(worker);
+            if let Some(slow) = &mut self.slow
+                && let Some(since) = slow.look(worker, progress, now)
+            {
+                let packet = board.held(worker).map_or("something".to_owned(), |held| {
+                    format!("a packet of session {} ({} bytes)", held.session, held.size)
+                });
+                tracing::warn!(
+                    "worker {worker} (pid {pid}) has been at {packet} for {since:.1?} (request_slow_time = {:?})",
+                    slow.limit
                 );
-                control.signal(SlotId { group: WORKERS, slot: worker }, Signal::KILL);
+                self.asked.push((worker, board.stack(worker).0));
+                control.signal(slot, STACK_SIGNAL);
+            }
+            if let Some(stuck) = &mut self.stuck
+                && let Some(since) = stuck.look(worker, progress, now)
+            {
+                tracing::error!(
+                    "worker {worker} (pid {pid}) has been at one packet for {since:.1?} (request_terminate_time = \
+                     {:?}): it is killed",
+                    stuck.limit
+                );
+                control.signal(slot, Signal::KILL);
             }
         }
     }
@@ -70,6 +94,50 @@ impl Watchman {
 impl AsFd for Watchman {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.timer.as_fd()
+    }
+}
+
+/// Tells what a worker was at when it was asked, if it has written its stack since; or if that cannot come any more. False
+/// to ask again later.
+fn tell_stack(board: &Board, worker: u16, before: u64) -> bool {
+    let (number, addresses) = board.stack(worker);
+    if number == before {
+        return board.worker_pid(worker) == 0;
+    }
+    if let Err(error) = describe_aside(worker, board.worker_pid(worker), &addresses) {
+        tracing::warn!("worker {worker} was at {addresses:x?}, for which names cannot be found: {error}");
+    }
+    true
+}
+
+/// Has a process of its own find the names and tell them, which nobody waits for: whoever is the parent of orphans reaps
+/// it.
+fn describe_aside(worker: u16, pid: i32, addresses: &[u64]) -> Result<(), ForkError> {
+    match fork()? {
+        Fork::Child => run_child(|| match fork() {
+            Ok(Fork::Parent(_)) => 0,
+            Ok(Fork::Child) => run_child(|| {
+                let _ = swoole_sys::title::set(&format!("swoole: stack of worker {worker}"));
+                let log: Vec<_> = crate::log::descriptor().into_iter().collect();
+                let _ = swoole_sys::fds::close_all_except(&log);
+                let mut lines = swoole_sys::stack::describe(pid, addresses);
+                // What is behind the fork is the manager's, and the same for all.
+                let is_fork =
+                    |line: &String| line.contains("swoole-supervisor") && line.contains("src/spawn.rs");
+                lines.truncate(lines.iter().position(is_fork).unwrap_or(lines.len()));
+                tracing::warn!("worker {worker} (pid {pid}) was at\n    {}", lines.join("\n    "));
+                0
+            }),
+            Err(error) => {
+                tracing::warn!("find out what worker {worker} was at: {error}");
+                0
+            }
+        }),
+        Fork::Parent(child) => {
+            // It ends at once.
+            let _ = waitpid(Some(child), WaitOptions::empty());
+            Ok(())
+        }
     }
 }
 

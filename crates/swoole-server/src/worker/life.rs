@@ -276,6 +276,7 @@ fn deliver<H: Handler>(
 ) -> Result<()> {
     outlets.to(reactor).begin(record);
     duty.shared.board.start(duty.id, reactor.into(), record);
+    duty.shared.board.hold(duty.id, Some((message.session, message.payload.len())));
     let mut worker = Worker { duty, way: Way::Links(outlets) };
     callbacks::message(handler, &mut worker, message.kind, message.session, message.payload);
     outlets.commit(Some(reactor))

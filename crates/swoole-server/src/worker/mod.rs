@@ -28,6 +28,9 @@ pub(crate) use life::run;
 pub(crate) const SIGNALS: [Signal; 6] =
     [Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP, Signal::USR1, Signal::USR2];
 
+/// By which the manager asks a worker where it is at. One that has not got there yet ignores it.
+pub(crate) const STACK_SIGNAL: Signal = Signal::URG;
+
 /// A worker process, as its callbacks see it.
 pub struct Worker<'a> {
     pub(crate) duty: &'a mut Duty,
@@ -95,6 +98,11 @@ pub(crate) fn introduce(id: u16, shared: &Shared) {
     crate::log::set_identity(Identity { role: Role::Worker, id: u32::from(id) });
     // A title is a comfort, not a need.
     let _ = swoole_sys::title::set(&format!("swoole: worker {id}"));
+    if !shared.config.request_slow_time.is_zero()
+        && let Err(error) = shared.board.write_stack_on(id, STACK_SIGNAL)
+    {
+        tracing::error!("request_slow_time: this worker will not tell its stack: {error}");
+    }
     callbacks::log_panics();
 }
 

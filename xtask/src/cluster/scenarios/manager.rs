@@ -44,6 +44,8 @@ pub(super) static ALL: &[Scenario] = &[
         .in_process(),
     full("manager_dies_in_retirement", "a worker that its manager has asked to leave does", in_retirement)
         .in_process(),
+    full("manager_kills_what_it_adopted", "a worker that was adopted and does not retire is killed", kills)
+        .in_process(),
     once(
         "manager_cannot_start",
         "the server goes on while no manager comes to start, and gets one",
@@ -235,6 +237,21 @@ fn in_retirement(cx: &Cx) -> Result<()> {
     bed.wait_successor(0, pid)?;
     client.expect("echo after", "after")?;
     ensure!(bed.worker_errors().is_empty(), "{:?}", bed.worker_errors());
+    bed.stop()?;
+    Ok(())
+}
+
+fn kills(cx: &Cx) -> Result<()> {
+    let bed = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 1).start()?;
+    let mut client = bed.connect()?;
+    let pid: i32 = client.ask_field("whoami", "pid")?;
+    bed.replace_manager()?;
+    bed.occupy(&mut client, 100_000)?;
+    bed.signal_master(Signal::USR1)?;
+    bed.log.wait_line(Source::Stderr, &["had not finished", &format!("pid {pid}")], PATIENCE)?;
+    bed.wait_successor(0, pid)?;
+    client.expect_close()?;
+    bed.connect()?.expect("echo after", "after")?;
     bed.stop()?;
     Ok(())
 }

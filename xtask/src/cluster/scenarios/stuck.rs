@@ -1,4 +1,4 @@
-//! Workers that do not get on: `request_terminate_time`.
+//! Workers that do not get on: `request_slow_time`, `request_terminate_time`.
 
 use crate::cluster::bed::PATIENCE;
 use crate::cluster::load::Load;
@@ -15,6 +15,7 @@ pub(super) static ALL: &[Scenario] = &[
         "idle workers, and those with many packets one after the other, are not",
         nobody_else,
     ),
+    full("slow_request", "the log tells once of a packet that takes long, and what its worker is at", slow),
     full("terminate_retry", "a packet that always takes too long is poison after its retries", retry)
         .in_process(),
 ];
@@ -68,6 +69,33 @@ fn retry(cx: &Cx) -> Result<()> {
     other.expect_line("patience")?;
     bed.log.wait_line(Source::Stderr, &["poison", "(attempt 2)"], PATIENCE)?;
     bed.log.wait_count("on_worker_error", 2, PATIENCE)?;
+    bed.stop()?;
+    Ok(())
+}
+
+fn slow(cx: &Cx) -> Result<()> {
+    let bed = cx.testbed().flag("worker-num", 1).flag("request-slow-time", 0.2).start()?;
+    let mut client = bed.connect()?;
+    let (session, pid): (String, i32) = (client.session()?, client.ask_field("whoami", "pid")?);
+    for round in 1..=2 {
+        if round == 2 && !bed.is_base() {
+            // Another one has the program at other addresses.
+            bed.replace_manager()?;
+        }
+        client.expect("sleep 1000", "slept 1000")?;
+        let packet = format!("a packet of session {session} (10 bytes)");
+        let told = |line: &&crate::cluster::log::Line| line.text.contains(&packet);
+        bed.log.wait("a line for each slow packet", PATIENCE, |lines| {
+            (lines.iter().filter(told).count() == round).then_some(())
+        })?;
+        // The C library's or the standard library's, and the program's own.
+        for name in ["sleep (", "on_receive (", "obey ("] {
+            bed.log.wait(&format!("{round} stacks with {name}"), PATIENCE, |lines| {
+                (lines.iter().filter(|line| line.text.contains(name)).count() >= round).then_some(())
+            })?;
+        }
+    }
+    ensure!(client.ask_field::<i32>("whoami", "pid")? == pid, "another worker");
     bed.stop()?;
     Ok(())
 }
