@@ -75,6 +75,9 @@ mod crash;
 mod desk;
 mod dispatch;
 mod error;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod fuzz;
 mod handler;
 mod link;
 mod log;
