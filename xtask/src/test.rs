@@ -15,7 +15,7 @@ Unit, integration and doc tests of the workspace, model checks of the shared-mem
 compiler), the counts of the hot paths (needs valgrind), and test-cluster on its full matrix. The last line is
 `N passed, M failed`; exit code 0 when none has failed.
 
-  --fuzz SECONDS   Runs each fuzz target for so long (3); 0 leaves them out
+  --fuzz SECONDS   Runs each fuzz target for so long (2); 0 leaves them out
 ";
 
 /// A command that runs tests and reports as cargo's own harness does.
@@ -27,7 +27,7 @@ struct Step {
 pub(crate) fn main(mut args: lexopt::Parser) -> Verdict {
     use lexopt::prelude::*;
     // Most of it is the build: this is for what has become wrong at once, and `cargo xtask fuzz` for the rest.
-    let mut fuzz_seconds = 3;
+    let mut fuzz_seconds = 2;
     while let Some(arg) = args.next()? {
         match arg {
             Long("help") | Short('h') => {

@@ -3,8 +3,8 @@
 //! Until that happens the ring must be a queue; from then on, each record must lie where one can lie, and each position
 //! must be possible; and when the dead peer is evicted, the ring must be a queue again.
 //!
-//! An input is the way of freeing space (u8, even: by the consumer, odd: by acks), and steps: which one (u8), and what it
-//! needs as below.
+//! An input is the way of freeing space (u8, even: by the consumer, odd: by acks), and steps: which one (u8), and what
+//! it needs as below.
 
 #![no_main]
 
@@ -138,6 +138,8 @@ impl Bed {
             Ok(record) => record.map(|record| check(self.base, start, record)),
             Err(corrupt) => {
                 assert!(!self.honest && is_true(&corrupt), "{corrupt}");
+                // Its own position is always possible: no lie that was believed has come between.
+                assert_ne!(corrupt.what, "position");
                 None
             }
         };

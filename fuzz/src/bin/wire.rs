@@ -1,7 +1,7 @@
 //! Records between reactor and worker: any bytes are decoded, or malformed.
 //!
-//! An input is the tag (u32), which packet of how many in a batch is looked for (u8 each, or beyond 250 a u64 each), and
-//! the record.
+//! An input is the tag (u32), which packet of how many in a batch is looked for (u8 each, or beyond 250 a u64 behind
+//! it), and the record.
 
 #![no_main]
 
