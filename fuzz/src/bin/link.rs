@@ -8,7 +8,7 @@
 use swoole_fuzz::{Input, overwrite};
 use swoole_server::fuzz::Link;
 
-const BYTES: [u8; 20_000] = [b'x'; 20_000];
+static BYTES: [u8; 20_000] = [b'x'; 20_000];
 
 fn step(link: &mut Link, input: &mut Input<'_>) {
     match input.u8() % 10 {
@@ -49,7 +49,7 @@ fn step(link: &mut Link, input: &mut Input<'_>) {
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let mut input = Input::new(bytes);
-    let mut link = Link::new(input.u8() % 2 == 0, input.u8());
+    let mut link = Link::new(input.u8().is_multiple_of(2), input.u8());
     // Enough for everything to happen several times.
     for _ in 0..200 {
         if input.is_empty() {
