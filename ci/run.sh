@@ -4,12 +4,13 @@ set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
 # The scenarios use setpriv (util-linux) to start a server as an unprivileged user, git names the files to lint, valgrind
-# counts instructions.
+# counts instructions, libFuzzer is C++.
 missing=()
 command -v setpriv >/dev/null || missing+=(util-linux)
 command -v git >/dev/null || missing+=(git)
 command -v valgrind >/dev/null || missing+=(valgrind)
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
+command -v c++ >/dev/null || missing+=(g++)
 if ((${#missing[@]})); then
     if [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null; then
         apt-get update -qq

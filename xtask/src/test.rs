@@ -2,20 +2,20 @@
 
 use crate::cluster::{self, Tally};
 use crate::shell::{cargo, words};
-use crate::{Verdict, counts, shell};
+use crate::{Verdict, counts, fuzz, shell};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub(crate) const HELP: &str = "\
 cargo xtask test [--fuzz SECONDS]
 
-Unit, integration and doc tests of the workspace, model checks of the shared-memory ring, the counts of the hot paths
-(needs valgrind), and test-cluster on its full matrix. The last line is `N passed, M failed`; exit code 0 when none has
-failed.
+Unit, integration and doc tests of the workspace, model checks of the shared-memory ring, the fuzz targets (needs a C++
+compiler), the counts of the hot paths (needs valgrind), and test-cluster on its full matrix. The last line is
+`N passed, M failed`; exit code 0 when none has failed.
 
-  --fuzz SECONDS   Also runs each fuzz target for so long (needs a C++ compiler)
+  --fuzz SECONDS   Runs each fuzz target for so long (2); 0 leaves them out
 ";
 
 /// A command that runs tests and reports as cargo's own harness does.
@@ -26,30 +26,28 @@ struct Step {
 
 pub(crate) fn main(mut args: lexopt::Parser) -> Verdict {
     use lexopt::prelude::*;
-    let mut steps = steps();
+    // Most of it is the build: this is for what has become wrong at once, and `cargo xtask fuzz` for the rest.
+    let mut fuzz_seconds = 2;
     while let Some(arg) = args.next()? {
         match arg {
             Long("help") | Short('h') => {
                 print!("{HELP}");
                 return Ok(true);
             }
-            Long("fuzz") => steps.extend(fuzz_steps(args.value()?.parse()?)?),
+            Long("fuzz") => fuzz_seconds = args.value()?.parse()?,
             other => bail!(other.unexpected()),
         }
     }
     let mut rows = Vec::new();
-    for step in steps {
+    for step in steps() {
         let start = Instant::now();
         println!("=== {}: {}", step.name, words(&step.command));
         rows.push((step.name, run(step.command)?, start.elapsed()));
     }
-    let start = Instant::now();
-    println!("=== counts");
-    let counts = counts::run_everything().unwrap_or_else(|error| {
-        println!("FAILED: {error:#}");
-        Tally { passed: 0, failed: 1 }
-    });
-    rows.push(("counts".to_owned(), counts, start.elapsed()));
+    if fuzz_seconds > 0 {
+        rows.push(part("fuzz", || fuzz::run_everything(fuzz_seconds)));
+    }
+    rows.push(part("counts", counts::run_everything));
     let start = Instant::now();
     println!("=== test-cluster");
     rows.push(("test-cluster".to_owned(), cluster::run_everything()?, start.elapsed()));
@@ -63,6 +61,17 @@ pub(crate) fn main(mut args: lexopt::Parser) -> Verdict {
     }
     println!("{} passed, {} failed", total.passed, total.failed);
     Ok(total.failed == 0)
+}
+
+/// What this program does by itself. If that cannot be done, it is one failure, and the rest is run all the same.
+fn part(name: &str, run: impl FnOnce() -> Result<Tally>) -> (String, Tally, Duration) {
+    let start = Instant::now();
+    println!("=== {name}");
+    let tally = run().unwrap_or_else(|error| {
+        println!("FAILED: {error:#}");
+        Tally { passed: 0, failed: 1 }
+    });
+    (name.to_owned(), tally, start.elapsed())
 }
 
 fn steps() -> Vec<Step> {
@@ -92,35 +101,6 @@ fn steps() -> Vec<Step> {
         .env("TSAN_OPTIONS", format!("suppressions={}", suppressions.display()));
     steps.push(Step { name: "tsan".into(), command: thread });
     steps
-}
-
-/// What cargo-fuzz would have the compiler do, which any toolchain can; `fuzz/README.md` has the same.
-const FUZZ_FLAGS: &str = "--cfg fuzzing -Cdebug-assertions -Cpasses=sancov-module \
-    -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
-    -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares";
-
-/// One step for each fuzz target of the workspace.
-fn fuzz_steps(seconds: u32) -> Result<Vec<Step>> {
-    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let mut steps = Vec::new();
-    for entry in std::fs::read_dir(shell::root().join("crates"))? {
-        let targets = entry?.path().join("fuzz/fuzz_targets");
-        let Ok(files) = std::fs::read_dir(&targets) else { continue };
-        for file in files {
-            let file = file?.path();
-            let source = std::fs::read_to_string(&file)?;
-            let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            // What targets share lies beside them.
-            if source.contains("fuzz_target!") {
-                let limit = format!("-max_total_time={seconds}");
-                let mut command =
-                    cargo(&["run", "--release", "--target", &host, "--bin", &name, "--", &limit]);
-                command.current_dir(targets.join("..")).env("RUSTFLAGS", FUZZ_FLAGS);
-                steps.push(Step { name: format!("fuzz {name}"), command });
-            }
-        }
-    }
-    Ok(steps)
 }
 
 /// Runs one step, shows its output, and counts.

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::session::Session;
 
 /// So many are told of one by one: as many as a message has room for. A worker that keeps its own house has one in hand.
-const IN_HAND_MAX: usize = 100;
+pub(crate) const IN_HAND_MAX: usize = 100;
 /// Numbers that tell of one.
 const IN_HAND_WORDS: usize = 5;
 /// Instead of an age.

@@ -76,6 +76,9 @@ mod crash;
 mod desk;
 mod dispatch;
 mod error;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod fuzz;
 mod handler;
 mod image;
 mod link;

@@ -1,6 +1,7 @@
 //! Rules that other tools check.
 
 use super::Findings;
+use crate::fuzz;
 use crate::shell::{cargo, succeeds, target_dir, words};
 use anyhow::{Context, Result, ensure};
 use std::process::{Command, Stdio};
@@ -13,13 +14,17 @@ fn tool(command: &mut Command) -> Findings {
 /// What is counted lies outside the workspace, and pulls in code that nothing else does.
 const COUNTS: &[&str] = &["--manifest-path", "counts/Cargo.toml"];
 
+/// What is fuzzed lies there as well, and is built as it is run, so that it need not be built twice.
+const FUZZ: &[&str] = &["--manifest-path", "fuzz/Cargo.toml"];
+
 /// The same tool on several things, all of it even when the first is broken.
 fn each(commands: &mut [Command]) -> Findings {
     commands.iter_mut().map(tool).collect::<Result<Vec<_>>>().map(|findings| findings.concat())
 }
 
 pub(super) fn formatting() -> Findings {
-    each(&mut [cargo(&["fmt", "--all", "--check"]), cargo(&[&["fmt", "--check"], COUNTS].concat())])
+    let outside = |of: &[&str]| cargo(&[&["fmt", "--check"], of].concat());
+    each(&mut [cargo(&["fmt", "--all", "--check"]), outside(COUNTS), outside(FUZZ)])
 }
 
 pub(super) fn clippy() -> Findings {
@@ -29,7 +34,8 @@ pub(super) fn clippy() -> Findings {
     let mut counts = clippy(COUNTS);
     counts.env("CARGO_TARGET_DIR", target_dir().join("counts"));
     let internals = ["--package", "swoole-reactor", "--package", "swoole-server", "--features", "internals"];
-    each(&mut [clippy(&["--workspace"]), clippy(&internals), counts])
+    let fuzz = fuzz::instrumented(&["clippy", "--quiet", "--lib", "--bins", "--", "-D", "warnings"]);
+    each(&mut [clippy(&["--workspace"]), clippy(&internals), counts, fuzz])
 }
 
 pub(super) fn docs() -> Findings {

@@ -110,6 +110,12 @@ impl ReactorEnd {
         self.window.in_flight() + self.backlog.len()
     }
 
+    /// The number of the last message that the present worker was sent.
+    #[cfg(feature = "internals")]
+    pub(crate) fn sent(&self) -> u64 {
+        self.window.sent()
+    }
+
     /// Takes a message if there is room for it now; otherwise nothing changes, and the next finished
     /// record makes room. One that needs several records is taken whenever nothing waits.
     pub(crate) fn offer(&mut self, kind: RequestKind, session: Session, packet: &[u8]) -> bool {

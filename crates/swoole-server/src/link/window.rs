@@ -109,6 +109,12 @@ impl Window {
         (self.sent - self.acked) as usize
     }
 
+    /// The number of the last message.
+    #[cfg(feature = "internals")]
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent
+    }
+
     /// Packets among them.
     pub(crate) fn packets(&self) -> usize {
         self.packets

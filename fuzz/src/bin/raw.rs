@@ -1,0 +1,16 @@
+//! Raw framing gives every read back, whatever the limit.
+//!
+//! An input is an [`Arrival`].
+
+#![no_main]
+
+#[path = "../../../crates/swoole-protocol/tests/laws/oracle.rs"]
+#[allow(dead_code, reason = "each target asks for the law of its own framer")]
+mod oracle;
+
+use swoole_fuzz::{Arrival, Input};
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let arrival = Arrival::new(Input::new(bytes));
+    oracle::raw(arrival.max, arrival.stream, &arrival.sizes);
+});
