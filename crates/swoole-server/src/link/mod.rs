@@ -34,6 +34,8 @@ use rustix::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use swoole_ipc::Ring;
 use swoole_ipc::socketpair::{self, Endpoint, Kind};
 
+#[cfg(feature = "internals")]
+use crate::config::Ipc;
 use crate::error::{Error, Result};
 pub(crate) use batch::BATCH_MAX;
 pub(crate) use casualty::Casualty;
@@ -67,6 +69,19 @@ pub(crate) enum Lane {
 }
 
 impl Lane {
+    /// One by itself, for whoever looks at a link alone.
+    #[cfg(feature = "internals")]
+    pub(crate) fn create(ipc: Ipc, name: &str, ring_size: usize) -> Result<Lane> {
+        let ring = |what: &str| {
+            Ring::create(&format!("{what}-{name}"), ring_size)
+                .map_err(|error| Error::setup(format!("make the ring of link {name}"), error))
+        };
+        match ipc {
+            Ipc::Ring => Ok(Lane::Ring { requests: ring("requests")?, replies: ring("replies")? }),
+            Ipc::SocketPair => Lane::socketpair(name),
+        }
+    }
+
     pub(crate) fn socketpair(name: &str) -> Result<Lane> {
         let create = || {
             let (mut reactor, mut worker) = socketpair::pair(Kind::SeqPacket)?;
