@@ -19,6 +19,8 @@ mod mailbox;
 mod reactor_thread;
 mod roster;
 mod stop;
+#[cfg(test)]
+mod twin;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
