@@ -120,6 +120,7 @@ impl Ledger {
             received: Vec::new(),
         });
         self.closes.push(Item::default());
+        self.tally.connections += 1;
         Ok(client)
     }
 
@@ -203,6 +204,7 @@ impl Ledger {
         if std::mem::replace(&mut item.committed, true) {
             return breach(Kind::Duplicated, format!("{name:?} is handled twice"));
         }
+        self.tally.handled += u64::from(!matches!(name.number, 0 | CLOSE));
         let client = &mut self.clients[name.client as usize];
         let before = client.committed.replace(name.number);
         if self.ordered && before >= Some(name.number) {

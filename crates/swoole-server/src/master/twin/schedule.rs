@@ -1,5 +1,6 @@
 //! One schedule: who takes the next step is drawn, and what is drawn follows from the seed.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -12,7 +13,7 @@ use super::tally::{Breach, Kind, Tally, breach};
 use super::world::{KILLED, World};
 
 /// Steps before all calm down.
-const STEPS: std::ops::Range<usize> = 40..200;
+const STEPS: Range<usize> = 60..240;
 
 pub(super) fn play(
     stages: &mut Stages,
@@ -40,6 +41,11 @@ fn act(world: &mut World<'_>, trace: &mut Option<&mut Vec<String>>) -> Result<bo
     if world.rng.u8(..4) > 0 {
         world.come_to_rest(false)?;
         world.kind = false;
+    }
+    for reactor in 0..world.fronts.len() {
+        for _ in 0..world.rng.usize(..SLOTS) {
+            connect(world, reactor)?;
+        }
     }
     let steps = world.rng.usize(STEPS);
     for _ in 0..steps {
@@ -83,49 +89,48 @@ fn step(world: &mut World<'_>) -> Result<Step, Breach> {
     let reactor = world.rng.usize(..world.fronts.len());
     let slot = world.rng.usize(..SLOTS);
     let what = match world.rng.u16(..1000) {
-        0..370 => {
+        0..340 => {
             let times = if world.rng.bool() { 1 } else { world.rng.usize(1..12) };
             for _ in 0..times {
                 world.work(worker)?;
             }
             "the worker goes on"
         }
-        370..490 => {
+        340..440 => {
             world.fronts[reactor].drain(worker, &mut world.ledger)?;
             "the reactor takes replies of the worker"
         }
-        490..620 => {
+        440..580 => {
             let most = if world.rng.bool() { usize::MAX } else { world.rng.usize(1..2_000) };
             let copy = world.rng.u8(..4) == 0;
             world.fronts[reactor].read(slot, most, copy, &mut world.ledger)?;
             "the reactor reads from the client in the slot"
         }
-        620..700 => {
+        580..650 => {
             world.fronts[reactor].hand_over();
             "the reactor hands over what it has"
         }
-        700..760 => {
+        650..720 => {
             world.obey(reactor)?;
             "the reactor does what the master said"
         }
-        760..820 => {
+        720..770 => {
             world.learn();
             "the master hears from the manager"
         }
-        820..870 => {
+        770..820 => {
             world.look_at(worker)?;
             "the manager looks at the worker"
         }
-        870..890 => {
+        820..840 => {
             world.bury()?;
             "the manager hears that somebody is settled"
         }
-        890..905 => {
-            let greeting = if world.rng.bool() { vec![reply_size(&mut world.rng)] } else { Vec::new() };
-            world.fronts[reactor].connect(greeting, &mut world.ledger)?;
+        840..860 => {
+            connect(world, reactor)?;
             "a client connects to the reactor"
         }
-        905..960 => {
+        860..960 => {
             send(world, reactor, slot);
             "the client in the reactor's slot sends"
         }
@@ -142,8 +147,11 @@ fn step(world: &mut World<'_>) -> Result<Step, Breach> {
         974..992 => {
             let segv = ExitStatus::Signaled { signal: 11, core_dumped: true };
             let status = [KILLED, segv, ExitStatus::Exited(1)][world.rng.usize(..3)];
+            for _ in 0..world.rng.usize(..10) {
+                world.work(worker)?;
+            }
             world.die(worker, status);
-            "the worker dies"
+            "the worker goes on, and dies"
         }
         992..997 => {
             world.retire(worker)?;
@@ -155,6 +163,11 @@ fn step(world: &mut World<'_>) -> Result<Step, Breach> {
         }
     };
     Ok((what, [worker, reactor, slot]))
+}
+
+fn connect(world: &mut World<'_>, reactor: usize) -> Result<(), Breach> {
+    let greeting = if world.rng.bool() { vec![reply_size(&mut world.rng)] } else { Vec::new() };
+    world.fronts[reactor].connect(greeting, &mut world.ledger)
 }
 
 /// A client sends some packets at once.
@@ -169,7 +182,7 @@ fn send(world: &mut World<'_>, reactor: usize, slot: usize) {
         };
         let count = rng.usize(..4);
         let replies: Vec<usize> = (0..count).map(|_| reply_size(rng)).collect();
-        let poison = (rng.u8(..50) == 0).then(|| rng.usize(..=count));
+        let poison = (rng.u8(..100) == 0).then(|| rng.usize(..=count));
         ledger.send(client, Item::new(size, replies, poison), stream);
     }
 }

@@ -52,6 +52,8 @@ pub(super) struct Tally {
     pub(super) steps: u64,
     pub(super) connections: u64,
     pub(super) packets: u64,
+    /// By a worker, with or without replies; and by replies that have come to their client.
+    pub(super) handled: u64,
     pub(super) answered: u64,
     pub(super) retried: u64,
     pub(super) closed: u64,
@@ -70,6 +72,7 @@ impl Tally {
             (&mut self.steps, other.steps),
             (&mut self.connections, other.connections),
             (&mut self.packets, other.packets),
+            (&mut self.handled, other.handled),
             (&mut self.answered, other.answered),
             (&mut self.retried, other.retried),
             (&mut self.closed, other.closed),
@@ -88,13 +91,13 @@ impl Tally {
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Tally { schedules, steps, connections, packets, answered, retried, .. } = self;
-        let Tally { closed, dropped, poison, processes, reloads, .. } = self;
+        let Tally { handled, closed, dropped, poison, processes, reloads, .. } = self;
         let breaches = |kind| self.breaches.get(&kind).copied().unwrap_or(0);
         writeln!(
             f,
             "{schedules} schedules, {steps} steps, {connections} connections, {processes} processes"
         )?;
-        writeln!(f, "{packets} packets, {answered} answered, {reloads} reloads")?;
+        writeln!(f, "{packets} packets, {handled} handled, {answered} answered; {reloads} reloads")?;
         let deaths: u64 = self.deaths.values().sum();
         let moments: Vec<_> = self.deaths.iter().map(|(moment, count)| format!("{count} {moment}")).collect();
         writeln!(f, "{deaths} deaths: {}", moments.join(", "))?;
