@@ -180,6 +180,13 @@ impl Inbox {
         Ok(Next::Message(Message { kind: RequestKind::Packet, session, payload }))
     }
 
+    /// The record that was taken last, as it stands in the ring now.
+    #[cfg(test)]
+    pub(crate) fn record(&self) -> &[u8] {
+        let Source::Ring { ring, at } = &self.source else { return &[] };
+        ring.peek_at(*at).ok().flatten().map_or(&[], |record| record.bytes)
+    }
+
     /// Gives the memory of a large packet back once it is handled.
     pub(crate) fn shed(&mut self) {
         self.assembly = Vec::new();

@@ -1,10 +1,15 @@
-//! A deterministic twin of a server: the real dealer, dispatcher, session table, rings with their ends on both sides,
-//! roster and supervisor's policy, without sockets, processes and clocks. Who takes a step is up to a seed.
+//! A deterministic twin of a server: the real dealer, dispatcher, session table, rings with their ends on both
+//! sides, roster and supervisor's policy, without sockets, processes and clocks. Who takes a step is up to a seed.
 //!
-//! A *schedule* is what one seed makes of it: some 100 random steps (a client connects, sends or leaves; a reactor reads,
-//! hands over, takes replies, or does what the master says; a worker takes one micro-step; the manager hears of
-//! something; time passes; somebody dies, retires, is reloaded), then a time without accidents until all is answered, then
-//! a stop. Some are stopped amid all that. Each step is held against what was promised ([`ledger`], [`tally::Kind`]).
+//! A *schedule* is what one seed makes of it: some 150 random steps (a client connects, sends or leaves; a reactor
+//! reads, hands over, takes replies, or does what the master says; a worker takes one micro-step; the manager hears
+//! of something; time passes; somebody dies, retires, is reloaded), then a time without accidents until all is
+//! answered, then a stop. Some are stopped amid all that. Each step is held against what was promised ([`ledger`],
+//! [`tally::Kind`]).
+//!
+//! What is not real: the desk and its sockets ([`front`] has the least that does the same), the worker's loop
+//! ([`process`] takes its steps one by one), fork, wait and signals. A dead process lets go of its sides of the rings
+//! by itself here, because a claim is a process's and all are this one.
 //!
 //! | file | what |
 //! |---|---|

@@ -1,5 +1,5 @@
-//! A worker process, one micro-step at a time: what [`worker::life`](crate::worker) does, in its order, over the real ends
-//! of its links.
+//! A worker process, one micro-step at a time: what [`worker::life`](crate::worker) does, in its order, over the real
+//! ends of its links.
 
 use std::fmt;
 use std::sync::Arc;
@@ -88,6 +88,8 @@ struct Hand {
     reply: usize,
     written: usize,
     committed: bool,
+    /// The record as it was, which stays as it is until it is acknowledged.
+    content: Vec<u8>,
 }
 
 /// What a process had in hand, and had said so, when it died.
@@ -255,6 +257,9 @@ impl Process {
                 if !outlets.may_commit().map_err(failed)? {
                     return Ok(Went::Nowhere);
                 }
+                if self.inboxes[self.reactor].record() != hand.content {
+                    return breach(Kind::Torn, format!("{:?} has changed in its worker's hands", hand.name));
+                }
                 outlets.commit(Some(self.reactor as u16)).map_err(failed)?;
                 hand.committed = true;
                 ledger.committed(hand.name)?;
@@ -289,8 +294,10 @@ impl Process {
                         return breach(Kind::Misdelivered, what);
                     }
                 };
+                let content = inbox.record().to_vec();
                 let (begun, committed) = (false, false);
-                self.at = At::InHand(Hand { name, session, record, begun, reply: 0, written: 0, committed });
+                let hand = Hand { name, session, record, begun, reply: 0, written: 0, committed, content };
+                self.at = At::InHand(hand);
             }
         }
         self.taken += 1;

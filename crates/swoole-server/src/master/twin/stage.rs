@@ -72,7 +72,7 @@ impl Stage {
         for lane in self.lanes.iter().flatten() {
             if let Lane::Ring { requests, replies } = &**lane {
                 for ring in [requests, replies] {
-                    restart(ring, rng.u64(..) as usize % ring.capacity() & !7)
+                    restart(ring, 8 * rng.usize(..ring.capacity() / 8))
                         .map_err(|error| Breach { kind: Kind::Leak, what: error.to_string() })?;
                 }
             }
