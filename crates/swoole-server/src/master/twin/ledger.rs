@@ -9,15 +9,15 @@ use crate::session::Session;
 use super::tally::{Breach, Kind, Tally, breach};
 
 /// Bytes in front of a packet: its length as framing wants it, its client, its number.
-const PACKET_HEADER: usize = 12;
+pub(super) const PACKET_HEADER: usize = 12;
 /// Bytes in front of a reply: client, packet, which of how many, length.
 pub(super) const REPLY_HEADER: usize = 16;
 
 /// What messages are filled with. No two pieces of it look alike.
-static PATTERN: [u8; 24 * 1024] = pattern();
+static PATTERN: [u8; 32 * 1024] = pattern();
 
-const fn pattern() -> [u8; 24 * 1024] {
-    let (mut bytes, mut at, mut word) = ([0; 24 * 1024], 0, 0x9e37_79b9_u32);
+const fn pattern() -> [u8; 32 * 1024] {
+    let (mut bytes, mut at, mut word) = ([0; 32 * 1024], 0, 0x9e37_79b9_u32);
     while at < bytes.len() {
         word = word.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         bytes[at] = (word >> 24) as u8;
@@ -52,7 +52,7 @@ pub(super) struct Item {
 
 impl Item {
     pub(super) fn new(size: usize, replies: Vec<usize>, poison: Option<usize>) -> Item {
-        Item { size: size.max(PACKET_HEADER), replies, poison, ..Item::default() }
+        Item { size, replies, poison, ..Item::default() }
     }
 
     /// Whether it is with a worker, or on its way to one.

@@ -7,7 +7,7 @@ use fastrand::Rng;
 use swoole_supervisor::ExitStatus;
 
 use super::front::SLOTS;
-use super::ledger::{Item, REPLY_HEADER};
+use super::ledger::{Item, PACKET_HEADER, REPLY_HEADER};
 use super::stage::Stages;
 use super::tally::{Breach, Kind, Tally, breach};
 use super::world::{KILLED, World};
@@ -166,31 +166,29 @@ fn step(world: &mut World<'_>) -> Result<Step, Breach> {
 }
 
 fn connect(world: &mut World<'_>, reactor: usize) -> Result<(), Breach> {
-    let greeting = if world.rng.bool() { vec![reply_size(&mut world.rng)] } else { Vec::new() };
+    let greeting =
+        if world.rng.bool() { vec![size(&mut world.rng, world.ring, REPLY_HEADER)] } else { Vec::new() };
     world.fronts[reactor].connect(greeting, &mut world.ledger)
 }
 
 /// A client sends some packets at once.
 fn send(world: &mut World<'_>, reactor: usize, slot: usize) {
-    let World { rng, fronts, ledger, .. } = world;
+    let World { rng, fronts, ledger, ring, .. } = world;
     let Some((client, stream)) = fronts[reactor].client(slot) else { return };
     for _ in 0..rng.usize(1..5) {
-        let size = match rng.u8(..16) {
-            0 => rng.usize(1_100..6_000),
-            1..4 => rng.usize(200..1_100),
-            _ => rng.usize(12..200),
-        };
+        let bytes = size(rng, *ring, PACKET_HEADER);
         let count = rng.usize(..4);
-        let replies: Vec<usize> = (0..count).map(|_| reply_size(rng)).collect();
+        let replies: Vec<usize> = (0..count).map(|_| size(rng, *ring, REPLY_HEADER)).collect();
         let poison = (rng.u8(..100) == 0).then(|| rng.usize(..=count));
-        ledger.send(client, Item::new(size, replies, poison), stream);
+        ledger.send(client, Item::new(bytes, replies, poison), stream);
     }
 }
 
-fn reply_size(rng: &mut Rng) -> usize {
+/// Bytes of a packet or of a reply, at least so many: most are small, some need several records or are larger than a ring.
+fn size(rng: &mut Rng, ring: usize, least: usize) -> usize {
     match rng.u8(..16) {
-        0 => rng.usize(1_100..7_000),
-        1..4 => rng.usize(200..1_100),
-        _ => rng.usize(REPLY_HEADER..200),
+        0 => rng.usize(ring / 4..ring + ring / 2),
+        1..4 => rng.usize(ring / 20..ring / 4),
+        _ => rng.usize(least..200),
     }
 }

@@ -13,27 +13,30 @@ use crate::config::{Config, DispatchMode, Framing, Ipc, OnCrash};
 use crate::link::Lane;
 use crate::shared::{Lanes, Shared};
 
-/// The smallest that there is: it is full after some packets, and large ones do not fit.
-const RING: usize = 4096;
+/// The smallest that there is, which is full after some packets and smaller than large ones; and one in which a packet
+/// in pieces wants more room than a batch does.
+const RINGS: [usize; 2] = [4096, 16384];
 
 pub(super) struct Stage {
     pub(super) shared: Arc<Shared>,
     pub(super) lanes: Lanes,
+    /// Bytes of each ring.
+    pub(super) ring: usize,
     _hold: OwnedFd,
 }
 
-/// One for each number of reactors and workers.
+/// One for each number of reactors and workers, and size of rings.
 #[derive(Default)]
-pub(super) struct Stages(BTreeMap<(u8, u16), Stage>);
+pub(super) struct Stages(BTreeMap<(u8, u16, usize), Stage>);
 
 impl Stages {
     /// That of a schedule, as if nobody had been there before.
     pub(super) fn set(&mut self, rng: &mut Rng) -> Result<&mut Stage, Breach> {
-        let (reactors, workers) = (rng.u8(1..=2), rng.u16(1..=3));
-        let stage = match self.0.entry((reactors, workers)) {
+        let (reactors, workers, ring) = (rng.u8(1..=2), rng.u16(1..=3), RINGS[rng.usize(..RINGS.len())]);
+        let stage = match self.0.entry((reactors, workers, ring)) {
             std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::btree_map::Entry::Vacant(entry) => {
-                entry.insert(Stage::create(reactors, workers)?)
+                entry.insert(Stage::create(reactors, workers, ring)?)
             }
         };
         let Some(shared) = Arc::get_mut(&mut stage.shared) else {
@@ -50,7 +53,7 @@ impl Stages {
 }
 
 impl Stage {
-    fn create(reactors: u8, workers: u16) -> Result<Stage, Breach> {
+    fn create(reactors: u8, workers: u16, ring: usize) -> Result<Stage, Breach> {
         let config = Config {
             reactor_num: reactors,
             worker_num: workers,
@@ -61,10 +64,10 @@ impl Stage {
         let failed = |error: crate::Error| Breach { kind: Kind::Leak, what: error.to_string() };
         let (shared, _, hold) = Shared::create(config, Vec::new(), Vec::new()).map_err(failed)?;
         // Smaller ones than anybody may configure.
-        let lane = || Lane::create(Ipc::Ring, "twin", RING).map(Arc::new);
+        let lane = || Lane::create(Ipc::Ring, "twin", ring).map(Arc::new);
         let of_worker = |_| (0..reactors).map(|_| lane()).collect();
         let lanes = (0..workers).map(of_worker).collect::<Result<_, _>>().map_err(failed)?;
-        Ok(Stage { shared: Arc::new(shared), lanes, _hold: hold })
+        Ok(Stage { shared: Arc::new(shared), lanes, ring, _hold: hold })
     }
 
     /// Empties the rings, and lets them begin where the seed says.

@@ -52,6 +52,8 @@ pub(super) struct World<'a> {
     pub(super) rng: Rng,
     pub(super) shared: Arc<Shared>,
     lanes: &'a Lanes,
+    /// Bytes of each ring.
+    pub(super) ring: usize,
     pub(super) ledger: Ledger,
     pub(super) fronts: Vec<Front>,
     slots: Vec<Slot>,
@@ -95,6 +97,7 @@ impl<'a> World<'a> {
         let mut world = World {
             model: Model::new(options, &[config.worker_num], rng.u64(..)),
             lanes: &stage.lanes,
+            ring: stage.ring,
             ledger,
             fronts,
             slots: (0..config.worker_num).map(|_| Slot::default()).collect(),
