@@ -27,7 +27,7 @@ pub enum Order {
     Report(Report),
 }
 
-/// What decides on processes. Each method says that something has happened, and yields what is to be done, in this order.
+/// What decides on processes. Each method says that something has happened, and yields what is to be done, in order.
 #[derive(Debug)]
 pub struct Model(Policy);
 

@@ -184,7 +184,7 @@ fn send(world: &mut World<'_>, reactor: usize, slot: usize) {
     }
 }
 
-/// Bytes of a packet or of a reply, at least so many: most are small, some need several records or are larger than a ring.
+/// Bytes of a packet or of a reply, at least so many: most are small, some need several records or exceed a ring.
 fn size(rng: &mut Rng, ring: usize, least: usize) -> usize {
     match rng.u8(..16) {
         0 => rng.usize(ring / 4..ring + ring / 2),
