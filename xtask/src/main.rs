@@ -12,14 +12,16 @@ mod fuzz;
 mod lint;
 mod shell;
 mod test;
+mod twin;
 
 const HELP: &str = "\
 cargo xtask COMMAND [OPTIONS]
 
 Commands:
-  test           Everything that must hold: unit, doc and model tests, fuzz, counts, test-cluster on its full matrix
+  test           Everything that must hold: unit, doc and model tests, twin, fuzz, counts, test-cluster on its full matrix
   test-cluster   Scenarios that start the real process tree and drive it over sockets, signals and /proc
   vortex         A storm of kills, stops and reloads, and clients that check every reply
+  twin           Random schedules of a whole server in one thread, each held against every promise
   fuzz           Inputs that nobody thought of: for framers, rings, and what processes tell each other
   counts         Instructions that the hot paths take, compared with what is checked in
   bench          Requests per second, latency, CPU, system calls, memory: of the server, and of others beside it
@@ -41,6 +43,7 @@ fn run() -> Verdict {
         "test" => test::main(args),
         "test-cluster" => cluster::main(args),
         "vortex" => cluster::vortex(args),
+        "twin" => twin::main(args),
         "fuzz" => fuzz::main(args),
         "counts" => counts::main(args),
         "bench" => bench::main(args),
@@ -61,6 +64,7 @@ fn help(topic: &str) -> Verdict {
             "test" => test::HELP,
             "test-cluster" => cluster::HELP,
             "vortex" => cluster::VORTEX_HELP,
+            "twin" => twin::HELP,
             "fuzz" => fuzz::HELP,
             "counts" => counts::HELP,
             "bench" => bench::HELP,

@@ -2,7 +2,7 @@
 
 use crate::cluster::{self, Tally};
 use crate::shell::{cargo, words};
-use crate::{Verdict, counts, fuzz, shell};
+use crate::{Verdict, counts, fuzz, shell, twin};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 pub(crate) const HELP: &str = "\
 cargo xtask test [--fuzz SECONDS]
 
-Unit, integration and doc tests of the workspace, model checks of the shared-memory ring, the fuzz targets (needs a C++
-compiler), the counts of the hot paths (needs valgrind), and test-cluster on its full matrix. The last line is
-`N passed, M failed`; exit code 0 when none has failed.
+Unit, integration and doc tests of the workspace, model checks of the shared-memory ring, the deterministic twin, the fuzz
+targets (needs a C++ compiler), the counts of the hot paths (needs valgrind), and test-cluster on its full matrix. The last
+line is `N passed, M failed`; exit code 0 when none has failed.
 
   --fuzz SECONDS   Runs each fuzz target for so long (2); 0 leaves them out
 ";
@@ -100,6 +100,7 @@ fn steps() -> Vec<Step> {
         .env("RUSTC_BOOTSTRAP", "1")
         .env("TSAN_OPTIONS", format!("suppressions={}", suppressions.display()));
     steps.push(Step { name: "tsan".into(), command: thread });
+    steps.push(Step { name: "twin".into(), command: twin::everything() });
     steps
 }
 

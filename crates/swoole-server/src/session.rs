@@ -30,7 +30,7 @@ const PLACE_BITS: u32 = 26;
 
 /// The last tenant of a place: after 2^38 of them (half a year of 20,000 a second in one place) it is given to nobody
 /// any more.
-pub(crate) const GENERATION_MAX: u64 = u64::MAX >> PLACE_BITS;
+const GENERATION_MAX: u64 = u64::MAX >> PLACE_BITS;
 
 impl Session {
     pub(crate) fn new(place: u32, generation: u64) -> Session {
@@ -52,6 +52,11 @@ impl Session {
 
     fn generation(self) -> u64 {
         self.0 >> PLACE_BITS
+    }
+
+    /// Whether its place will have no other tenant.
+    pub(crate) fn is_last(self) -> bool {
+        self.generation() == GENERATION_MAX
     }
 }
 
@@ -115,6 +120,22 @@ impl Arrival {
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Arrival { listener: listener as u16, port, peer, connected_at: now.as_millis() as u64 }
+    }
+}
+
+/// The generations of one reactor's slots: who names its sessions, and gives no name twice.
+#[derive(Debug, Default)]
+pub(crate) struct Generations(Vec<u64>);
+
+impl Generations {
+    /// The name of the next tenant of `slot`.
+    pub(crate) fn next(&mut self, table: &SessionTable, reactor: u16, slot: usize) -> Session {
+        if self.0.len() <= slot {
+            let before = |slot| table.last_generation(reactor, slot);
+            self.0.extend((self.0.len()..=slot).map(before));
+        }
+        self.0[slot] = (self.0[slot] + 1).min(GENERATION_MAX);
+        table.name(reactor, slot, self.0[slot])
     }
 }
 

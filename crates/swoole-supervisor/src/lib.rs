@@ -102,6 +102,9 @@ mod control;
 pub mod daemon;
 mod exit;
 mod group;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals;
 mod options;
 mod policy;
 mod program;

@@ -32,7 +32,7 @@ pub(crate) use heritage::Heirloom;
 pub(crate) use replies::Replies;
 
 use crate::board::Counter;
-use crate::session::{Arrival, GENERATION_MAX, Session};
+use crate::session::{Arrival, Generations, Session};
 use crate::shared::Shared;
 
 /// Who takes what clients send.
@@ -108,8 +108,7 @@ pub(crate) struct Desk {
     shared: Arc<Shared>,
     framing: Framing,
     connections: Slab<Connection>,
-    /// The generation of each slot's last tenant.
-    generations: Vec<u64>,
+    generations: Generations,
     /// Slots by the slot of the reactor's token; believed only if the connection has that very token.
     by_token: Vec<usize>,
     /// Closed connections whose place in `by_token` a new one has taken before they were reported as closed.
@@ -140,7 +139,7 @@ impl Desk {
             id,
             framing,
             connections: Slab::new(),
-            generations: Vec::new(),
+            generations: Generations::default(),
             by_token: Vec::new(),
             displaced: HashMap::new(),
             waiting: (0..queues).map(|_| VecDeque::new()).collect(),
@@ -190,19 +189,14 @@ impl Desk {
         let token = reactor.stream(socket)?;
         let vacancy = self.connections.vacant_entry();
         let slot = vacancy.key();
-        if self.generations.len() <= slot {
-            let before = |slot| self.shared.sessions.last_generation(self.id, slot);
-            self.generations.extend((self.generations.len()..=slot).map(before));
-        }
-        self.generations[slot] = (self.generations[slot] + 1).min(GENERATION_MAX);
-        let session = self.shared.sessions.name(self.id, slot, self.generations[slot]);
+        let session = self.generations.next(&self.shared.sessions, self.id, slot);
         let home = taker.home();
         let framer = self.framing.framer(self.shared.config.package_max_length);
         vacancy.insert(Connection::new(session, token, home, framer));
         self.remember(slot);
         self.shared.sessions.open(session, arrival);
         self.count(Counter::Accepted, 1);
-        if self.draining || self.generations[slot] == GENERATION_MAX {
+        if self.draining || session.is_last() {
             self.close(reactor, slot, Close::Now);
         } else {
             self.resume(reactor, taker, slot);

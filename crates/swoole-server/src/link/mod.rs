@@ -34,7 +34,7 @@ use rustix::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use swoole_ipc::Ring;
 use swoole_ipc::socketpair::{self, Endpoint, Kind};
 
-#[cfg(feature = "internals")]
+#[cfg(any(test, feature = "internals"))]
 use crate::config::Ipc;
 use crate::error::{Error, Result};
 pub(crate) use batch::BATCH_MAX;
@@ -70,7 +70,7 @@ pub(crate) enum Lane {
 
 impl Lane {
     /// One by itself, for whoever looks at a link alone.
-    #[cfg(feature = "internals")]
+    #[cfg(any(test, feature = "internals"))]
     pub(crate) fn create(ipc: Ipc, name: &str, ring_size: usize) -> Result<Lane> {
         let ring = |what: &str| {
             Ring::create(&format!("{what}-{name}"), ring_size)

@@ -39,21 +39,14 @@ impl Dealer {
     pub(super) fn set_up(&mut self, worker: u16, up: bool) {
         self.dispatcher.set_up(worker, up);
     }
-}
 
-impl Taker for Dealer {
-    const AT_ONCE: bool = false;
-
-    fn home(&mut self) -> u16 {
-        self.dispatcher.home()
-    }
-
-    fn connect(&mut self, _: &mut Desk, _: &mut Reactor, session: Session, home: u16) -> Result<(), usize> {
+    /// Tells the home that the connection is there; `Err` is the queue to wait in until there is room for that.
+    pub(super) fn announce(&mut self, session: Session, home: u16) -> Result<(), usize> {
         let home = usize::from(home);
         if self.links[home].offer(RequestKind::Connect, session, &[]) { Ok(()) } else { Err(home) }
     }
 
-    fn packet(&mut self, _: &mut Desk, _: &mut Reactor, session: Session, home: u16, packet: &[u8]) -> Offer {
+    pub(super) fn deal(&mut self, session: Session, home: u16, packet: &[u8]) -> Offer {
         let Dealer { links, dispatcher, shared, .. } = self;
         let chosen = dispatcher.choose(home, |worker| Load {
             busy: !shared.board.is_idle(worker),
@@ -69,6 +62,22 @@ impl Taker for Dealer {
             (others.any(|worker| dispatcher.is_eligible(worker as u16) && offer(worker)), workers)
         };
         if taken { Offer::Taken } else { Offer::Blocked(queue) }
+    }
+}
+
+impl Taker for Dealer {
+    const AT_ONCE: bool = false;
+
+    fn home(&mut self) -> u16 {
+        self.dispatcher.home()
+    }
+
+    fn connect(&mut self, _: &mut Desk, _: &mut Reactor, session: Session, home: u16) -> Result<(), usize> {
+        self.announce(session, home)
+    }
+
+    fn packet(&mut self, _: &mut Desk, _: &mut Reactor, session: Session, home: u16, packet: &[u8]) -> Offer {
+        self.deal(session, home, packet)
     }
 
     fn take_in(

@@ -21,6 +21,8 @@ mod reactor_thread;
 mod roster;
 mod stop;
 mod succession;
+#[cfg(test)]
+mod twin;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

@@ -1,0 +1,120 @@
+//! The memory that schedules play in, used by one after another: to map it costs more than to play.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use fastrand::Rng;
+use rustix::fd::OwnedFd;
+use swoole_ipc::Ring;
+
+use super::front::SLOTS;
+use super::tally::{Breach, Kind, breach};
+use crate::config::{Config, DispatchMode, Framing, Ipc, OnCrash};
+use crate::link::Lane;
+use crate::shared::{Lanes, Shared};
+
+/// The smallest that there is, which is full after some packets and smaller than large ones; and one in which a packet
+/// in pieces wants more room than a batch does.
+const RINGS: [usize; 2] = [4096, 16384];
+
+pub(super) struct Stage {
+    pub(super) shared: Arc<Shared>,
+    pub(super) lanes: Lanes,
+    /// Bytes of each ring.
+    pub(super) ring: usize,
+    _hold: OwnedFd,
+}
+
+/// One for each number of reactors and workers, and size of rings.
+#[derive(Default)]
+pub(super) struct Stages(BTreeMap<(u8, u16, usize), Stage>);
+
+impl Stages {
+    /// That of a schedule, as if nobody had been there before.
+    pub(super) fn set(&mut self, rng: &mut Rng) -> Result<&mut Stage, Breach> {
+        let (reactors, workers, ring) = (rng.u8(1..=2), rng.u16(1..=3), RINGS[rng.usize(..RINGS.len())]);
+        let stage = match self.0.entry((reactors, workers, ring)) {
+            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                entry.insert(Stage::create(reactors, workers, ring)?)
+            }
+        };
+        let Some(shared) = Arc::get_mut(&mut stage.shared) else {
+            return breach(Kind::Leak, "somebody plays there still");
+        };
+        shared.config.on_crash =
+            [OnCrash::Close, OnCrash::Drop, OnCrash::Retry, OnCrash::Retry][rng.usize(..4)];
+        shared.config.crash_retries = rng.u32(0..4);
+        let modes = [DispatchMode::Fixed, DispatchMode::Fixed, DispatchMode::RoundRobin, DispatchMode::Idle];
+        shared.config.dispatch_mode = modes[rng.usize(..4)];
+        stage.clear(rng)?;
+        Ok(stage)
+    }
+}
+
+impl Stage {
+    fn create(reactors: u8, workers: u16, ring: usize) -> Result<Stage, Breach> {
+        let config = Config {
+            reactor_num: reactors,
+            worker_num: workers,
+            max_connection: SLOTS * usize::from(reactors),
+            framing: Framing::Length,
+            ..Config::default()
+        };
+        let failed = |error: crate::Error| Breach { kind: Kind::Leak, what: error.to_string() };
+        let (shared, _, hold) = Shared::create(config, Vec::new(), Vec::new()).map_err(failed)?;
+        // Smaller ones than anybody may configure.
+        let lane = || Lane::create(Ipc::Ring, "twin", ring).map(Arc::new);
+        let of_worker = |_| (0..reactors).map(|_| lane()).collect();
+        let lanes = (0..workers).map(of_worker).collect::<Result<_, _>>().map_err(failed)?;
+        Ok(Stage { shared: Arc::new(shared), lanes, ring, _hold: hold })
+    }
+
+    /// Empties the rings, and lets them begin where the seed says.
+    fn clear(&self, rng: &mut Rng) -> Result<(), Breach> {
+        for lane in self.lanes.iter().flatten() {
+            if let Lane::Ring { requests, replies } = &**lane {
+                for ring in [requests, replies] {
+                    restart(ring, 8 * rng.usize(..ring.capacity() / 8))
+                        .map_err(|error| Breach { kind: Kind::Leak, what: error.to_string() })?;
+                }
+            }
+        }
+        let Shared { board, bells, rooms, reactor_bells, .. } = &*self.shared;
+        for worker in 0..self.lanes.len() as u16 {
+            board.leave(worker);
+            board.set_worker_pid(worker, 0);
+        }
+        [bells, rooms, reactor_bells].into_iter().flatten().for_each(|bell| bell.disarm());
+        Ok(())
+    }
+
+    /// Whether all of the rings is free, with nobody at their ends.
+    pub(super) fn check_empty(&self) -> Result<(), Breach> {
+        for lane in self.lanes.iter().flatten() {
+            let Lane::Ring { requests, replies } = &**lane else { continue };
+            for ring in [requests, replies] {
+                let room = ring.producer().map(|producer| producer.room());
+                if room.as_ref().is_ok_and(|&room| room == ring.capacity() - 8) {
+                    continue;
+                }
+                return breach(Kind::Leak, format!("{} has {room:?} of {}", ring.name(), ring.capacity()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Empties a ring whose sides nobody has; its next record is `offset` bytes behind the first one's place.
+fn restart(ring: &Ring, offset: usize) -> Result<(), swoole_ipc::Error> {
+    let mut producer = ring.producer()?;
+    producer.rewind();
+    let capacity = ring.capacity();
+    let size = (capacity + offset - producer.position() as usize % capacity) % capacity;
+    if size > 0 && producer.reserve(size - 8).is_some() {
+        producer.commit(0, size - 8);
+        producer.publish();
+        producer.rewind();
+    }
+    Ok(())
+}
