@@ -126,7 +126,7 @@ pub(super) struct Storm {
 impl Default for Storm {
     /// As part of all scenarios.
     fn default() -> Self {
-        Self { length: Duration::from_secs(5), clients: 16 }
+        Self { length: Duration::from_secs(20), clients: 16 }
     }
 }
 
