@@ -50,6 +50,10 @@ impl Estate {
 }
 
 impl Entry {
+    fn is_unsettled(&self) -> bool {
+        self.estate.as_ref().is_some_and(|estate| !estate.is_settled)
+    }
+
     /// Ends a process that must not serve.
     fn dismiss(&mut self) {
         if let Some(process) = &self.process {
@@ -168,7 +172,11 @@ impl Roster {
         let mut unsettled = Vec::new();
         for (entry, worker) in self.entries.iter_mut().zip(0..) {
             let lease = board.revoke_lease(worker);
-            if let (Lease::Serving { pid } | Lease::Taken { pid }, None) = (lease, &entry.process) {
+            // What is not settled yet is the lease of the dead one.
+            let is_known = entry.process.is_some() || entry.is_unsettled();
+            if let Lease::Serving { pid } | Lease::Taken { pid } = lease
+                && !is_known
+            {
                 entry.discover(pid);
                 entry.generation = entry.generation.max(board.generation(worker));
             }

@@ -121,7 +121,9 @@ impl<H: Handler> Office<H> {
     pub(super) fn on_succession_timer(&mut self, reactor: &mut Reactor) {
         self.succession.timer = None;
         match &self.manager {
-            None => self.start_manager(reactor),
+            None if self.stage <= Stage::Draining => self.start_manager(reactor),
+            // Workers leave without.
+            None => {}
             Some(manager) => {
                 tracing::error!(
                     "the manager (pid {}) had not started after {START:?} and is killed",
