@@ -60,6 +60,8 @@ fn vortex(cx: &Cx) -> Result<()> {
     let tally = format!("{counts}; {struck}; {} clients found something wrong", wrongs.len());
     println!("        {tally}");
     ensure!(wrongs.is_empty(), "{tally}:\n{}", wrongs.join("\n"));
+    // Workers that have lost their manager are watched by the master, each by a descriptor, for as long as they live.
+    bed.signal_master(Signal::USR1)?;
     proc::until("the master to close what the clients left", PATIENCE, || {
         (proc::files(bed.ready.master).ok()?.len() <= files).then_some(())
     })?;
