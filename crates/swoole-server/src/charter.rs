@@ -154,9 +154,8 @@ impl Text {
         let memory = Memory::from_fd("swoole", next()?).map_err(failed)?;
         let lifeline = Lifeline::new(next()?);
         let mut several = |count: usize| (0..count).map(|_| next()).collect::<Result<Vec<_>>>();
-        let bells = several(plan.workers)?;
-        let rooms = several(plan.workers.min(plan.workers * plan.links))?;
-        let reactor_bells = several(plan.links)?;
+        let [bells, rooms, reactor_bells] = plan.bell_nums();
+        let (bells, rooms, reactor_bells) = (several(bells)?, several(rooms)?, several(reactor_bells)?);
         let mut socket = || Lane::from_fds(next()?, next()?).map(Arc::new).map_err(failed);
         let sockets = if config.ipc == Ipc::SocketPair {
             let lanes = (0..plan.workers).map(|_| (0..plan.links).map(|_| socket()).collect());
@@ -172,7 +171,7 @@ impl Text {
         };
         let adopted = heirs.into_iter().zip(0..).map(adopt).collect::<Result<_>>()?;
         let parts = Parts { memory, lifeline, bells, rooms, reactor_bells, sockets };
-        let (shared, links) = Shared::assemble(config, addresses, keep, connection_limit, parts)?;
+        let (shared, links) = Shared::assemble(config, addresses, keep, plan, parts)?;
         let master = Pid::from_raw(master).ok_or_else(|| broken("there is no master"))?;
         Ok(Charter { shared, links, control, master, adopted })
     }

@@ -22,7 +22,8 @@ pub(crate) struct Plan {
     pub(crate) reactors: usize,
     /// Reactors that every worker is linked to.
     pub(crate) links: usize,
-    /// Sessions of one reactor.
+    /// Clients at one time, and sessions of one reactor.
+    pub(crate) connections: usize,
     slots: usize,
     /// Bytes of one ring, and of its part; 0 where there are none.
     ring_size: usize,
@@ -66,6 +67,7 @@ impl Plan {
             workers,
             reactors,
             links,
+            connections,
             slots,
             ring_size,
             ring_part,
@@ -81,13 +83,18 @@ impl Plan {
         SessionTable::map(memory, self.sessions, self.reactors, self.slots)
     }
 
-    /// The words of the workers' bells, of their rooms', and of the reactors' bells.
+    /// How many bells workers have, how many of them one for room, and how many reactors have one.
+    pub(crate) fn bell_nums(&self) -> [usize; 3] {
+        [self.workers, if self.links > 0 { self.workers } else { 0 }, self.links]
+    }
+
+    /// The words of those.
     pub(crate) fn bells(&self, memory: &Memory) -> Result<[Vec<Words>; 3], swoole_ipc::Error> {
-        let rooms = self.workers.min(self.workers * self.links);
+        let [bells, rooms, reactor_bells] = self.bell_nums();
         Ok([
-            Words::open(memory, self.bells, self.workers, 1)?,
+            Words::open(memory, self.bells, bells, 1)?,
             Words::open(memory, self.rooms, rooms, 1)?,
-            Words::open(memory, self.reactor_bells, self.links, 1)?,
+            Words::open(memory, self.reactor_bells, reactor_bells, 1)?,
         ])
     }
 

@@ -65,8 +65,7 @@ impl Shared {
         addresses: Vec<Listen>,
         keep: Vec<RawFd>,
     ) -> Result<(Shared, Links, OwnedFd)> {
-        let connection_limit = config.connection_limit()?;
-        let plan = Plan::new(&config, connection_limit)?;
+        let plan = Plan::new(&config, config.connection_limit()?)?;
         let (lifeline, hold) = Lifeline::create()?;
         let bells = |name: &str, count: usize| {
             (0..count)
@@ -85,15 +84,16 @@ impl Shared {
         };
         let memory = Memory::create("swoole", plan.size)
             .map_err(|error| Error::setup(format!("make the shared memory ({} bytes)", plan.size), error))?;
+        let [worker_bells, rooms, reactor_bells] = plan.bell_nums();
         let parts = Parts {
             memory,
             lifeline,
-            bells: bells("worker-bells", plan.workers)?,
-            rooms: bells("worker-rooms", plan.workers.min(plan.workers * plan.links))?,
-            reactor_bells: bells("reactor-bells", plan.links)?,
+            bells: bells("worker-bells", worker_bells)?,
+            rooms: bells("worker-rooms", rooms)?,
+            reactor_bells: bells("reactor-bells", reactor_bells)?,
             sockets,
         };
-        let (shared, links) = Shared::assemble(config, addresses, keep, connection_limit, parts)?;
+        let (shared, links) = Shared::assemble(config, addresses, keep, plan, parts)?;
         Ok((shared, links, hold))
     }
 
@@ -102,10 +102,9 @@ impl Shared {
         config: Config,
         addresses: Vec<Listen>,
         keep: Vec<RawFd>,
-        connection_limit: usize,
+        plan: Plan,
         parts: Parts,
     ) -> Result<(Shared, Links)> {
-        let plan = Plan::new(&config, connection_limit)?;
         let Parts { memory, lifeline, bells, rooms, reactor_bells, sockets } = parts;
         let words = plan.bells(&memory).map_err(|error| Error::setup("map the doorbells", error))?;
         let together = |words: Vec<Words>, events: Vec<OwnedFd>| {
@@ -116,7 +115,7 @@ impl Shared {
             placement: Placement::new(&config)?,
             board: plan.board(&memory)?,
             sessions: plan.sessions(&memory)?,
-            connection_limit,
+            connection_limit: plan.connections,
             bells: together(bell_words, bells),
             rooms: together(room_words, rooms),
             reactor_bells: together(reactor_bell_words, reactor_bells),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use rustix::process::{Pid, WaitIdStatus};
+use rustix::process::{Pid, WaitIdStatus, WaitStatus};
 
 use crate::SlotId;
 
@@ -30,13 +30,28 @@ impl ExitStatus {
     }
 }
 
-impl From<&WaitIdStatus> for ExitStatus {
-    fn from(status: &WaitIdStatus) -> Self {
-        match (status.exit_status(), status.terminating_signal()) {
+impl ExitStatus {
+    fn new(code: Option<i32>, signal: Option<i32>, core_dumped: bool) -> Self {
+        match (code, signal) {
             (Some(code), _) => Self::Exited(code),
-            (None, Some(signal)) => Self::Signaled { signal, core_dumped: status.dumped() },
+            (None, Some(signal)) => Self::Signaled { signal, core_dumped },
             (None, None) => Self::Unknown,
         }
+    }
+}
+
+/// What `waitid(2)` tells.
+impl From<&WaitIdStatus> for ExitStatus {
+    fn from(status: &WaitIdStatus) -> Self {
+        Self::new(status.exit_status(), status.terminating_signal(), status.dumped())
+    }
+}
+
+/// What `waitpid(2)` tells.
+impl From<WaitStatus> for ExitStatus {
+    fn from(status: WaitStatus) -> Self {
+        // WCOREDUMP
+        Self::new(status.exit_status(), status.terminating_signal(), status.as_raw() & 0x80 != 0)
     }
 }
 

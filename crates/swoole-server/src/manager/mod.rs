@@ -68,9 +68,8 @@ pub(crate) fn take_over<H: Handler>(handler: H, keep: Vec<RawFd>, channel: Owned
         enter(&shared, &links, &control, master, &adopted)?;
         let mut office = Office::new(handler, shared, links, control, master)?;
         office.staff.take_over();
-        let named = |adopted: &Adopted| (adopted.slot.slot, adopted.generation);
-        office.adopted = adopted.iter().map(named).collect();
-        office.vanished = adopted.iter().filter(|adopted| adopted.pidfd.is_none()).map(named).collect();
+        let gone = adopted.iter().filter(|adopted| adopted.pidfd.is_none());
+        office.vanished = gone.map(|adopted| (adopted.slot.slot, adopted.generation)).collect();
         office.reload_wanted = office.staff.shared.board.is_reloading();
         office
             .staff
@@ -136,11 +135,10 @@ struct Office<H> {
     master: Pid,
     /// Since how many deaths of managers this one reigns.
     reign: u64,
-    /// The workers that an earlier manager has forked, each with its generation, and those of them that are gone, but of
-    /// which the master has not told yet.
-    adopted: HashMap<u16, u32>,
+    /// The workers that an earlier manager has forked and that are gone, but of which the master has not told yet: each
+    /// with its generation.
     vanished: HashMap<u16, u32>,
-    /// What adopted workers that have ended had in hand, until they are buried.
+    /// What those of which it has told had in hand, until they are buried.
     estates: HashMap<u16, Vec<PacketInHand>>,
     /// The dead whose estate the reactors have not settled yet, by worker.
     graves: HashMap<u16, Exited>,
@@ -170,8 +168,7 @@ impl<H: Handler> Program for Office<H> {
         let worker = exit.slot.slot;
         self.staff.ended(worker);
         self.graves.insert(worker, *exit);
-        if self.adopted.remove(&worker).is_some() {
-            let in_hand = self.estates.remove(&worker).unwrap_or_default();
+        if let Some(in_hand) = self.estates.remove(&worker) {
             self.bury(worker, in_hand);
             return Settle::Now;
         }
@@ -261,7 +258,6 @@ impl<H: Handler> Office<H> {
             control,
             master,
             reign,
-            adopted: HashMap::new(),
             vanished: HashMap::new(),
             estates: HashMap::new(),
             graves: HashMap::new(),

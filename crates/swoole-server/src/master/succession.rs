@@ -158,7 +158,7 @@ impl<H: Handler> Office<H> {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             if self.manager.as_ref().is_some_and(|manager| manager.pid == pid) {
                 self.succession.status = Some(status);
-            } else if !self.roster.reaped(pid.as_raw_pid(), exit_status(status)) {
+            } else if !self.roster.reaped(pid.as_raw_pid(), ExitStatus::from(status)) {
                 tracing::debug!("reaped pid {}, which a worker has left: {status:?}", pid.as_raw_pid());
             }
         }
@@ -202,13 +202,5 @@ impl<H: Handler> Office<H> {
     fn set_succession_timer(&mut self, reactor: &mut Reactor, after: Option<Duration>) {
         self.succession.timer.take().map(|timer| reactor.cancel(timer));
         self.succession.timer = after.map(|after| reactor.timer(after));
-    }
-}
-
-fn exit_status(status: WaitStatus) -> ExitStatus {
-    match (status.exit_status(), status.terminating_signal()) {
-        (Some(code), _) => ExitStatus::Exited(code),
-        (None, Some(signal)) => ExitStatus::Signaled { signal, core_dumped: status.as_raw() & 0x80 != 0 },
-        (None, None) => ExitStatus::Unknown,
     }
 }

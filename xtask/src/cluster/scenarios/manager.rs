@@ -9,7 +9,7 @@ use crate::cluster::proc;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub(super) static ALL: &[Scenario] = &[
     full(
@@ -129,9 +129,7 @@ fn in_reload(cx: &Cx) -> Result<()> {
         let before: BTreeSet<i32> = bed.workers().into_iter().collect();
         let manager = bed.manager().context("no manager")?;
         bed.signal_master(Signal::USR1)?;
-        let begun = Instant::now();
-        let moment = Duration::from_micros(rng.u64(0..8000));
-        proc::until("a moment", PATIENCE, || (begun.elapsed() >= moment).then_some(()))?;
+        pass_a_moment(&mut rng, 8000);
         proc::signal(manager, Signal::KILL)?;
         bed.wait_manager(manager)?;
         // One that the manager had no time to hear of was not begun.
@@ -147,6 +145,13 @@ fn in_reload(cx: &Cx) -> Result<()> {
     load.finish_unharmed()?;
     bed.stop()?;
     Ok(())
+}
+
+/// Lets at most so many microseconds pass, by chance, before the next harm: what is to be met is any state at all.
+fn pass_a_moment(rng: &mut fastrand::Rng, most: u64) -> Duration {
+    let moment = Duration::from_micros(rng.u64(0..most));
+    std::thread::sleep(moment);
+    moment
 }
 
 fn with_workers(cx: &Cx) -> Result<()> {
@@ -208,14 +213,12 @@ fn in_stop(cx: &Cx) -> Result<()> {
         let before = bed.ready.manager;
         let (stop, kill) = (|| bed.signal_master(Signal::TERM), || proc::signal(before, Signal::KILL));
         // The one first or the other, and a moment between that is sometimes long enough for the manager's end.
-        let moment = Duration::from_micros(rng.u64(0..3000));
         if round % 2 == 0 {
             stop()?
         } else {
             kill()?
         };
-        let begun = Instant::now();
-        proc::until("a moment", PATIENCE, || (begun.elapsed() >= moment).then_some(()))?;
+        let moment = pass_a_moment(&mut rng, 3000);
         // It may have ended in order by now.
         let _ = if round % 2 == 0 { kill() } else { stop() };
         let status = bed.wait_gone(PATIENCE)?;
