@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, pidfd_open, pidfd_send_signal, wait,
+    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, kill_process, pidfd_open, pidfd_send_signal, wait,
 };
 use swoole_reactor::{Interest, Reactor, TimerId, Token, Trigger};
 use swoole_supervisor::{Backoff, ExitStatus};
@@ -196,7 +196,10 @@ impl<H: Handler> Office<H> {
         let pid =
             pid.map_err(|error| Error::setup("execute the program once more (/proc/self/exe)", error))?;
         drop((charter, channel, theirs));
-        Present::new(reactor, pid, Orders::new(ours))
+        Present::new(reactor, pid, Orders::new(ours)).inspect_err(|_| {
+            // Nobody would hear it, and without a master it would end the workers. It is a child that is not reaped yet.
+            let _ = kill_process(pid, Signal::KILL);
+        })
     }
 
     fn set_succession_timer(&mut self, reactor: &mut Reactor, after: Option<Duration>) {
