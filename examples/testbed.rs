@@ -15,6 +15,8 @@
 
 #[path = "testbed/command.rs"]
 mod command;
+#[path = "testbed/later.rs"]
+mod later;
 
 use std::hint::spin_loop;
 use std::io::Write;
@@ -22,10 +24,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use command::{Command, Crash};
+use later::Later;
 use rustix::process::{Signal, getpid, kill_process};
 use swoole_server::config::{Config, Framing, Sources};
 use swoole_server::{
-    Error, ExitStatus, Handler, Manager, Master, Result, Server, Session, Worker, WorkerError,
+    Error, ExitStatus, Handler, Manager, Master, Result, Server, Session, TimerId, Unfinished, Worker,
+    WorkerError,
 };
 
 struct Testbed {
@@ -36,6 +40,7 @@ struct Testbed {
     crash_on_start: Option<Life>,
     /// This one never returns from its start.
     hang_on_start: Option<Life>,
+    later: Later,
 }
 
 /// A worker, and which process of its slot; `None` for any.
@@ -115,8 +120,21 @@ impl Handler for Testbed {
         say(format!("on_worker_start worker={id} pid={pid} generation={generation}"))
     }
 
+    fn on_worker_exit(&mut self, worker: &mut Worker) -> Result<()> {
+        let Unfinished { timers, ticks, replies, .. } = worker.unfinished();
+        let (id, pid, replies) = (worker.id(), worker.pid(), replies.len());
+        say(format!("on_worker_exit worker={id} pid={pid} timers={timers} ticks={ticks} replies={replies}"))
+    }
+
     fn on_worker_stop(&mut self, worker: &mut Worker) -> Result<()> {
         say(format!("on_worker_stop worker={} pid={}", worker.id(), worker.pid()))
+    }
+
+    fn on_timer(&mut self, worker: &mut Worker, timer: TimerId) -> Result<()> {
+        match self.later.due(worker, timer) {
+            Some((session, line)) => self.send_line(worker, session, &line),
+            None => Ok(()),
+        }
     }
 
     fn on_receive(&mut self, worker: &mut Worker, client: Session, packet: &[u8]) -> Result<()> {
@@ -144,7 +162,12 @@ impl Handler for Testbed {
 
 impl Testbed {
     /// Does what a client wants, and gives the reply if there is one.
-    fn obey(&self, worker: &mut Worker, client: Session, command: Command<'_>) -> Result<Option<Vec<u8>>> {
+    fn obey(
+        &mut self,
+        worker: &mut Worker,
+        client: Session,
+        command: Command<'_>,
+    ) -> Result<Option<Vec<u8>>> {
         let ok = || Ok(Some(b"ok".to_vec()));
         let text = |text: String| Ok(Some(text.into_bytes()));
         match command {
@@ -182,6 +205,21 @@ impl Testbed {
                 let sleep =
                     std::process::Command::new("sleep").arg(format!("{:.3}", ms as f64 / 1000.0)).spawn();
                 text(format!("pid={}", sleep?.id()))
+            }
+            Command::After(ms, line) => {
+                let timer = self.later.after(worker, client, ms, line)?;
+                text(format!("timer {timer}"))
+            }
+            Command::Tick(ms, times, line) => {
+                let timer = self.later.tick(worker, client, (ms, times), line)?;
+                text(format!("timer {timer}"))
+            }
+            Command::Clear(timer) if self.later.clear(worker, TimerId::from_number(timer)) => ok(),
+            Command::Clear(_) => Err("no such timer".into()),
+            Command::Reply(ms, line) => self.later.reply(worker, client, ms, line).map(|()| None),
+            Command::Forget => {
+                self.later.forget(worker, client);
+                ok()
             }
             Command::Big(bytes) => Ok(Some(vec![b'x'; bytes])),
             Command::Sum(bytes) => text(format!("{:08x}", command::crc32(bytes))),
@@ -280,6 +318,7 @@ fn run() -> Result<()> {
         line_end: config.package_eof.clone(),
         crash_on_start,
         hang_on_start,
+        later: Later::default(),
     };
     Server::new(config).run(testbed)
 }

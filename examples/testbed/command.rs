@@ -11,6 +11,11 @@
 //! | `sleep MS`, `spin MS` | blocks the worker, idle or busy; `slept MS`, `spun MS` |
 //! | `crash panic`, `abort`, `segv`, `kill`, `exit N` | the worker dies that way |
 //! | `hold TEXT` | no reply |
+//! | `after MS TEXT` | `timer ID`, and after MS `timer ID TEXT` |
+//! | `tick MS N TEXT` | `timer ID`, then N times `timer ID TEXT` |
+//! | `clear ID` | `ok`, or `error: no such timer` |
+//! | `reply MS TEXT` | `TEXT` after MS; the reply is open till then |
+//! | `forget` | `ok`, and a reply is open for ever |
 //! | `spawn MS` | the worker starts a process that lives for so long; `pid=PID` |
 //! | `big N` | N bytes of `x` |
 //! | `sum BYTES...` | the crc32 of the bytes, in hex |
@@ -36,6 +41,11 @@ pub(crate) enum Command<'a> {
     Spin(u64),
     Crash(Crash),
     Hold,
+    After(u64, &'a [u8]),
+    Tick(u64, u64, &'a [u8]),
+    Clear(u64),
+    Reply(u64, &'a [u8]),
+    Forget,
     Spawn(u64),
     Big(usize),
     Sum(&'a [u8]),
@@ -77,6 +87,21 @@ impl<'a> Command<'a> {
             b"stop" => Command::Stop(optional(rest, "stop, or stop WORKER")?),
             b"sleep" => Command::Sleep(number(rest, "sleep MS")?),
             b"spin" => Command::Spin(number(rest, "spin MS")?),
+            b"after" => {
+                let (ms, text) = split_word(rest);
+                Command::After(number(ms, "after MS TEXT")?, text)
+            }
+            b"tick" => {
+                let usage = "tick MS N TEXT";
+                let (ms, rest) = split_word(rest);
+                let (times, text) = split_word(rest);
+                Command::Tick(number(ms, usage)?, number(times, usage)?, text)
+            }
+            b"clear" => Command::Clear(number(rest, "clear ID")?),
+            b"reply" => {
+                let (ms, text) = split_word(rest);
+                Command::Reply(number(ms, "reply MS TEXT")?, text)
+            }
             b"spawn" => Command::Spawn(number(rest, "spawn MS")?),
             b"big" => match number(rest, "big BYTES")? {
                 bytes if bytes <= BIG_MAX => Command::Big(bytes),
@@ -86,6 +111,7 @@ impl<'a> Command<'a> {
             _ if !rest.is_empty() => return Err(unknown()),
             b"whoami" => Command::Whoami,
             b"session" => Command::Session,
+            b"forget" => Command::Forget,
             b"stats" => Command::Stats,
             b"reload" => Command::Reload,
             b"shutdown" => Command::Shutdown,
@@ -165,6 +191,11 @@ mod tests {
             (b"close 258", Command::Close(Some(session))),
             (b"stop 3", Command::Stop(Some(3))),
             (b"sleep 0", Command::Sleep(0)),
+            (b"after 5 a b", Command::After(5, b"a b")),
+            (b"tick 5 2 a b", Command::Tick(5, 2, b"a b")),
+            (b"clear 7", Command::Clear(7)),
+            (b"reply 5 a b", Command::Reply(5, b"a b")),
+            (b"forget", Command::Forget),
             (b"hold what may", Command::Hold),
             (b"big 1073741824", Command::Big(BIG_MAX)),
             (b"crash exit 255", Command::Crash(Crash::Exit(255))),
@@ -185,6 +216,10 @@ mod tests {
             (b"a\nb\x1b", "unknown command `a\\nb\\u{1b}`"),
             (b"sleep", "usage: sleep MS"),
             (b"sleep -1", "usage: sleep MS"),
+            (b"after x", "usage: after MS TEXT"),
+            (b"tick 5 a", "usage: tick MS N TEXT"),
+            (b"clear", "usage: clear ID"),
+            (b"reply a", "usage: reply MS TEXT"),
             (b"sleep 1 ", "usage: sleep MS"),
             (b"big 1073741825", "big takes at most 1073741824 bytes"),
             (b"send", "usage: send SESSION TEXT"),

@@ -70,6 +70,20 @@ pub enum Error {
         /// The limit, in bytes.
         max: usize,
     },
+    /// The worker has as many timers as it may have.
+    #[error("set a timer: {max} are set already (max_timer)")]
+    TooManyTimers {
+        /// The limit.
+        max: usize,
+    },
+    /// No timer can be set for this time.
+    #[error(
+        "set a timer: {time:?} is no time for it: must be at most ten years, and for a tick more than nothing"
+    )]
+    TimerTime {
+        /// What was asked for.
+        time: std::time::Duration,
+    },
     /// There is no worker with this id.
     #[error("no such worker: {worker} (worker_num = {worker_num})")]
     NoSuchWorker {

@@ -10,7 +10,7 @@ use crate::crash::PacketInHand;
 use crate::error::Result;
 use crate::session::Session;
 use crate::shared::Shared;
-use crate::worker::Worker;
+use crate::worker::{TimerId, Worker};
 
 /// A server's program. Its value is the state that forks copy.
 ///
@@ -25,14 +25,14 @@ use crate::worker::Worker;
 /// |---|---|---|
 /// | master | [`Master`] | `on_start`, `on_ready`, `on_before_shutdown`, `on_shutdown` |
 /// | manager | [`Manager`] | `on_manager_start`, `on_manager_stop`, `on_worker_error`, `on_before_reload`, `on_after_reload` |
-/// | worker | [`Worker`] | `on_worker_start`, `on_worker_stop`, `on_connect`, `on_receive`, `on_close` |
+/// | worker | [`Worker`] | `on_worker_start`, `on_worker_exit`, `on_worker_stop`, `on_connect`, `on_receive`, `on_close`, `on_timer` |
 ///
 /// In Base mode there is no master process: its callbacks run in the manager, once, in the same order among the others,
 /// and on the same value as the manager's.
 ///
 /// At the start they run in this order, each after the one before has returned: `on_start`, `on_manager_start`,
-/// `on_worker_start` in all workers side by side, `on_ready`. At the end: `on_before_shutdown`, `on_worker_stop`,
-/// `on_manager_stop`, `on_shutdown`.
+/// `on_worker_start` in all workers side by side, `on_ready`. At the end: `on_before_shutdown`, `on_worker_exit` where a
+/// worker has something to finish, `on_worker_stop`, `on_manager_stop`, `on_shutdown`.
 ///
 /// **Errors.** An error from `on_receive`, `on_connect` or `on_close` is logged with its session, and closes it; it is
 /// no crash. An error from a start callback stops that process from starting. Others are logged.
@@ -111,7 +111,23 @@ pub trait Handler {
         Ok(())
     }
 
-    /// A worker retires in order: reload, `max_request`, stop. Not called for one that dies.
+    /// A worker is to leave in order (reload, `max_request`, stop), takes no more packets, and has not finished what it has
+    /// begun: [timers](Worker::after) are set, or [replies open](Worker::open_reply). Called at once, then after each timer,
+    /// and every 100 ms, until nothing is left or the time is over: `max_wait_time`, less a quarter and half a second at
+    /// most for what comes after. What is alive then, the log tells, and it ends with the worker. Packets that have come
+    /// for this worker wait meanwhile, for its successor.
+    ///
+    /// The default forgets the ticks, which would never be done. Who has work of another kind, a thread or a child process,
+    /// keeps a reply open or a timer set until that is done.
+    ///
+    /// Swoole: `WorkerExit`.
+    fn on_worker_exit(&mut self, worker: &mut Worker) -> Result<()> {
+        worker.clear_ticks();
+        Ok(())
+    }
+
+    /// A worker retires in order: reload, `max_request`, stop. Not called for one that dies. In a stop
+    /// ([`Worker::is_stopping`]) this is the time to tell clients that the connection ends: what is sent here, they get.
     fn on_worker_stop(&mut self, worker: &mut Worker) -> Result<()> {
         let _ = worker;
         Ok(())
@@ -131,6 +147,13 @@ pub trait Handler {
     ///
     /// This is what a server is for, so it has no default.
     fn on_receive(&mut self, worker: &mut Worker, session: Session, packet: &[u8]) -> Result<()>;
+
+    /// A timer that [`Worker::after`] or [`Worker::tick`] has set. Its replies become visible when this returns. An error
+    /// is logged, and no more.
+    fn on_timer(&mut self, worker: &mut Worker, timer: TimerId) -> Result<()> {
+        let _ = (worker, timer);
+        Ok(())
+    }
 
     /// A connection is gone, whoever closed it. Always in the connection's home worker, after its last packet there.
     /// Connections that last until the server stops are closed after the workers have left: nobody hears of those.

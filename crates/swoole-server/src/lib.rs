@@ -41,7 +41,7 @@
 //! | | |
 //! |---|---|
 //! | [`Handler`] | all callbacks, where each runs and in which order |
-//! | [`Worker`] | what a callback can do: send, close, ask about sessions, reload |
+//! | [`Worker`] | what a callback can do: send, close, ask about sessions, set timers, reload |
 //! | [`Config`] | every key, from code, a TOML file, the environment or flags |
 //! | [`Server`] | starting, and the signals it understands |
 //!
@@ -102,4 +102,4 @@ pub use server::Server;
 pub use session::{Session, SessionInfo};
 pub use stats::{Stats, WorkerState, WorkerStats};
 pub use swoole_supervisor::ExitStatus;
-pub use worker::Worker;
+pub use worker::{OpenReply, TimerId, Unfinished, Worker};

@@ -130,6 +130,13 @@ pub enum Report {
         /// The bound: who is alive after this time is killed.
         within: Duration,
     },
+    /// A stop goes on; told once a second.
+    Waiting {
+        /// Those whose processes are not gone yet.
+        slots: Vec<SlotId>,
+        /// The rest of its time.
+        left: Duration,
+    },
 }
 
 impl fmt::Display for Report {
@@ -178,6 +185,9 @@ impl fmt::Display for Report {
                 )
             }
             Self::Stopping { within } => write!(f, "stopping within {within:.1?}"),
+            Self::Waiting { slots, left } => {
+                write!(f, "stopping: {} processes are not gone yet, {left:.1?} left", slots.len())
+            }
         }
     }
 }

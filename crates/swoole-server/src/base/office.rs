@@ -16,7 +16,7 @@ use swoole_sys::signal::{self, SignalInfo, SignalSet};
 
 use super::{Premises, Stalls, life, raw};
 use crate::board::{Clients, Counter, Phase};
-use crate::config::Listen;
+use crate::config::{CloseListen, Listen};
 use crate::error::{Error, Result};
 use crate::handler::{Handler, Master};
 use crate::manager::Staff;
@@ -134,6 +134,7 @@ impl<H: Handler> Office<H> {
         if self.has_heirs() {
             return false;
         }
+        self.shared().board.set_stop_time(within);
         self.set_phase(Phase::Stopping);
         // One that has begun to retire has seen that, or is seen here: on either side a store, then a load.
         fence(Ordering::SeqCst);
@@ -141,6 +142,7 @@ impl<H: Handler> Office<H> {
             self.set_phase(Phase::Serving);
             return false;
         }
+        self.close_stalls();
         control.stop(within);
         true
     }
@@ -162,8 +164,17 @@ impl<H: Handler> Office<H> {
             control.unwatch(timer.as_raw_fd());
             within = within.saturating_sub(since.elapsed());
         }
+        self.shared().board.set_stop_time(within);
         self.set_phase(Phase::Stopping);
+        self.close_stalls();
         control.stop(within);
+    }
+
+    /// No successor will need them; each worker closes its own.
+    fn close_stalls(&mut self) {
+        if self.shared().config.close_listen == CloseListen::First {
+            self.stalls.iter_mut().for_each(Vec::clear);
+        }
     }
 
     /// All workers are gone: the last callbacks.

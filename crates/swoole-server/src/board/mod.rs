@@ -9,8 +9,10 @@
 mod lease;
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::process::Signal;
+use rustix::time::{ClockId, clock_gettime};
 use swoole_ipc::Memory;
 use swoole_ipc::words::Words;
 use swoole_sys::stack;
@@ -88,6 +90,8 @@ const RESPAWNS: usize = 4;
 // How many managers have died, and whether the present one is at a reload.
 const REIGN: usize = 5;
 const RELOADING: usize = 6;
+// When a stop has to be over, in nanoseconds of CLOCK_MONOTONIC; 0 if there is none.
+const STOP_AT: usize = 7;
 const SLOT: usize = 2;
 
 /// A worker that gets on has another one.
@@ -209,6 +213,17 @@ impl Board {
     pub(crate) fn next_reign(&self) {
         self.set_manager(0);
         self.facts[REIGN].fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The server stops, and has so long for it.
+    pub(crate) fn set_stop_time(&self, within: Duration) {
+        self.facts[STOP_AT].store((monotonic() + within).as_nanos() as u64, Ordering::Release);
+    }
+
+    /// How long the server may take for its stop, if it stops.
+    pub(crate) fn stop_time(&self) -> Option<Duration> {
+        let at = self.facts[STOP_AT].load(Ordering::Acquire);
+        (at != 0).then(|| Duration::from_nanos(at).saturating_sub(monotonic()))
     }
 
     pub(crate) fn set_reloading(&self, reloading: bool) {
@@ -408,6 +423,12 @@ impl Board {
                 .collect(),
         }
     }
+}
+
+/// The clock that is the same in every process.
+fn monotonic() -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
 /// What a reactor counts.

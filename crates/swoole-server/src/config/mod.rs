@@ -171,6 +171,12 @@ pub struct Config {
     #[serde(with = "value::seconds")]
     pub max_wait_time: Duration,
 
+    /// When a stop closes the listening sockets. Default [`CloseListen::First`]. (Swoole closes them last.)
+    pub close_listen: CloseListen,
+
+    /// Timers of one worker at one time, 1..=1000000. Default 100000. To set another one is an error. (Swoole has no limit.)
+    pub max_timer: usize,
+
     /// Client connections at one time, 1..=1000000. Default 100000. The process's limit of open files bounds it too:
     /// see [`connection_limit`](Config::connection_limit). Swoole: `max_connection`, there a limit of the
     /// descriptor's number.
@@ -251,6 +257,8 @@ impl Default for Config {
             max_request: 0,
             max_request_grace: None,
             max_wait_time: Duration::from_secs(3),
+            close_listen: CloseListen::First,
+            max_timer: 100_000,
             max_connection: 100_000,
             backlog: 511,
             open_tcp_nodelay: true,
@@ -377,6 +385,18 @@ choice! {
         Rolling = "rolling",
         /// All at once.
         All = "all",
+    }
+}
+
+choice! {
+    /// When a stop closes the listening sockets. Nobody is accepted once it has begun, in either case.
+    CloseListen {
+        /// At once: who connects is refused, and can try another server.
+        First = "first",
+        /// At the end: who connects is not refused but waits in the kernel, up to `backlog`, and is reset at the end,
+        /// unless another process has the same socket and accepts from it. For clients that take a refusal for good, and
+        /// not a reset.
+        Last = "last",
     }
 }
 

@@ -130,6 +130,12 @@ impl<H: Handler> Staff<H> {
                 slot.slot,
                 pid.as_raw_pid()
             ),
+            Report::Waiting { slots, left } => {
+                let workers: Vec<u16> = slots.iter().map(|slot| slot.slot).collect();
+                tracing::info!(
+                    "Server is stopping: it waits for workers {workers:?} to leave, for {left:.1?} at most"
+                );
+            }
             Report::SpawnFailed { slot, error } => tracing::error!("fork worker {}: {error}", slot.slot),
             Report::BackingOff { slot, deaths, delay } => tracing::warn!(
                 "worker {} has died {deaths} times in a row: back-off, next try in {delay:.0?}",

@@ -85,7 +85,7 @@ impl Crew {
     }
 
     /// Connections that all of them have.
-    fn total(&self) -> usize {
+    pub(super) fn total(&self) -> usize {
         self.members.iter().map(|member| member.occupancy.get()).sum()
     }
 

@@ -99,6 +99,7 @@ pub(crate) fn run<H: Handler>(
         deadline: Instant::now(),
         at_once: false,
         alarm: None,
+        progress: None,
         drained: 0,
         ended: 0,
         failure: None,
@@ -167,6 +168,8 @@ struct Office<H> {
     at_once: bool,
     /// Ends the present stage of a stop, if nothing else does.
     alarm: Option<TimerId>,
+    /// When to say what a stop waits for.
+    progress: Option<TimerId>,
     /// Reactor threads that have nothing left to answer, and those that have ended.
     drained: usize,
     ended: usize,
@@ -197,11 +200,12 @@ impl<H: Handler> Office<H> {
             }
             Event::Signal { info } => self.on_signal(reactor, info.signal),
             Event::Timer { id } if self.alarm == Some(id) => self.on_alarm(reactor),
+            Event::Timer { id } if self.progress == Some(id) => self.say_progress(reactor),
             Event::Timer { id } if self.succession.owns(id) => self.on_succession_timer(reactor),
             Event::Timer { id } => {
                 if let Some(index) = self.resting.iter().position(|(resting, _)| *resting == id) {
                     let (_, listener) = self.resting.swap_remove(index);
-                    if !self.full {
+                    if !self.full && self.stage == Stage::Serving {
                         reactor.resume_accept(listener);
                     }
                 }
@@ -360,6 +364,9 @@ impl<H: Handler> Office<H> {
         peer: Option<SocketAddr>,
     ) {
         let Some(index) = self.accepting.iter().position(|token| *token == listener) else { return };
+        if self.stage > Stage::Serving {
+            return;
+        }
         let arrival = Arrival::new(&self.shared.addresses[index], index, peer);
         self.held.push_back((socket, arrival));
         self.admit(reactor);
@@ -381,7 +388,7 @@ impl<H: Handler> Office<H> {
                 self.crew.deal(Command::Adopt { socket, arrival });
             }
         }
-        if std::mem::take(&mut self.full) {
+        if std::mem::take(&mut self.full) && self.stage == Stage::Serving {
             self.accepting.iter().for_each(|listener| reactor.resume_accept(*listener));
         }
     }

@@ -8,9 +8,13 @@ use swoole_reactor::{Close, Reactor};
 use super::mailbox::Command;
 use super::{GRACE, MANAGER_MARGIN, Office, Stage};
 use crate::board::Phase;
+use crate::config::CloseListen;
 use crate::control::Order;
 use crate::error::Error;
 use crate::handler::Handler;
+
+/// How often a stop says what it waits for.
+const PROGRESS: Duration = Duration::from_secs(1);
 
 impl<H: Handler> Office<H> {
     /// Ends the server in order.
@@ -24,12 +28,39 @@ impl<H: Handler> Office<H> {
         self.stage = Stage::Draining;
         self.deadline = Instant::now() + within;
         self.set_alarm(reactor, within - GRACE.min(within / 4));
+        self.progress = Some(reactor.timer(PROGRESS));
+        match self.shared.config.close_listen {
+            CloseListen::First => self.close_listeners(reactor),
+            CloseListen::Last => self.accepting.iter().for_each(|listener| reactor.pause_accept(*listener)),
+        }
+        self.held.clear();
+        self.crew.tell(|| Command::Drain);
+    }
+
+    fn close_listeners(&mut self, reactor: &mut Reactor) {
         self.listeners.clear();
         for listener in self.accepting.drain(..) {
             reactor.close(listener, Close::Now);
         }
-        self.held.clear();
-        self.crew.tell(|| Command::Drain);
+    }
+
+    /// Says what a stop that takes long waits for.
+    pub(super) fn say_progress(&mut self, reactor: &mut Reactor) {
+        self.progress = Some(reactor.timer(PROGRESS));
+        let crew = self.crew.len();
+        let what = match self.stage {
+            Stage::Draining => format!("answers to packets, in {} of {crew} reactors", crew - self.drained),
+            // Else the manager says it.
+            Stage::Leaving if self.manager.is_none() => {
+                let workers = 0..self.shared.config.worker_num;
+                let staying = workers.filter(|worker| self.shared.board.worker_pid(*worker) != 0);
+                format!("workers {:?} to leave", staying.collect::<Vec<_>>())
+            }
+            Stage::Finishing => format!("{} clients to take what was sent to them", self.crew.total()),
+            _ => return,
+        };
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        tracing::info!("Server is stopping: it waits for {what}, for {left:.1?} at most");
     }
 
     pub(super) fn leave_if_drained(&mut self, reactor: &mut Reactor) {
@@ -45,6 +76,7 @@ impl<H: Handler> Office<H> {
         }
         self.stage = Stage::Leaving;
         let within = self.time_left();
+        self.shared.board.set_stop_time(within);
         self.order(&Order::Stop { within_ms: within.as_millis() as u64 });
         self.set_alarm(reactor, if self.manager.is_some() { within + MANAGER_MARGIN } else { within });
         // For those that have not begun, and for those that have no manager any more.

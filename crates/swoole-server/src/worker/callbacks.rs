@@ -2,7 +2,7 @@
 
 use std::backtrace::Backtrace;
 
-use super::Worker;
+use super::{TimerId, Worker};
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::session::Session;
@@ -37,6 +37,21 @@ pub(crate) fn start<H: Handler>(handler: &mut H, worker: &mut Worker<'_>) -> Res
 
 pub(crate) fn stop<H: Handler>(handler: &mut H, worker: &mut Worker<'_>) -> Result<()> {
     handler.on_worker_stop(worker).map_err(|error| Error::Start(format!("on_worker_stop: {error}")))
+}
+
+/// Asks the user to finish what is unfinished.
+pub(crate) fn exit<H: Handler>(handler: &mut H, worker: &mut Worker<'_>) {
+    if let Err(error) = handler.on_worker_exit(worker) {
+        tracing::warn!("on_worker_exit: {error}");
+    }
+}
+
+pub(crate) fn timer<H: Handler>(handler: &mut H, worker: &mut Worker<'_>, timer: TimerId) {
+    match handler.on_timer(worker, timer) {
+        Ok(()) => {}
+        Err(error) if error.is_departure() => tracing::debug!("timer {timer}: {error}"),
+        Err(error) => tracing::warn!("timer {timer}: {error}"),
+    }
 }
 
 /// That the peer has just left is no news.

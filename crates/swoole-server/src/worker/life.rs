@@ -8,6 +8,7 @@ use swoole_reactor::{Event, Interest, Options, Reactor, Trigger};
 use swoole_supervisor::Child;
 use swoole_sys::signal::SignalSet;
 
+use super::drain::{Drain, Step, time_for_work};
 use super::{Duty, SIGNALS, Way, Worker, callbacks};
 use crate::board::{Lease, Phase};
 use crate::dispatch::reactor_of;
@@ -53,6 +54,7 @@ pub(crate) fn run<H: Handler>(
         }
         child.ready();
         life.serve()?;
+        life.finish_work()?;
         life.callback(callbacks::stop)
     };
     super::exit_code(id, life())
@@ -72,6 +74,8 @@ struct Life<'a, H> {
     /// Packets since the clock was read, and when that was; `None` before the first one of a pass.
     untimed: u32,
     timed: Option<Instant>,
+    /// One was, when the clock was read.
+    timer_due: bool,
     /// Moving average of what a handler takes.
     usual: Duration,
 }
@@ -116,6 +120,7 @@ impl<'a, H: Handler> Life<'a, H> {
             looked: Instant::now(),
             untimed: 0,
             timed: None,
+            timer_due: false,
             usual: Duration::ZERO,
         })
     }
@@ -142,7 +147,7 @@ impl<'a, H: Handler> Life<'a, H> {
         let mut pace = Pace::new(&shared, reactor.map_or(Part::Alone, Part::WorkerOf));
         loop {
             shared.board.set_busy(self.duty.id, true);
-            let worked = self.pass()?;
+            let worked = self.pass()? | self.run_timers()?;
             if worked && !self.duty.retiring {
                 pace.worked();
                 continue;
@@ -153,11 +158,55 @@ impl<'a, H: Handler> Life<'a, H> {
             }
             if !spin.until(&mut pace, || self.inboxes.iter().any(Inbox::has_news)) {
                 bell.arm();
-                let wait = self.inboxes.iter().any(Inbox::has_news).then_some(Duration::ZERO);
-                self.look(wait)?;
+                let news = self.inboxes.iter().any(Inbox::has_news).then_some(Duration::ZERO);
+                self.look(news.or_else(|| self.duty.timers.wait()))?;
                 bell.disarm();
             }
         }
+    }
+
+    /// Calls the user for every timer that is due; true if there was one.
+    fn run_timers(&mut self) -> Result<bool> {
+        let before = self.duty.timers.taken();
+        // One that a callback sets for at once has its turn after the packets that wait.
+        let Some(now) = self.duty.timers.next().map(|_| Instant::now()) else { return Ok(false) };
+        while let Some(timer) = self.duty.timers.take_due(now) {
+            self.duty.shared.board.hold(self.duty.id, None);
+            self.callback(|handler, worker| {
+                callbacks::timer(handler, worker, timer);
+                Ok(())
+            })?;
+        }
+        Ok(self.duty.timers.taken() != before)
+    }
+
+    /// Waits for what its callbacks have begun, as long as there is time. Takes no more packets.
+    fn finish_work(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.duty.shared);
+        let mut drain = Drain::new(Instant::now(), time_for_work(shared.config.max_wait_time));
+        // Without the master there is nobody who could be answered.
+        while !self.duty.is_finished() && !shared.lifeline.is_cut() {
+            if let Some(left) = shared.board.stop_time() {
+                drain.limit(Instant::now(), time_for_work(left));
+            }
+            match drain.step(Instant::now()) {
+                Step::Call => self.callback(|handler, worker| {
+                    callbacks::exit(handler, worker);
+                    Ok(())
+                })?,
+                Step::Wait(longest) => {
+                    self.look(Some(self.duty.timers.wait().map_or(longest, |timer| timer.min(longest))))?;
+                    if self.run_timers()? {
+                        drain.worked(Instant::now());
+                    }
+                }
+                Step::GiveUp => {
+                    self.duty.give_up();
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Waits for a doorbell, a link or a signal, and notes what the signals want.
@@ -206,6 +255,10 @@ impl<'a, H: Handler> Life<'a, H> {
                     break;
                 }
                 worked = true;
+                if std::mem::take(&mut self.timer_due) {
+                    self.run_timers()?;
+                    self.timed = None;
+                }
             }
             self.outlets.to(reactor as u16).commit()?;
         }
@@ -249,6 +302,7 @@ impl<'a, H: Handler> Life<'a, H> {
     fn read_clock(&mut self) -> Result<()> {
         let now = Instant::now();
         let took = now - self.timed.replace(now).unwrap_or(now);
+        self.timer_due = self.duty.timers.next().is_some_and(|due| due <= now);
         self.usual = (self.usual * 7 + took / std::mem::take(&mut self.untimed).max(1)) / 8;
         if now - self.looked > LOOK_AFTER {
             self.look(Some(Duration::ZERO))?;

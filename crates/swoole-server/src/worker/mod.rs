@@ -4,16 +4,22 @@
 //! |---|---|
 //! | `mod` | [`Worker`]: what a callback may do, in either mode |
 //! | `callbacks` | where the user's code is called |
+//! | `timers` | what comes by itself |
+//! | `unfinished` | what a callback leaves to later ones, and `drain`, how a worker that is to leave waits for it |
 //! | `life` | Process mode, from the fork to the exit: start, serve, retire |
 
 pub(crate) mod callbacks;
+pub(crate) mod drain;
 mod life;
+mod timers;
+mod unfinished;
 
 use std::sync::Arc;
 
 use rustix::process::{Signal, getpid};
 
 use crate::base::Till;
+use crate::board::Phase;
 use crate::error::{Error, Result};
 use crate::handler::common;
 use crate::link::Outlets;
@@ -22,6 +28,10 @@ use crate::session::{Session, SessionInfo};
 use crate::shared::Shared;
 
 pub(crate) use life::run;
+pub use timers::TimerId;
+pub(crate) use timers::Timers;
+pub(crate) use unfinished::OpenReplies;
+pub use unfinished::{OpenReply, Unfinished};
 
 /// The signals that a worker takes as they come, instead of being hit by them. Ctrl-C reaches the whole process group,
 /// but it is the master that is asked to stop.
@@ -48,6 +58,8 @@ pub(crate) struct Duty {
     pub(crate) retiring: bool,
     /// Whoever comes next takes them.
     pub(crate) has_heir: bool,
+    pub(crate) timers: Timers,
+    replies: OpenReplies,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -63,7 +75,17 @@ impl Duty {
     pub(crate) fn new(id: u16, generation: u32, shared: &Arc<Shared>) -> Result<Duty> {
         let request_limit = request_limit(shared)?;
         let shared = Arc::clone(shared);
-        Ok(Duty { id, generation, handled: 0, request_limit, retiring: false, has_heir: true, shared })
+        Ok(Duty {
+            id,
+            generation,
+            handled: 0,
+            request_limit,
+            retiring: false,
+            has_heir: true,
+            timers: Timers::default(),
+            replies: OpenReplies::default(),
+            shared,
+        })
     }
 
     fn count(&mut self) {
@@ -133,6 +155,11 @@ impl Worker<'_> {
     /// Which process of its slot this is, from 1.
     pub fn generation(&self) -> u32 {
         self.duty.generation
+    }
+
+    /// Whether the whole server stops: who leaves now has no successor.
+    pub fn is_stopping(&self) -> bool {
+        self.shared().board.phase() == Phase::Stopping
     }
 
     /// Packets that this process has begun to handle, the present one included.

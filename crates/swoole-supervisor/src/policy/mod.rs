@@ -31,6 +31,9 @@ use rustix::process::Pid;
 use self::reload::Reloads;
 use crate::{ExitStatus, Options, ReloadMode, Report, Scope, SlotId};
 
+/// How often a stop says what it waits for.
+const PROGRESS: Duration = Duration::from_secs(1);
+
 /// What has happened, or is asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Event {
@@ -113,8 +116,9 @@ pub(crate) struct Policy {
     options: Options,
     slots: Vec<Slot>,
     reloads: Reloads,
-    /// When a stop, once it was asked for, has to be over.
+    /// When a stop, once it was asked for, has to be over, and when to say next what it waits for.
     stop_at: Option<Duration>,
+    say_at: Option<Duration>,
     random: u64,
     actions: Vec<Action>,
 }
@@ -138,6 +142,7 @@ impl Policy {
             slots: ids.map(slot).collect(),
             reloads: Reloads::default(),
             stop_at: None,
+            say_at: None,
             random: seed,
             actions: Vec::new(),
         }
@@ -174,7 +179,8 @@ impl Policy {
             State::Starting { kill_at, .. } | State::Retiring { kill_at, .. } => kill_at,
             _ => None,
         };
-        self.slots.iter().filter_map(deadline).min()
+        let say_at = self.say_at.filter(|_| !self.is_finished());
+        self.slots.iter().filter_map(deadline).chain(say_at).min()
     }
 
     /// Whether a stop is over: no process is left, and none will come.
@@ -336,6 +342,7 @@ impl Policy {
     }
 
     fn tick(&mut self, now: Duration) {
+        self.say_progress(now);
         for at in 0..self.slots.len() {
             match self.slots[at].state {
                 State::Backoff { until } => self.fill(now, at, until),
@@ -344,6 +351,15 @@ impl Policy {
                 _ => {}
             }
         }
+    }
+
+    /// A stop that takes long says what it waits for.
+    fn say_progress(&mut self, now: Duration) {
+        let Some(stop_at) = self.stop_at.filter(|_| self.say_at.is_some_and(|at| at <= now)) else { return };
+        let staying = self.slots.iter().filter(|slot| slot.state != State::Stopped).map(|slot| slot.id);
+        let slots: Vec<SlotId> = staying.collect();
+        self.say_at = Some(now.saturating_add(PROGRESS));
+        self.report(Report::Waiting { slots, left: stop_at.saturating_sub(now) });
     }
 
     fn retire(&mut self, now: Duration, at: usize) {
@@ -356,6 +372,7 @@ impl Policy {
         let bound = now.saturating_add(within);
         let stop_at = self.stop_at.map_or(bound, |earlier| earlier.min(bound));
         self.stop_at = Some(stop_at);
+        self.say_at.get_or_insert(now.saturating_add(PROGRESS));
         self.report(Report::Stopping { within: stop_at.saturating_sub(now) });
         for at in 0..self.slots.len() {
             match self.slots[at].state {

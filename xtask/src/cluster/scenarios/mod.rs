@@ -12,6 +12,7 @@ mod config;
 mod crash;
 mod crash_policy;
 mod dispatch;
+mod drain;
 mod hostile;
 mod manager;
 mod operation;
@@ -35,6 +36,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         crash::ALL,
         crash_policy::ALL,
         reload::ALL,
+        drain::ALL,
         backlog::ALL,
         manager::ALL,
         stop::ALL,

@@ -1,8 +1,10 @@
 //! Every way to end, on purpose or not.
 
+use crate::cluster::bed::{Bed, PATIENCE};
+use crate::cluster::client::Client;
 use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, full};
-use crate::cluster::{bed::PATIENCE, load::Load, proc};
+use crate::cluster::{load::Load, proc};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 use rustix::process::Signal;
@@ -32,6 +34,17 @@ pub(super) static ALL: &[Scenario] = &[
         "a client that neither reads nor leaves does not hold up the end",
         stop_silent_client,
     ),
+    full(
+        "stop_listen_first",
+        "close_listen = first: who connects while a stop drains is refused",
+        stop_listen_first,
+    ),
+    full(
+        "stop_listen_last",
+        "close_listen = last: who connects meanwhile is not refused, and gets its end with the server's",
+        stop_listen_last,
+    ),
+    full("stop_says_progress", "a stop that takes long says what it waits for", stop_says_progress),
     full("kill_master", "kill -9 of the master: everybody is gone within a second", kill_master),
 ];
 
@@ -90,6 +103,72 @@ fn stop_stuck_worker(cx: &Cx) -> Result<()> {
     ensure!(took >= Duration::from_millis(900), "was not patient: {took:?} with a max_wait_time of 1 s");
     ensure!(took < Duration::from_secs(4), "took {took:?} with a max_wait_time of 1 s");
     bed.log.wait_line(Source::Stderr, &["kill", "max_wait_time"], Duration::from_secs(1))?;
+    Ok(())
+}
+
+/// A stop that waits for a worker to wake up.
+fn long_stop(cx: &Cx, close_listen: &str) -> Result<(Bed, Client)> {
+    let launch = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 20);
+    let bed = launch.flag("close-listen", close_listen).start()?;
+    let mut client = bed.connect()?;
+    client.tell("reply 1500 slept")?;
+    client.expect("echo there", "there")?;
+    bed.signal_master(Signal::TERM)?;
+    bed.log.wait_line(Source::Stdout, &["on_worker_exit"], PATIENCE)?;
+    Ok((bed, client))
+}
+
+fn stop_listen_first(cx: &Cx) -> Result<()> {
+    let (mut bed, mut client) = long_stop(cx, "first")?;
+    match Client::connect(bed.address()?) {
+        Ok(_) => bail!("a client was not refused"),
+        Err(error) => {
+            let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+            ensure!(kind == Some(std::io::ErrorKind::ConnectionRefused), "{error}");
+        }
+    }
+    client.expect_line("slept")?;
+    let status = bed.wait_gone(PATIENCE)?;
+    ensure!(status.code() == Some(0), "ended with {status}");
+    Ok(())
+}
+
+fn stop_listen_last(cx: &Cx) -> Result<()> {
+    let (mut bed, mut client) = long_stop(cx, "last")?;
+    let mut late = Client::connect(bed.address()?).context("a client was refused")?;
+    late.tell("echo nobody hears it")?;
+    client.expect_line("slept")?;
+    let status = bed.wait_gone(PATIENCE)?;
+    ensure!(status.code() == Some(0), "ended with {status}");
+    ensure!(late.line().is_err(), "somebody has answered");
+    ensure!(Client::connect(bed.address()?).is_err(), "somebody listens after the end");
+    Ok(())
+}
+
+fn stop_says_progress(cx: &Cx) -> Result<()> {
+    let mut bed = cx.testbed().flag("worker-num", 2).flag("max-wait-time", 20).start()?;
+    let mut client = bed.connect_to_worker(1)?;
+    client.expect("forget", "ok")?;
+    bed.signal_master(Signal::TERM)?;
+    bed.log.wait_line(Source::Stderr, &["it waits for workers [1] to leave", "18."], PATIENCE)?;
+    bed.signal_master(Signal::INT)?;
+    let status = bed.wait_gone(PATIENCE)?;
+    ensure!(status.code() == Some(0), "ended with {status}");
+    if cx.setup.is_base() {
+        return Ok(());
+    }
+    // Packets that are not answered, and clients that do not read.
+    let mut bed = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 20).start()?;
+    let mut client = bed.connect()?;
+    bed.occupy(&mut client, 1500)?;
+    let mut silent = Client::connect_small(bed.address()?)?;
+    silent.tell("big 6000000")?;
+    bed.wait_accepted(&silent)?;
+    bed.signal_master(Signal::TERM)?;
+    bed.log.wait_line(Source::Stderr, &["it waits for answers to packets"], PATIENCE)?;
+    bed.log.wait_line(Source::Stderr, &["it waits for 1 clients to take"], PATIENCE)?;
+    bed.signal_master(Signal::INT)?;
+    bed.wait_gone(PATIENCE)?;
     Ok(())
 }
 

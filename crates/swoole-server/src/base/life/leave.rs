@@ -8,20 +8,21 @@ use swoole_reactor::{Close, Event, Reactor, Token};
 
 use super::Life;
 use crate::board::{Clients, Phase};
+use crate::config::CloseListen;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::shared::Shared;
-use crate::worker::callbacks;
+use crate::worker::drain::{Drain, Step, time_for_work};
+use crate::worker::{Timers, callbacks};
 
-/// What a worker leaves of `max_wait_time`, at the end of which it would be killed.
-const MARGIN: Duration = Duration::from_millis(500);
+/// How long connections may take to go when they are reset.
+const RESET_WAIT: Duration = Duration::from_millis(100);
 /// How long the kernel may take to give up all connections of a worker that retires; it takes microseconds.
 const DETACH_WAIT: Duration = Duration::from_secs(1);
 
 /// What a worker may take for a stop.
 pub(super) fn stop_time(shared: &Shared) -> Duration {
-    let within = shared.config.max_wait_time;
-    within - MARGIN.min(within / 4)
+    time_for_work(shared.config.max_wait_time)
 }
 
 impl<H: Handler> Life<'_, H> {
@@ -53,7 +54,8 @@ impl<H: Handler> Life<'_, H> {
             turn.map_err(|error| Error::setup("wait for the listeners", error))?;
         }
         self.tell_departed(reactor);
-        let result = self.callback(reactor, callbacks::stop);
+        self.finish_work(reactor, stop_time(&shared))?;
+        let result = self.say_stop(reactor);
         if let Some(mailbox) = self.mailbox.take() {
             reactor.unwatch(mailbox);
         }
@@ -76,8 +78,13 @@ impl<H: Handler> Life<'_, H> {
     /// Answers what has come, and ends.
     pub(super) fn stop(&mut self, reactor: &mut Reactor, within: Duration) -> Result<()> {
         let begun = Instant::now();
+        let is_first = self.duty.shared.config.close_listen == CloseListen::First;
         for listener in self.listeners.drain(..) {
-            reactor.close(listener, Close::Now);
+            if is_first {
+                reactor.close(listener, Close::Now);
+            } else {
+                reactor.pause_accept(listener);
+            }
         }
         // What waits for a successor, and what clients have sent already.
         self.duty.has_heir = false;
@@ -95,10 +102,48 @@ impl<H: Handler> Life<'_, H> {
         }
         self.packing = true;
         self.desk.pause_all(reactor);
-        let result = self.callback(reactor, callbacks::stop);
+        // Clients have yet to take what comes of it.
+        self.finish_work(reactor, time_for_work(within.saturating_sub(begun.elapsed())))?;
+        let result = self.say_stop(reactor);
         self.desk.close_all(reactor, Close::AfterSend);
         self.turn_until(reactor, within.saturating_sub(begun.elapsed()), |life| !life.mesh.is_blocked())?;
         self.end_connections(reactor, within.saturating_sub(begun.elapsed()))?;
+        result
+    }
+
+    /// Waits for what its callbacks have begun, as long as there is time. Takes no more packets.
+    fn finish_work(&mut self, reactor: &mut Reactor, within: Duration) -> Result<()> {
+        let shared = Arc::clone(&self.duty.shared);
+        let mut drain = Drain::new(Instant::now(), within);
+        while !self.duty.is_finished() {
+            if let Some(left) = shared.board.stop_time() {
+                drain.limit(Instant::now(), time_for_work(left));
+            }
+            match drain.step(Instant::now()) {
+                Step::Call => self.callback(reactor, |handler, worker| {
+                    callbacks::exit(handler, worker);
+                    Ok(())
+                })?,
+                Step::Wait(longest) => {
+                    let before = self.duty.timers.taken();
+                    self.turn(reactor, Some(longest))?;
+                    if self.duty.timers.taken() != before {
+                        drain.worked(Instant::now());
+                    }
+                }
+                Step::GiveUp => {
+                    self.duty.give_up();
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The last callback: no timer comes after it.
+    fn say_stop(&mut self, reactor: &mut Reactor) -> Result<()> {
+        let result = self.callback(reactor, callbacks::stop);
+        self.duty.timers = Timers::default();
         result
     }
 
@@ -106,7 +151,7 @@ impl<H: Handler> Life<'_, H> {
     fn end_connections(&mut self, reactor: &mut Reactor, within: Duration) -> Result<()> {
         if !self.turn_until(reactor, within, |life| life.desk.is_empty())? {
             self.desk.close_all(reactor, Close::Reset);
-            self.turn_until(reactor, MARGIN / 5, |life| life.desk.is_empty())?;
+            self.turn_until(reactor, RESET_WAIT, |life| life.desk.is_empty())?;
         }
         Ok(())
     }

@@ -233,7 +233,7 @@ impl<'a, H: Handler> Life<'a, H> {
     fn sleep(&mut self, reactor: &mut Reactor) -> Result<usize> {
         let (shared, id) = (Arc::clone(&self.duty.shared), self.duty.id);
         shared.board.set_busy(id, false);
-        let events = reactor.turn(None, |reactor, event| {
+        let events = reactor.turn(self.duty.timers.wait(), |reactor, event| {
             shared.board.set_busy(id, true);
             self.on_event(reactor, event);
         });
@@ -242,6 +242,9 @@ impl<'a, H: Handler> Life<'a, H> {
 
     /// One turn, and what follows from its events.
     fn turn(&mut self, reactor: &mut Reactor, timeout: Option<Duration>) -> Result<usize> {
+        let timer = self.duty.timers.wait();
+        let timeout =
+            timer.map_or(timeout, |timer| Some(timeout.map_or(timer, |timeout| timeout.min(timer))));
         let events = reactor.turn(timeout, |reactor, event| self.on_event(reactor, event));
         self.after_turn(reactor, events)
     }
@@ -253,8 +256,23 @@ impl<'a, H: Handler> Life<'a, H> {
     ) -> Result<usize> {
         let events = events.map_err(|error| Error::setup("wait for work", error))?;
         self.tell_departed(reactor);
+        self.run_timers(reactor)?;
         self.watch_blocked(reactor)?;
         Ok(events)
+    }
+
+    /// Calls the user for every timer that is due.
+    fn run_timers(&mut self, reactor: &mut Reactor) -> Result<()> {
+        // One that a callback sets for at once has its turn after the clients that wait.
+        let Some(now) = self.duty.timers.next().map(|_| Instant::now()) else { return Ok(()) };
+        while let Some(timer) = self.duty.timers.take_due(now) {
+            self.duty.shared.board.set_busy(self.duty.id, true);
+            self.callback(reactor, |handler, worker| {
+                callbacks::timer(handler, worker, timer);
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     fn leaves(&self) -> bool {

@@ -348,6 +348,21 @@ fn a_stop_retires_all_and_kills_who_is_alive_at_its_bound() {
 }
 
 #[test]
+fn a_stop_says_once_a_second_whom_it_waits_for() {
+    let mut world = World::serving(&[2]);
+    world.event(Event::Stop { within: ms(2_500) });
+    world.take_log();
+    assert_eq!(world.policy.next_deadline(), Some(ms(1_000)));
+    world.advance(ms(1_000));
+    assert_eq!(world.take_log(), ["waiting for 2 slots, 1.5s left"]);
+    world.exit(FIRST, CLEAN);
+    world.advance(ms(1_000));
+    assert_eq!(world.take_log().last().unwrap(), "waiting for 1 slots, 500ms left");
+    world.exit(slot(0, 1), CLEAN);
+    assert_eq!(world.policy.next_deadline(), None);
+}
+
+#[test]
 fn a_stop_within_no_time_kills() {
     let mut world = World::serving(&[2]);
     world.event(Event::Stop { within: ms(0) });

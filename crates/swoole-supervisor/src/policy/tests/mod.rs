@@ -275,5 +275,6 @@ fn brief(report: &Report) -> String {
             format!("reload aborted by {slot} {status}, {untouched} untouched")
         }
         Report::Stopping { within } => format!("stopping {within:?}"),
+        Report::Waiting { slots, left } => format!("waiting for {} slots, {left:?} left", slots.len()),
     }
 }
