@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use command::{Command, Crash};
 use later::Later;
 use rustix::process::{Signal, getpid, kill_process};
-use swoole_server::config::{Config, Framing, Sources};
+use swoole_server::config::{Config, Framing, Listen, Sources};
 use swoole_server::{
     Error, ExitStatus, Handler, Manager, Master, Result, Server, Session, TimerId, Unfinished, Worker,
     WorkerError,
@@ -66,7 +66,7 @@ impl Handler for Testbed {
             master.master_pid(),
             master.manager_pid(),
             join(master.worker_pids()),
-            join(master.addresses()),
+            join(master.addresses().iter().map(Listen::url)),
         ))
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::config::{Config, OnCrash};
+use crate::config::{Config, Listen, OnCrash};
 use crate::session::Session;
 
 /// What has become of a packet that a worker had in hand when it died.
@@ -60,16 +60,22 @@ impl fmt::Display for PacketInHand {
     }
 }
 
-/// The configuration's word on it.
-#[derive(Clone, Copy, Debug)]
+/// The configuration's word on it, for those who connect at one address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct CrashPolicy {
     on_crash: OnCrash,
     retries: u32,
 }
 
 impl CrashPolicy {
+    /// For an address that has no word of its own.
     pub(crate) fn new(config: &Config) -> CrashPolicy {
         CrashPolicy { on_crash: config.on_crash, retries: config.crash_retries }
+    }
+
+    /// Whether a packet may be begun again, so that nothing of it may go out before it is done.
+    pub(crate) fn retries(self) -> bool {
+        self.on_crash == OnCrash::Retry
     }
 
     /// What becomes of a packet that so many workers in a row have died on.
@@ -80,6 +86,42 @@ impl CrashPolicy {
             OnCrash::Retry if attempt <= self.retries => Fate::Retried,
             OnCrash::Retry => Fate::Poison,
         }
+    }
+}
+
+/// Those of all addresses.
+#[derive(Clone, Debug)]
+pub(crate) struct CrashPolicies {
+    /// Of clients that have left, so that nobody knows any more where they came in.
+    general: CrashPolicy,
+    /// By listener; empty if they are all the same.
+    by_listener: Vec<CrashPolicy>,
+}
+
+impl CrashPolicies {
+    pub(crate) fn new(config: &Config, addresses: &[Listen]) -> CrashPolicies {
+        let own = |listen: &Listen| CrashPolicy {
+            on_crash: listen.on_crash(config),
+            retries: listen.crash_retries(config),
+        };
+        let by_listener: Vec<CrashPolicy> = addresses.iter().map(own).collect();
+        match by_listener.first() {
+            Some(first) if by_listener.iter().all(|policy| policy == first) => {
+                CrashPolicies { general: *first, by_listener: Vec::new() }
+            }
+            _ => CrashPolicies { general: CrashPolicy::new(config), by_listener },
+        }
+    }
+
+    /// The only one, if all addresses have the same.
+    pub(crate) fn only(&self) -> Option<CrashPolicy> {
+        self.by_listener.is_empty().then_some(self.general)
+    }
+
+    /// That of a client who came in by this listener, if that is known.
+    pub(crate) fn of(&self, listener: impl FnOnce() -> Option<u16>) -> CrashPolicy {
+        let own = |listener: u16| self.by_listener.get(usize::from(listener)).copied();
+        self.only().or_else(|| listener().and_then(own)).unwrap_or(self.general)
     }
 }
 
@@ -97,6 +139,26 @@ mod tests {
         assert_eq!(CrashPolicy { retries: 0, ..policy }.fate(1), Fate::Poison);
         assert_eq!(CrashPolicy { on_crash: OnCrash::Drop, ..policy }.fate(1), Fate::Dropped);
         assert_eq!(CrashPolicy { on_crash: OnCrash::Close, ..policy }.fate(1), Fate::Closed);
+    }
+
+    #[test]
+    fn an_address_may_have_its_own() {
+        let config = Config { on_crash: OnCrash::Drop, crash_retries: 4, ..Config::default() };
+        let policies = |listen: &[&str]| {
+            let addresses: Vec<Listen> = listen.iter().map(|listen| listen.parse().unwrap()).collect();
+            CrashPolicies::new(&config, &addresses)
+        };
+        let general = CrashPolicy::new(&config);
+        let same = policies(&["unix:///a", "unix:///b?on_crash=drop"]);
+        assert_eq!((same.only(), same.of(|| unreachable!("all are the same"))), (Some(general), general));
+        let only = policies(&["unix:///a?on_crash=close"]);
+        assert_eq!(only.only().map(|only| only.on_crash), Some(OnCrash::Close));
+        let mixed =
+            policies(&["unix:///a", "unix:///b?on_crash=retry", "unix:///c?on_crash=retry&crash_retries=7"]);
+        assert_eq!((mixed.only(), mixed.of(|| Some(0)), mixed.of(|| None)), (None, general, general));
+        assert_eq!(mixed.of(|| Some(9)), general, "no such listener");
+        let retry = |retries| CrashPolicy { on_crash: OnCrash::Retry, retries };
+        assert_eq!((mixed.of(|| Some(1)), mixed.of(|| Some(2))), (retry(4), retry(7)));
     }
 
     #[test]

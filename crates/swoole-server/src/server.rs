@@ -303,7 +303,7 @@ fn open_listeners(config: &Config) -> Result<Listeners> {
     let open = |wanted: &Listen| {
         let socket = listen_patiently(&wanted.address, &options)?;
         let address = local_address(&socket, &wanted.address)?;
-        Ok((socket, Listen { address, tls: wanted.tls }))
+        Ok((socket, Listen { address, ..wanted.clone() }))
     };
     config.listen.iter().map(open).collect()
 }

@@ -238,7 +238,7 @@ impl SessionTable {
             entry[RECEIVED].store(0, Ordering::Relaxed);
             entry[SENT].store(0, Ordering::Relaxed);
             entry[SESSION].store(session.raw(), Ordering::Relaxed);
-            entry[LAST].store(session.raw(), Ordering::Relaxed);
+            entry[LAST].store(session.raw(), Ordering::Release);
         });
     }
 
@@ -294,6 +294,13 @@ impl SessionTable {
             });
         }
         Err(missing)
+    }
+
+    /// The listener that a session came in by, also for a while after it has gone.
+    pub(crate) fn listener(&self, session: Session) -> Option<u16> {
+        let entry =
+            self.entry(session).filter(|entry| entry[LAST].load(Ordering::Acquire) == session.raw())?;
+        Some((entry[WHERE].load(Ordering::Relaxed) >> 48) as u16)
     }
 
     /// Every session that is connected at some moment of the walk.
@@ -368,6 +375,8 @@ mod tests {
             assert_eq!((info.received, info.sent), (11, 20));
             assert_eq!(table.iter().collect::<Vec<_>>(), [session]);
             table.close(session);
+            assert_eq!(table.listener(session), Some(2));
+            assert_eq!(table.listener(table.name(1, 3, 8)), None);
             assert!(table.info(session).is_err());
             assert_eq!(table.iter().count(), 0);
             assert_eq!((table.last_generation(1, 3), table.last_generation(1, 2)), (7, 0));

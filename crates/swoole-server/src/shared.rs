@@ -21,6 +21,7 @@ use swoole_reactor::Options;
 use crate::affinity::Placement;
 use crate::board::Board;
 use crate::config::{Config, Ipc, Listen, Mode};
+use crate::crash::CrashPolicies;
 use crate::error::{Error, Result};
 use crate::link::Lane;
 use crate::plan::Plan;
@@ -30,6 +31,7 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     /// Where the listeners really listen, in the order of `config.listen`.
     pub(crate) addresses: Vec<Listen>,
+    pub(crate) crash_policies: CrashPolicies,
     pub(crate) placement: Placement,
     pub(crate) board: Board,
     pub(crate) sessions: SessionTable,
@@ -121,6 +123,7 @@ impl Shared {
             reactor_bells: together(reactor_bell_words, reactor_bells),
             lifeline,
             keep,
+            crash_policies: CrashPolicies::new(&config, &addresses),
             addresses,
             config,
         };

@@ -98,7 +98,7 @@ impl<H: Handler> Office<H> {
             return;
         }
         self.set_phase(Phase::Serving);
-        let addresses: Vec<String> = self.shared().addresses.iter().map(Listen::to_string).collect();
+        let addresses: Vec<String> = self.shared().addresses.iter().map(Listen::url).collect();
         tracing::info!("Server is ready on {}", addresses.join(", "));
         self.call("on_ready", |handler, master| handler.on_ready(master));
         if self.reload_wanted {

@@ -36,7 +36,7 @@ mod validate;
 mod value;
 
 pub use error::{ConfigError, Origin};
-pub use listen::Listen;
+pub use listen::{Listen, ListenError};
 pub use source::Sources;
 pub use swoole_protocol::LengthType;
 pub use swoole_reactor::Backend;
@@ -122,11 +122,12 @@ pub struct Config {
     pub dispatch_mode: DispatchMode,
 
     /// What becomes of the packet that a worker died on. Default [`OnCrash::Close`], and nothing else in Base mode, where
-    /// a worker's connections go with it. (Swoole loses it silently.)
+    /// a worker's connections go with it. An address may have its own, see [`Listen`]. (Swoole loses it silently.)
     pub on_crash: OnCrash,
 
     /// With `on_crash = retry`: how many more workers get a packet that one has died on, 0..=100. Default 1. A packet
-    /// that this many more die on is poison: it is dropped, its connection is closed, and the log names it.
+    /// that this many more die on is poison: it is dropped, its connection is closed, and the log names it. An address may
+    /// have its own, see [`Listen`].
     pub crash_retries: u32,
 
     /// Seconds that a worker may be at one packet, 0..=86400, before the log tells of it once: which worker, the packet's

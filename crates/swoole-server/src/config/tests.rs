@@ -400,3 +400,30 @@ fn the_programs_own_flags_are_its_own() {
     let error = sources.load(["--quiet=no".into()], []).unwrap_err().to_string();
     assert_eq!(error, "flag --quiet: takes no value");
 }
+
+#[test]
+fn an_address_has_options_of_its_own() {
+    let text = "tcp://127.0.0.1:9502?on_crash=retry&crash_retries=3";
+    let listen: Listen = text.parse().unwrap();
+    assert_eq!((listen.on_crash, listen.crash_retries), (Some(OnCrash::Retry), Some(3)));
+    assert_eq!((listen.to_string().as_str(), listen.url().as_str()), (text, "tcp://127.0.0.1:9502"));
+    assert_eq!("unix:///a?".parse::<Listen>().unwrap().to_string(), "unix:///a");
+    for (options, complaint) in [
+        ("on_crash=maybe", "on_crash = maybe: must be close, retry or drop"),
+        ("crash_retries=-1", "crash_retries = -1: must be 0..=100"),
+        ("on_crash", "on_crash = : must be close, retry or drop"),
+        ("on_crash=drop&backlog=7", "an address has no option `backlog`, only on_crash and crash_retries"),
+    ] {
+        let text = format!("unix:///a?{options}");
+        assert_eq!(error(&["--listen", &text], &[]), format!("flag --listen: listen: `{text}`: {complaint}"));
+    }
+    assert_eq!(
+        error(&["--listen=unix:///a?crash_retries=101"], &[]),
+        "flag --listen: listen = unix:///a?crash_retries=101: crash_retries must be 0..=100"
+    );
+    assert_eq!(
+        error(&["--mode=base", "--listen=unix:///a?on_crash=drop"], &[]),
+        "flag --listen: listen = unix:///a?on_crash=drop: on_crash must be close in Base mode, where a worker's \
+         connections go with it"
+    );
+}

@@ -21,6 +21,9 @@ const DESCRIPTORS_PER_PEER: u64 = 8;
 /// Descriptors that the master has for each pair of worker and reactor which socketpairs join.
 const DESCRIPTORS_PER_SOCKETPAIR: u64 = 4;
 
+/// Completes "on_crash".
+const CLOSE_IN_BASE: &str = "must be close in Base mode, where a worker's connections go with it";
+
 impl Config {
     /// Checks every key, and the keys that bound each other.
     ///
@@ -58,6 +61,15 @@ impl Config {
             if address.tls || address.address.is_datagram() {
                 return Err(not_yet("listen", address));
             }
+            if let Some(retries) = address.crash_retries
+                && check_count("crash_retries", retries.into()).is_err()
+            {
+                let expected = format!("crash_retries must be {}", expected("crash_retries"));
+                return Err(ConfigError::value("listen", address, expected));
+            }
+            if self.mode == Mode::Base && address.on_crash.is_some_and(|policy| policy != OnCrash::Close) {
+                return Err(ConfigError::value("listen", address, format!("on_crash {CLOSE_IN_BASE}")));
+            }
         }
         Ok(())
     }
@@ -70,8 +82,7 @@ impl Config {
             }
         }
         if self.mode == Mode::Base && self.on_crash != OnCrash::Close {
-            let expected = "must be close in Base mode, where a worker's connections go with it";
-            return Err(ConfigError::value("on_crash", self.on_crash, expected));
+            return Err(ConfigError::value("on_crash", self.on_crash, CLOSE_IN_BASE));
         }
         Ok(())
     }

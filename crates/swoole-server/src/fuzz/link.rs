@@ -189,7 +189,7 @@ impl Link {
     pub fn die(&mut self, started: i8) {
         let started = self.reactor.sent().wrapping_add_signed(started.into());
         self.worker = None;
-        let casualties = self.reactor.settle(started, self.policy, &mut self.replies);
+        let casualties = self.reactor.settle(started, |_| self.policy, &mut self.replies);
         let packets = casualties.iter().filter_map(|casualty| casualty.packet());
         self.lost += packets.filter(|packet| packet.is_lost()).count();
         self.check();

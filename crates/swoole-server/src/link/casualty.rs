@@ -25,7 +25,7 @@ impl Casualty {
         sent: &Sent,
         parcel: Option<&Parcel>,
         handed: Option<Instant>,
-        policy: CrashPolicy,
+        policy: impl Fn(Session) -> CrashPolicy,
     ) -> Casualty {
         let Some(parcel) = parcel else { return Casualty { since: handed, ..Casualty::lost(sent) } };
         Casualty {
@@ -34,7 +34,7 @@ impl Casualty {
             size: parcel.bytes.len(),
             attempt: parcel.attempt,
             since: parcel.since.or(handed),
-            fate: policy.fate(parcel.attempt),
+            fate: policy(parcel.session).fate(parcel.attempt),
         }
     }
 

@@ -337,12 +337,12 @@ impl ReactorEnd {
     /// The worker is dead and reaped; `started` is the last record that it said it had begun.
     ///
     /// Its committed replies go out, the books are closed, and all that it had not begun is on its
-    /// way to the successor, the message that it had in hand before the rest if `policy` says so. Yields what is lost, and
+    /// way to the successor, the message that it had in hand before the rest if its client's `policy` says so. Yields what is lost, and
     /// what it had in hand.
     pub(crate) fn settle(
         &mut self,
         started: u64,
-        policy: CrashPolicy,
+        policy: impl Fn(Session) -> CrashPolicy,
         sink: &mut dyn ReplySink,
     ) -> Vec<Casualty> {
         self.broken = None;
@@ -364,7 +364,7 @@ impl ReactorEnd {
                 let packets = copies.as_ref().and_then(|ring| copy_out(ring, &sent));
                 packets.and_then(|packets| packets.into_iter().next())
             });
-            let casualty = Casualty::new(&sent, parcel.as_ref(), estate.since, policy);
+            let casualty = Casualty::new(&sent, parcel.as_ref(), estate.since, &policy);
             if let Some(parcel) = parcel.filter(|_| casualty.fate == Fate::Retried) {
                 let (attempt, since) = (casualty.attempt + 1, casualty.since);
                 unread.push_back(Rc::new(Parcel { attempt, since, ..parcel }));

@@ -157,7 +157,7 @@ fn of_a_batch_that_a_worker_died_in_the_rest_is_its_successors() {
     outlets.to(0).begin(number);
     outlets.to(0).send(session(1), b"never").unwrap();
     drop((inbox, outlets));
-    let [casualty] = bed.reactor.settle(number, policy(OnCrash::Close), &mut bed.replies)[..] else {
+    let [casualty] = bed.reactor.settle(number, |_| policy(OnCrash::Close), &mut bed.replies)[..] else {
         panic!("it had one in its hands")
     };
     assert_eq!((casualty.session, casualty.size, casualty.fate), (session(1), 8, Fate::Closed));
@@ -203,7 +203,7 @@ fn die_on_next(bed: &mut Bed, policy: CrashPolicy) -> (Vec<u8>, Casualty) {
     outlets.to(0).begin(number);
     outlets.to(0).send(session(1), b"never").unwrap();
     drop((inbox, outlets));
-    let casualties = bed.reactor.settle(number, policy, &mut bed.replies);
+    let casualties = bed.reactor.settle(number, |_| policy, &mut bed.replies);
     let (mut inbox, _) = bed.worker();
     let next = match inbox.next().unwrap() {
         Next::Message(message) => message.payload.to_vec(),
@@ -276,7 +276,7 @@ proptest! {
                 _ => {
                     // Between two packets, with nothing in its hands.
                     drop((inbox, outlets));
-                    prop_assert!(bed.reactor.settle(0, policy(OnCrash::Close), &mut bed.replies).is_empty());
+                    prop_assert!(bed.reactor.settle(0, |_| policy(OnCrash::Close), &mut bed.replies).is_empty());
                     (inbox, outlets) = bed.worker();
                 }
             }

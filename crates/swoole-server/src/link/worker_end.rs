@@ -11,9 +11,9 @@ use swoole_ipc::socketpair::Endpoint;
 use swoole_ipc::{Consumer, Producer};
 
 use super::{Lane, SOCKET_PACKET, SOCKET_PIECE, UNCOMMITTED_MAX, reply_cost};
-use crate::config::OnCrash;
+use crate::crash::{CrashPolicies, CrashPolicy};
 use crate::error::Error;
-use crate::session::Session;
+use crate::session::{Session, SessionTable};
 use crate::shared::{Lifeline, Shared};
 use crate::wire::{COMMIT, HEADER, Reply, ReplyKind, Request, RequestKind, packet_of};
 
@@ -374,7 +374,11 @@ impl Outlet {
 }
 
 /// The replies of one worker, to all reactors.
-pub(crate) struct Outlets(Vec<Outlet>);
+pub(crate) struct Outlets {
+    outlets: Vec<Outlet>,
+    /// What decides on each packet whether it may be begun again, if that is not the same for all.
+    mixed: Option<(CrashPolicies, SessionTable)>,
+}
 
 impl Outlets {
     /// `lanes`: that of this worker to each reactor.
@@ -384,24 +388,36 @@ impl Outlets {
         worker: u16,
     ) -> Result<Outlets, swoole_ipc::Error> {
         let room = &shared.rooms[usize::from(worker)];
-        let whole = shared.config.on_crash == OnCrash::Retry;
+        let whole = shared.crash_policies.only().is_some_and(CrashPolicy::retries);
         let outlets = lanes.iter().zip(&shared.reactor_bells).zip(0..).map(|((lane, bell), reactor)| {
             Outlet::open(lane, reactor, bell.clone(), room.clone(), shared.lifeline.clone(), whole)
         });
-        outlets.collect::<Result<_, _>>().map(Outlets)
+        let mixed = shared.crash_policies.only().is_none();
+        Ok(Outlets {
+            outlets: outlets.collect::<Result<_, _>>()?,
+            mixed: mixed.then(|| (shared.crash_policies.clone(), shared.sessions.clone())),
+        })
+    }
+
+    /// A packet of this client is begun.
+    pub(crate) fn take_up(&mut self, session: Session) {
+        if let Some((policies, sessions)) = &self.mixed {
+            let whole = policies.of(|| sessions.listener(session)).retries();
+            self.outlets.iter_mut().for_each(|outlet| outlet.whole = whole);
+        }
     }
 
     /// That to one reactor.
     pub(crate) fn to(&mut self, reactor: u16) -> &mut Outlet {
-        &mut self.0[usize::from(reactor)]
+        &mut self.outlets[usize::from(reactor)]
     }
 
     /// What was sent so far stands, and leaves now.
     pub(crate) fn flush(&mut self) -> Result<(), Error> {
-        if self.0.iter().any(|outlet| outlet.whole && outlet.ack != outlet.committed) {
+        if self.outlets.iter().any(|outlet| outlet.whole && outlet.ack != outlet.committed) {
             return Err(Error::Uncommitted { max: UNCOMMITTED_MAX });
         }
-        self.0.iter_mut().try_for_each(|outlet| {
+        self.outlets.iter_mut().try_for_each(|outlet| {
             outlet.flush()?;
             outlet.ring()
         })
@@ -411,23 +427,23 @@ impl Outlets {
     /// because they carry its ack.
     pub(crate) fn commit(&mut self, origin: Option<u16>) -> Result<(), Error> {
         let origin = origin.map(usize::from);
-        for (reactor, outlet) in self.0.iter_mut().enumerate() {
+        for (reactor, outlet) in self.outlets.iter_mut().enumerate() {
             if Some(reactor) != origin {
                 outlet.commit()?;
             }
         }
-        origin.map_or(Ok(()), |reactor| self.0[reactor].commit())
+        origin.map_or(Ok(()), |reactor| self.outlets[reactor].commit())
     }
 
     /// Whether [`commit`](Self::commit) would not wait for room; see [`Outlet::may_commit`].
     #[cfg(test)]
     pub(crate) fn may_commit(&mut self) -> Result<bool, Error> {
-        self.0.iter_mut().try_fold(true, |may, outlet| Ok(outlet.may_commit()? && may))
+        self.outlets.iter_mut().try_fold(true, |may, outlet| Ok(outlet.may_commit()? && may))
     }
 
     /// Wakes the reactors that have something to take.
     pub(crate) fn ring(&mut self) -> Result<(), Error> {
-        self.0.iter_mut().try_for_each(Outlet::ring)
+        self.outlets.iter_mut().try_for_each(Outlet::ring)
     }
 }
 

@@ -348,7 +348,7 @@ impl<H: Handler> Office<H> {
                 }
             }
         }
-        let addresses: Vec<String> = self.shared.addresses.iter().map(Listen::to_string).collect();
+        let addresses: Vec<String> = self.shared.addresses.iter().map(Listen::url).collect();
         tracing::info!("Server is ready on {}", addresses.join(", "));
         self.say_error("on_ready", |handler, master| handler.on_ready(master));
         if std::mem::take(&mut self.reload_wanted) {

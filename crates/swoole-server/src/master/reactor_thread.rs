@@ -10,7 +10,6 @@ use swoole_reactor::{Close, Event, Interest, Reactor, TimerId, Token, Trigger};
 
 use super::dealer::Dealer;
 use super::mailbox::{Command, Mailbox, Note, Occupancy};
-use crate::crash::CrashPolicy;
 use crate::desk::{Desk, Replies};
 use crate::error::{Error, Result};
 use crate::link::{Lane, Parcel, ReactorEnd};
@@ -291,7 +290,8 @@ impl ReactorThread {
         self.dealer.set_up(worker, false);
         let started = self.seat.shared.board.started(worker, usize::from(self.seat.id));
         let link = &mut self.dealer.links[index];
-        let policy = CrashPolicy::new(&self.seat.shared.config);
+        let Shared { crash_policies, sessions, .. } = &*self.seat.shared;
+        let policy = |session| crash_policies.of(|| sessions.listener(session));
         let casualties = link.settle(started, policy, &mut Replies { desk: &mut self.desk, reactor });
         let in_hand = casualties.iter().filter_map(|casualty| self.desk.mourn(reactor, casualty)).collect();
         if matches!(self.watches[index], Watch::Off)

@@ -329,6 +329,7 @@ fn deliver<H: Handler>(
     message: &Message<'_>,
 ) -> Result<()> {
     outlets.to(reactor).begin(record);
+    outlets.take_up(message.session);
     duty.shared.board.start(duty.id, reactor.into(), record);
     duty.shared.board.hold(duty.id, Some((message.session, message.payload.len())));
     let mut worker = Worker { duty, way: Way::Links(outlets) };

@@ -2,11 +2,12 @@
 
 use super::crash::{KILLS, kill_in_turn};
 use crate::cluster::bed::PATIENCE;
+use crate::cluster::client::Client;
 use crate::cluster::load::Load;
 use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, full, once};
 use crate::cluster::proc;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
 pub(super) static ALL: &[Scenario] = &[
@@ -27,6 +28,8 @@ pub(super) static ALL: &[Scenario] = &[
     full("crash_retry_large", "a packet of many fragments is delivered again, whole", retry_large)
         .in_process(),
     full("crash_drop", "a packet that kills its worker is dropped, and its connection goes on", drop_packet)
+        .in_process(),
+    full("crash_policy_by_listener", "each address has its own word on that, if it wants one", by_listener)
         .in_process(),
     once("crash_policy_base", "Base mode refuses what it cannot keep", base),
 ];
@@ -133,6 +136,52 @@ fn drop_packet(cx: &Cx) -> Result<()> {
     // Nothing is counted as under way any more: who has shut down his side is closed at once.
     client.finish()?;
     client.expect_close()?;
+    bed.stop()?;
+    Ok(())
+}
+
+fn by_listener(cx: &Cx) -> Result<()> {
+    let listen = ["", "?on_crash=retry&crash_retries=2", "?on_crash=drop"];
+    let launch = cx.testbed_bare().flag("worker-num", 1);
+    let launch = listen
+        .iter()
+        .fold(launch, |launch, options| launch.flag("listen", format!("tcp://127.0.0.1:0{options}")));
+    let bed = launch.start()?;
+    let clients = bed.ready.listen.iter().map(Client::connect).collect::<Result<Vec<_>>>()?;
+    let Ok([mut close, mut retry, mut dropped]) = <[Client; 3]>::try_from(clients) else {
+        bail!("the server listens on {:?}", bed.ready.listen);
+    };
+
+    let pid: i32 = close.ask_field("whoami", "pid")?;
+    close.tell("crash kill")?;
+    close.expect_close()?;
+    let deaths = |count: usize, lost: &str| {
+        let errors = bed.log.wait_count("on_worker_error", count, PATIENCE)?;
+        let last = &errors[count - 1].text;
+        ensure!(last.ends_with(&format!("requests={lost}")), "death {count}: {last:?}");
+        anyhow::Ok(())
+    };
+    deaths(1, "1")?;
+    bed.wait_successor(0, pid)?;
+
+    let pid: i32 = dropped.ask_field("whoami", "pid")?;
+    dropped.tell("crash kill")?;
+    dropped.expect("echo still there", "still there")?;
+    deaths(2, "1")?;
+    bed.wait_successor(0, pid)?;
+
+    // Killed from outside: the next one answers.
+    let pid: i32 = retry.ask_field("whoami", "pid")?;
+    bed.occupy(&mut retry, 300)?;
+    proc::signal(pid, Signal::KILL)?;
+    retry.expect_line("slept 300")?;
+    deaths(3, "0")?;
+    // Poison: 1 + crash_retries workers.
+    retry.tell("crash kill")?;
+    retry.expect_close()?;
+    deaths(5, "0")?;
+    deaths(6, "1")?;
+    dropped.expect("echo unharmed", "unharmed")?;
     bed.stop()?;
     Ok(())
 }

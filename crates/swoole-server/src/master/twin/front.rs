@@ -286,7 +286,7 @@ impl Front {
         dealer.set_up(worker, false);
         let started = counter.shared.board.started(worker, counter.id.into());
         let mut sink = Sink { counter, ledger, wrong: None };
-        let casualties = dealer.links[usize::from(worker)].settle(started, *policy, &mut sink);
+        let casualties = dealer.links[usize::from(worker)].settle(started, |_| *policy, &mut sink);
         sink.wrong.map_or(Ok(()), Err)?;
         ledger.check_received()?;
         let held = held.filter(|held| held.reactor == usize::from(counter.id));
