@@ -27,6 +27,8 @@
 //! assert_eq!(error.to_string(), "flag --worker-num: worker_num = 0: must be 1..=1024");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+#![doc = include_str!("bounds.md")]
 
 mod error;
 mod keys;

@@ -7,6 +7,7 @@ mod base;
 mod base_forward;
 mod base_retire;
 mod boot;
+mod bounds;
 mod commands;
 mod config;
 mod crash;
@@ -45,6 +46,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         config::ALL,
         operation::ALL,
         pressure::ALL,
+        bounds::ALL,
         hostile::ALL,
         base::ALL,
         base_retire::ALL,
