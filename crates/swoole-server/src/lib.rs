@@ -91,6 +91,7 @@ mod server;
 mod session;
 mod shared;
 mod stats;
+mod stop;
 mod wire;
 mod worker;
 

@@ -200,11 +200,14 @@ impl Bed {
 
     /// A client whose packets go to the given worker, under dispatch by connection.
     pub(super) fn connect_to_worker(&self, worker: u32) -> Result<Client> {
-        for _ in 0..256 {
+        // They stay: the place of one that leaves may be the next one's, and its worker as well.
+        let mut others = Vec::new();
+        while others.len() < 256 {
             let mut client = self.connect()?;
             if client.worker()? == worker {
                 return Ok(client);
             }
+            others.push(client);
         }
         bail!("of 256 connections, none went to worker {worker}")
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, WaitOptions, WaitStatus, pidfd_send_signal, waitpid};
-use swoole_reactor::{Close, Reactor};
+use swoole_reactor::{Close, Reactor, TimerId};
 
 use super::mailbox::Command;
 use super::{GRACE, MANAGER_MARGIN, Office, Stage};
@@ -12,6 +12,24 @@ use crate::config::CloseListen;
 use crate::control::Order;
 use crate::error::Error;
 use crate::handler::Handler;
+use crate::stop::{LAST_CALL, QUIET, QUIET_TURNS};
+
+/// The last turns that somebody is accepted in.
+pub(super) struct LastCall {
+    since: Instant,
+    /// The end of the present turn.
+    pub(super) timer: TimerId,
+    /// Somebody has come in it.
+    pub(super) heard: bool,
+    /// Turns in a row in which nobody has.
+    quiet: u32,
+}
+
+impl LastCall {
+    fn new(reactor: &mut Reactor) -> LastCall {
+        LastCall { since: Instant::now(), timer: reactor.timer(Duration::ZERO), heard: false, quiet: 0 }
+    }
+}
 
 /// How often a stop says what it waits for.
 const PROGRESS: Duration = Duration::from_secs(1);
@@ -29,19 +47,30 @@ impl<H: Handler> Office<H> {
         self.deadline = Instant::now() + within;
         self.set_alarm(reactor, within - GRACE.min(within / 4));
         self.progress = Some(reactor.timer(PROGRESS));
+        self.last_call = Some(LastCall::new(reactor));
+    }
+
+    /// Who had connected when the stop began is served: the kernel has done its part of that already. When nobody is left
+    /// in its queue, nobody else comes in.
+    pub(super) fn end_last_call(&mut self, reactor: &mut Reactor) {
+        let Some(mut call) = self.last_call.take() else { return };
+        reactor.cancel(call.timer);
+        call.quiet = if std::mem::take(&mut call.heard) { 0 } else { call.quiet + 1 };
+        let is_over = call.quiet >= QUIET_TURNS || call.since.elapsed() >= LAST_CALL;
+        if !is_over && self.stage == Stage::Draining {
+            call.timer = reactor.timer(call.quiet * QUIET);
+            self.last_call = Some(call);
+            return;
+        }
+        self.listeners.clear();
         match self.shared.config.close_listen {
-            CloseListen::First => self.close_listeners(reactor),
+            CloseListen::First => {
+                self.accepting.drain(..).for_each(|listener| reactor.close(listener, Close::Now));
+            }
             CloseListen::Last => self.accepting.iter().for_each(|listener| reactor.pause_accept(*listener)),
         }
         self.held.clear();
         self.crew.tell(|| Command::Drain);
-    }
-
-    fn close_listeners(&mut self, reactor: &mut Reactor) {
-        self.listeners.clear();
-        for listener in self.accepting.drain(..) {
-            reactor.close(listener, Close::Now);
-        }
     }
 
     /// Says what a stop that takes long waits for.
@@ -75,6 +104,7 @@ impl<H: Handler> Office<H> {
             return;
         }
         self.stage = Stage::Leaving;
+        self.end_last_call(reactor);
         let within = self.time_left();
         self.shared.board.set_stop_time(within);
         self.order(&Order::Stop { within_ms: within.as_millis() as u64 });

@@ -35,6 +35,11 @@ pub(super) static ALL: &[Scenario] = &[
         stop_silent_client,
     ),
     full(
+        "stop_answers_connected",
+        "who had connected before a stop, and was not accepted yet, is answered as well",
+        stop_answers_connected,
+    ),
+    full(
         "stop_listen_first",
         "close_listen = first: who connects while a stop drains is refused",
         stop_listen_first,
@@ -106,6 +111,34 @@ fn stop_stuck_worker(cx: &Cx) -> Result<()> {
     Ok(())
 }
 
+fn stop_answers_connected(cx: &Cx) -> Result<()> {
+    const CLIENTS: usize = 200;
+    for close_listen in ["first", "last"] {
+        let launch = cx.testbed().flag("worker-num", 2).flag("max-wait-time", 10);
+        let mut bed = launch.flag("close-listen", close_listen).start()?;
+        // All of them accept; then who would stands still.
+        (0..2).try_for_each(|worker| bed.connect_to_worker(worker).map(drop))?;
+        let holders = bed.holders();
+        holders.iter().try_for_each(|pid| proc::halt(*pid))?;
+        let mut clients = (0..CLIENTS).map(|_| bed.connect()).collect::<Result<Vec<_>>>()?;
+        for client in &mut clients {
+            client.tell("echo in time")?;
+        }
+        bed.signal_master(Signal::TERM)?;
+        if bed.is_base() {
+            bed.log.wait_line(Source::Stdout, &["on_before_shutdown"], PATIENCE)?;
+        }
+        holders.iter().try_for_each(|pid| proc::signal(*pid, Signal::CONT))?;
+        for (index, client) in clients.iter_mut().enumerate() {
+            client.expect_line("in time").with_context(|| format!("client {index}, {close_listen}"))?;
+            client.expect_close()?;
+        }
+        let status = bed.wait_gone(PATIENCE)?;
+        ensure!(status.code() == Some(0), "ended with {status}");
+    }
+    Ok(())
+}
+
 /// A stop that waits for a worker to wake up.
 fn long_stop(cx: &Cx, close_listen: &str) -> Result<(Bed, Client)> {
     let launch = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 20);
@@ -120,13 +153,12 @@ fn long_stop(cx: &Cx, close_listen: &str) -> Result<(Bed, Client)> {
 
 fn stop_listen_first(cx: &Cx) -> Result<()> {
     let (mut bed, mut client) = long_stop(cx, "first")?;
-    match Client::connect(bed.address()?) {
-        Ok(_) => bail!("a client was not refused"),
-        Err(error) => {
-            let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-            ensure!(kind == Some(std::io::ErrorKind::ConnectionRefused), "{error}");
-        }
-    }
+    // An io_uring lets go of a socket when what it is at with it is over.
+    let error = proc::until("a client to be refused", Duration::from_secs(1), || {
+        bed.address().and_then(Client::connect).err()
+    })?;
+    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    ensure!(kind == Some(std::io::ErrorKind::ConnectionRefused), "{error}");
     client.expect_line("slept")?;
     let status = bed.wait_gone(PATIENCE)?;
     ensure!(status.code() == Some(0), "ended with {status}");

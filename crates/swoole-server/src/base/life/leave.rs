@@ -12,6 +12,7 @@ use crate::config::CloseListen;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::shared::Shared;
+use crate::stop::{LAST_CALL, QUIET, QUIET_TURNS};
 use crate::worker::drain::{Drain, Step, time_for_work};
 use crate::worker::{Timers, callbacks};
 
@@ -78,6 +79,16 @@ impl<H: Handler> Life<'_, H> {
     /// Answers what has come, and ends.
     pub(super) fn stop(&mut self, reactor: &mut Reactor, within: Duration) -> Result<()> {
         let begun = Instant::now();
+        // What waits for a successor, and what clients have sent already.
+        self.duty.has_heir = false;
+        let (mut hands, desk) = self.hands();
+        desk.unpark(reactor, &mut hands, 0);
+        // Who had connected when the stop began is served: the kernel has done its part of that already.
+        let mut quiet = 0;
+        while quiet < QUIET_TURNS && begun.elapsed() < LAST_CALL.min(within / 4) {
+            let some = self.turn(reactor, Some(quiet * QUIET))? > 0;
+            quiet = if some { 0 } else { quiet + 1 };
+        }
         let is_first = self.duty.shared.config.close_listen == CloseListen::First;
         for listener in self.listeners.drain(..) {
             if is_first {
@@ -86,10 +97,6 @@ impl<H: Handler> Life<'_, H> {
                 reactor.pause_accept(listener);
             }
         }
-        // What waits for a successor, and what clients have sent already.
-        self.duty.has_heir = false;
-        let (mut hands, desk) = self.hands();
-        desk.unpark(reactor, &mut hands, 0);
         let mut unread = self.desk.unread(reactor);
         let mut left = Duration::ZERO;
         loop {
