@@ -79,7 +79,8 @@ impl<P: Program> Supervisor<P> {
     }
 
     /// Begins with processes that a supervisor before this one has left, instead of forking those; each counts as one
-    /// that is ready. They are retired, replaced and signalled like others, but they are no children, so how they end is
+    /// that is ready. One that is gone or [leaves](Adopted::leaving), and a slot without any, may be so because of its
+    /// turn ([`Options::reload_parallel`]), and has one until it is ready. They are retired, replaced and signalled like others, but they are no children, so how they end is
     /// for the program to tell: [`Program::vanished`], [`Control::ended`].
     #[must_use]
     pub fn adopt(mut self, adopted: Vec<Adopted>) -> Self {
@@ -164,7 +165,8 @@ impl<P: Program> Shell<P> {
     }
 
     fn adopt(&mut self, adopted: Adopted) {
-        let Adopted { slot, generation, pid, pidfd } = adopted;
+        let Adopted { slot, generation, pid, pidfd, leaving: is_leaving } = adopted;
+        let is_alive = pidfd.is_some();
         self.control.live.push((slot, generation, pid));
         self.processes.push(Process {
             slot,
@@ -176,7 +178,7 @@ impl<P: Program> Shell<P> {
             was_ready: true,
             forked: Instant::now(),
         });
-        self.apply(Event::Adopted { slot, generation, pid });
+        self.apply(Event::Adopted { slot, generation, pid, is_alive, is_leaving });
     }
 
     fn run(mut self) -> Result<Outcome<P>, Error> {

@@ -613,6 +613,7 @@ fn a_process_outlives_its_supervisor_and_is_adopted_by_the_next() {
                 generation: 1,
                 pid: worker,
                 pidfd: Some(pidfd.try_clone().unwrap()),
+                leaving: false,
             };
             let script = Script { run, told, keep: vec![kept], settle: Settle::Now };
             let supervisor = Supervisor::new(Options::default(), groups(&[1]), script).unwrap();
