@@ -190,11 +190,6 @@ impl<'a, H: Handler> Life<'a, H> {
         Ok(())
     }
 
-    /// Whether it has handled enough, and somebody is there who replaces it.
-    fn is_done(&self) -> bool {
-        self.duty.is_done() && self.duty.shared.board.manager_pid() != 0
-    }
-
     /// Takes what the reactors have sent, some from each; true if there was anything.
     fn pass(&mut self) -> Result<bool> {
         let mut worked = false;
@@ -234,7 +229,6 @@ impl<'a, H: Handler> Life<'a, H> {
                 if large {
                     self.inboxes[reactor].shed();
                 }
-                self.duty.retiring |= self.is_done();
                 self.untimed += 1;
                 if slow || self.untimed >= CLOCK_EVERY {
                     self.read_clock()?;

@@ -40,10 +40,6 @@ impl Turns {
         self.parallel
     }
 
-    pub(super) fn is_held(&self) -> bool {
-        self.held
-    }
-
     pub(super) fn is_away(&self, at: usize) -> bool {
         self.away.contains(&at)
     }
@@ -68,6 +64,11 @@ impl Turns {
         if !self.due.contains(&(at, generation)) {
             self.due.push_back((at, generation));
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_held(&self) -> bool {
+        self.held
     }
 
     #[cfg(test)]

@@ -19,6 +19,7 @@ mod packets;
 mod placement;
 mod pressure;
 mod programs;
+mod recycle;
 mod reload;
 mod shape;
 mod stop;
@@ -35,6 +36,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         crash::ALL,
         crash_policy::ALL,
         reload::ALL,
+        recycle::ALL,
         backlog::ALL,
         manager::ALL,
         stop::ALL,
