@@ -111,7 +111,7 @@ pub trait Handler {
         Ok(())
     }
 
-    /// A worker retires in order: reload, `max_request`, stop. Not called for one that dies.
+    /// A worker retires in order: reload, `max_request`, `max_memory`, stop. Not called for one that dies.
     fn on_worker_stop(&mut self, worker: &mut Worker) -> Result<()> {
         let _ = worker;
         Ok(())

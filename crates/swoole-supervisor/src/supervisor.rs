@@ -321,7 +321,10 @@ impl<P: Program> Shell<P> {
                     let event = self.spawn(slot, generation);
                     actions.extend(self.policy.handle(self.now(), event));
                 }
-                Action::Retire { slot } => self.send(slot, Signal::TERM),
+                Action::Retire { slot } => {
+                    self.program.retires(slot);
+                    self.send(slot, Signal::TERM);
+                }
                 Action::Kill { slot } => {
                     self.killed += u32::from(self.control.stopping);
                     self.send(slot, Signal::KILL);

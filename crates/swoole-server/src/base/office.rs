@@ -237,6 +237,10 @@ impl<H: Handler> Program for Office<H> {
         Settle::Now
     }
 
+    fn retires(&mut self, slot: SlotId) {
+        self.staff.retires(slot);
+    }
+
     fn report(&mut self, report: &Report, control: &mut Control) {
         self.staff.watch(control);
         match report {

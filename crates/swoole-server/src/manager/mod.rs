@@ -193,6 +193,10 @@ impl<H: Handler> Program for Office<H> {
         Settle::Now
     }
 
+    fn retires(&mut self, slot: SlotId) {
+        self.staff.retires(slot);
+    }
+
     fn report(&mut self, report: &Report, control: &mut Control) {
         control.watch(self.control.as_fd().as_raw_fd());
         self.staff.watch(control);

@@ -8,6 +8,7 @@ use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::time::{Duration, Instant};
 
+use rustix::param::page_size;
 use swoole_supervisor::{Control, SlotId};
 
 use super::WORKERS;
@@ -17,8 +18,9 @@ use crate::shared::Shared;
 
 /// How often the manager looks how large workers are.
 const PERIOD: Duration = Duration::from_secs(1);
-/// How long that may take in one go, while nobody is reaped or replaced. The kernel walks all pages of a process, which
-/// takes it about a millisecond for a gigabyte of small ones.
+/// How long that may take in one go, while nobody is reaped or replaced. To find out what is private, the kernel looks at
+/// every page, 25 ms for a gigabyte, and meanwhile the process gets no other memory; so that is asked only of those that
+/// have enough pages in all, which costs some microseconds.
 const GO: Duration = Duration::from_millis(10);
 
 /// Finds out who is due.
@@ -79,7 +81,7 @@ struct Scale {
 impl Scale {
     fn new(limit: u64, workers: u16) -> Result<Scale> {
         // Where the kernel does not tell, that is to be known at the start.
-        private_memory("self")
+        size_above("self", 0)
             .map_err(|error| Error::setup("look how large workers are (max_memory)", error))?;
         let timer = Timer::every(PERIOD).map_err(|error| {
             Error::setup("look how large workers are (timerfd)", std::io::Error::from(error))
@@ -106,12 +108,12 @@ impl Scale {
     }
 
     fn weigh_one(&mut self, worker: u16, generation: u32, pid: i32, control: &mut Control) {
-        let size = match private_memory(&pid.to_string()) {
-            Ok(size) => size,
+        let size = size_above(&pid.to_string(), self.limit).unwrap_or_else(|error| {
             // It may have ended this very moment.
-            Err(error) => return tracing::debug!("worker {worker} (pid {pid}): {error}"),
-        };
-        if size > self.limit {
+            tracing::debug!("worker {worker} (pid {pid}): {error}");
+            None
+        });
+        if let Some(size) = size {
             self.told[usize::from(worker)] = generation;
             tracing::warn!(
                 "worker {worker} (pid {pid}) has {} of private memory, more than max_memory = {}: it is replaced when its \
@@ -128,12 +130,22 @@ fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
-/// Bytes that this process has for itself alone.
-fn private_memory(pid: &str) -> std::io::Result<u64> {
-    let path = format!("/proc/{pid}/smaps_rollup");
+/// Bytes that this process has for itself alone, if they are more than `limit`.
+fn size_above(pid: &str, limit: u64) -> std::io::Result<Option<u64>> {
+    let resident = read(pid, "statm", |text| text.split(' ').nth(1)?.parse::<u64>().ok())?;
+    if resident.saturating_mul(page_size() as u64) <= limit {
+        return Ok(None);
+    }
+    let private = read(pid, "smaps_rollup", sum_private)?;
+    Ok(Some(private).filter(|private| *private > limit))
+}
+
+/// What a file says of a process.
+fn read(pid: &str, name: &str, parse: impl Fn(&str) -> Option<u64>) -> std::io::Result<u64> {
+    let path = format!("/proc/{pid}/{name}");
     let named = |error: std::io::Error| std::io::Error::new(error.kind(), format!("read {path}: {error}"));
     let text = fs::read_to_string(&path).map_err(named)?;
-    sum_private(&text).ok_or_else(|| named(std::io::Error::other("it does not tell what is private")))
+    parse(&text).ok_or_else(|| named(std::io::Error::other("it does not say how much memory there is")))
 }
 
 /// The sum of `Private_Clean` and `Private_Dirty`, in bytes (proc_pid_smaps(5)).
@@ -165,12 +177,15 @@ mod tests {
 
     #[test]
     fn a_process_has_what_it_has_written() {
-        let before = private_memory("self").unwrap();
-        let bytes = std::hint::black_box(vec![1_u8; 32 << 20]);
-        let after = private_memory("self").unwrap();
+        const MUCH: u64 = 32 << 20;
+        let before = size_above("self", 0).unwrap().unwrap();
+        let bytes = std::hint::black_box(vec![1_u8; MUCH as usize]);
+        let after = size_above("self", 0).unwrap().unwrap();
         // Other tests may give some back meanwhile.
-        assert!(after > before + (16 << 20), "{} is after {before}, {after}", bytes.len());
-        let error = private_memory("0").unwrap_err().to_string();
-        assert!(error.starts_with("read /proc/0/smaps_rollup: "), "{error}");
+        assert!(after > before + MUCH / 2, "{} is after {before}, {after}", bytes.len());
+        assert!(size_above("self", MUCH / 2).unwrap().is_some());
+        assert_eq!(size_above("self", 1 << 40).unwrap(), None);
+        let error = size_above("0", 0).unwrap_err().to_string();
+        assert!(error.starts_with("read /proc/0/statm: "), "{error}");
     }
 }

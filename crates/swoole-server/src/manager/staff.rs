@@ -106,6 +106,11 @@ impl<H: Handler> Staff<H> {
         self.set_state(slot, WorkerState::Running);
     }
 
+    /// It is about to be asked to leave. If this manager dies before it has, the next one has to know.
+    pub(crate) fn retires(&self, slot: SlotId) {
+        self.set_state(slot, WorkerState::Retiring);
+    }
+
     fn set_state(&self, slot: SlotId, state: WorkerState) {
         self.shared.board.set_worker_state(slot.slot, state);
     }
@@ -114,7 +119,6 @@ impl<H: Handler> Staff<H> {
     pub(crate) fn tell(&mut self, report: &Report) {
         match report {
             Report::Retiring { slot, .. } => {
-                self.set_state(*slot, WorkerState::Retiring);
                 // The signal alone may be taken for the one that told of another manager's death.
                 if let Err(error) = self.shared.bells[usize::from(slot.slot)].force() {
                     tracing::error!("wake worker {}: {error}", slot.slot);

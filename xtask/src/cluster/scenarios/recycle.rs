@@ -89,16 +89,21 @@ fn reload_parallel(cx: &Cx) -> Result<()> {
 }
 
 fn reload_parallel_failed(cx: &Cx) -> Result<()> {
-    let launch = cx.testbed().flag("worker-num", 6).flag("reload-parallel", 2).flag("start-time", 100);
-    let bed = launch.flag("crash-on-start", "2:2").start()?;
+    // To panic takes much less time than to start.
+    let launch = cx.testbed().flag("worker-num", 4).flag("reload-parallel", 2).flag("start-time", 1000);
+    let bed = launch.flag("crash-on-start", "0:2").start()?;
     let load = Load::start(bed.address()?, 6)?;
     bed.signal_master(Signal::USR1)?;
-    bed.log.wait_line(Source::Stderr, &["reload aborted", "slot 0.2"], PATIENCE)?;
-    proc::until("the next try of worker 2", PATIENCE, || (bed.lives()[&2].generation == 3).then_some(()))?;
+    let line = bed.log.wait_line(Source::Stderr, &["reload aborted", "slot 0.0"], PATIENCE)?;
+    ensure!(line.text.ends_with("2 slots keep their process"), "{:?}", line.text);
+    proc::until("the successors of both that were taken", PATIENCE, || {
+        let lives = bed.lives();
+        (lives[&0].generation == 3 && lives[&1].generation == 2).then_some(())
+    })?;
     load.wait_more(500)?;
     load.finish_unharmed()?;
     let lives = bed.lives();
-    ensure!(lives[&4].generation == 1 && lives[&5].generation == 1, "it went on: {lives:?}");
+    ensure!(lives[&2].generation == 1 && lives[&3].generation == 1, "it went on: {lives:?}");
     ensure!(most_away(&bed) == 2, "{} were away at once", most_away(&bed));
     bed.stop()?;
     Ok(())
@@ -136,12 +141,19 @@ fn and_reload(cx: &Cx) -> Result<()> {
     let launch = cx.testbed().flag("worker-num", 4).flag("start-time", 30);
     let bed = launch.flag("max-request", 50).flag("max-request-grace", 0).start()?;
     let load = Load::start(bed.address()?, 8)?;
+    let mut clients = one_for_each(&bed, 4)?;
     for round in 1..=3 {
+        // Each is due, whether or not the load comes to it, and some are being replaced.
+        clients.iter_mut().try_for_each(|client| client.tell_all(&["hold"; 50]))?;
         wait_generation(&bed, round + 1)?;
+        clients.iter_mut().try_for_each(|client| client.tell_all(&["hold"; 50]))?;
         bed.signal_master(Signal::USR1)?;
         bed.log.wait_count("on_after_reload", round as usize, PATIENCE)?;
     }
     load.finish_unharmed()?;
+    for client in &mut clients {
+        client.expect("echo still there", "still there")?;
+    }
     ensure!(most_away(&bed) == 1, "{} were away at once, of 1 that may", most_away(&bed));
     ensure!(bed.worker_errors().is_empty(), "{:?}", bed.worker_errors());
     bed.stop()?;
