@@ -79,9 +79,11 @@ impl<P: Program> Supervisor<P> {
     }
 
     /// Begins with processes that a supervisor before this one has left, instead of forking those; each counts as one
-    /// that is ready. One that is gone or [leaves](Adopted::leaving), and a slot without any, may be so because of its
-    /// turn ([`Options::reload_parallel`]), and has one until it is ready. They are retired, replaced and signalled like others, but they are no children, so how they end is
+    /// that is ready. They are retired, replaced and signalled like others, but they are no children, so how they end is
     /// for the program to tell: [`Program::vanished`], [`Control::ended`].
+    ///
+    /// A process that is gone or [leaves](Adopted::leaving), and a slot that has none, may be so because it was its turn
+    /// ([`Options::reload_parallel`]): until a successor is ready, it counts as one of those.
     #[must_use]
     pub fn adopt(mut self, adopted: Vec<Adopted>) -> Self {
         self.adopted = adopted;

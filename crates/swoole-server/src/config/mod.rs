@@ -172,7 +172,8 @@ pub struct Config {
     /// names it, with both figures. Default 0: no limit. Private is what the process alone has written or mapped
     /// (`Private_Clean` and `Private_Dirty` in `/proc/PID/smaps_rollup`): not the rings, and not what it shares with others
     /// since the fork. The manager looks at each worker about once a second; where that would take more than a hundredth
-    /// of its time, less often. With a limit that a worker exceeds from its start, it is replaced again and again. uWSGI: `reload-on-rss`, of all memory.
+    /// of its time, less often. With a limit that a worker exceeds from its start, it is replaced again and again. (Swoole
+    /// has no such key. uWSGI: `reload-on-rss`, of all memory.)
     #[serde(with = "value::size")]
     pub max_memory: usize,
 

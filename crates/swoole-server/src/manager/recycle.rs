@@ -53,7 +53,7 @@ impl Recycler {
         }
         let Some(scale) = self.scale.as_mut().filter(|scale| scale.timer.is(fd)) else { return false };
         scale.timer.hear();
-        scale.weigh(control);
+        scale.weigh(shared, control);
         true
     }
 }
@@ -89,15 +89,17 @@ impl Scale {
         Ok(Scale { timer, limit, next: 0, told: vec![0; workers.into()] })
     }
 
-    fn weigh(&mut self, control: &mut Control) {
+    fn weigh(&mut self, shared: &Shared, control: &mut Control) {
         let begun = Instant::now();
         for _ in 0..self.told.len() {
             let worker = self.next;
             self.next = (worker + 1) % self.told.len() as u16;
             let slot = SlotId { group: WORKERS, slot: worker };
             let process = control.pids().iter().find(|(live, ..)| *live == slot);
+            // The board knows nobody who is gone and not yet accounted for, and whose number may be anybody's.
             if let Some(&(_, generation, pid)) = process
                 && self.told[usize::from(worker)] != generation
+                && shared.board.worker_pid(worker) == pid.as_raw_pid()
             {
                 self.weigh_one(worker, generation, pid.as_raw_pid(), control);
             }

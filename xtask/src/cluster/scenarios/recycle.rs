@@ -42,6 +42,12 @@ pub(super) static ALL: &[Scenario] = &[
         without_manager,
     )
     .in_process(),
+    full(
+        "recycle_managers_killed",
+        "whenever managers die amid all that, no more workers are away at once than may be",
+        managers_killed,
+    )
+    .in_process(),
     full("max_memory", "a worker that has grown too large is replaced, and the log says why", max_memory),
 ];
 
@@ -118,8 +124,8 @@ fn in_turn(cx: &Cx) -> Result<()> {
     let launch = cx.testbed().flag("worker-num", 6).flag("reload-parallel", 2).flag("start-time", 30);
     let bed = launch.flag("max-request", 200).flag("max-request-grace", 0).start()?;
     let load = Load::start(bed.address()?, 12)?;
-    // All have had their share after a moment, long before the first of them has a successor.
     let mut clients = one_for_each(&bed, 6)?;
+    // They are as many as a worker may have, which it has had before one of those before it has a successor.
     let packets = ["hold"; 200];
     clients.iter_mut().try_for_each(|client| client.tell_all(&packets))?;
     for generation in 2..=4 {
@@ -211,6 +217,33 @@ fn without_manager(cx: &Cx) -> Result<()> {
         client.expect("echo still there", "still there")?;
     }
     ensure!(most_away(&bed) == 1, "{} were away at once", most_away(&bed));
+    ensure!(bed.worker_errors().is_empty(), "{:?}", bed.worker_errors());
+    bed.stop()?;
+    Ok(())
+}
+
+fn managers_killed(cx: &Cx) -> Result<()> {
+    let launch = cx.testbed().flag("worker-num", 4).flag("reload-parallel", 2).flag("start-time", 20);
+    let bed = launch.flag("max-request", 50).flag("max-request-grace", 0).start()?;
+    let load = Load::start(bed.address()?, 8)?;
+    let mut rng = cx.rng();
+    for round in 0..8 {
+        // The next of them comes when it comes: what is to be met is any state at all.
+        load.wait_more(rng.u64(1..2000))?;
+        bed.replace_manager().with_context(|| format!("round {round}"))?;
+        if rng.bool() {
+            bed.signal_master(Signal::USR1)?;
+        }
+    }
+    let generation = bed.lives().values().map(|life| life.generation).max().context("no workers")?;
+    let mut clients = one_for_each(&bed, 4)?;
+    proc::until("later generations of all workers", PATIENCE, || {
+        clients.iter_mut().try_for_each(|client| client.tell("hold")).ok()?;
+        bed.lives().values().all(|life| life.generation > generation).then_some(())
+    })?;
+    load.finish_unharmed()?;
+    let most = most_away(&bed);
+    ensure!((1..=2).contains(&most), "{most} were away at once, of 2 that may");
     ensure!(bed.worker_errors().is_empty(), "{:?}", bed.worker_errors());
     bed.stop()?;
     Ok(())
