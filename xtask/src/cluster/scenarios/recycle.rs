@@ -123,8 +123,8 @@ fn one_for_each(bed: &Bed, workers: u32) -> Result<Vec<Client>> {
 fn in_turn(cx: &Cx) -> Result<()> {
     let launch = cx.testbed().flag("worker-num", 6).flag("reload-parallel", 2).flag("start-time", 30);
     let bed = launch.flag("max-request", 200).flag("max-request-grace", 0).start()?;
-    let load = Load::start(bed.address()?, 12)?;
     let mut clients = one_for_each(&bed, 6)?;
+    let load = Load::start(bed.address()?, 12)?;
     // They are as many as a worker may have, which it has had before one of those before it has a successor.
     let packets = ["hold"; 200];
     clients.iter_mut().try_for_each(|client| client.tell_all(&packets))?;
@@ -146,8 +146,8 @@ fn in_turn(cx: &Cx) -> Result<()> {
 fn and_reload(cx: &Cx) -> Result<()> {
     let launch = cx.testbed().flag("worker-num", 4).flag("start-time", 30);
     let bed = launch.flag("max-request", 50).flag("max-request-grace", 0).start()?;
-    let load = Load::start(bed.address()?, 8)?;
     let mut clients = one_for_each(&bed, 4)?;
+    let load = Load::start(bed.address()?, 8)?;
     for round in 1..=3 {
         // Each is due, whether or not the load comes to it, and some are being replaced.
         clients.iter_mut().try_for_each(|client| client.tell_all(&["hold"; 50]))?;
@@ -225,6 +225,7 @@ fn without_manager(cx: &Cx) -> Result<()> {
 fn managers_killed(cx: &Cx) -> Result<()> {
     let launch = cx.testbed().flag("worker-num", 4).flag("reload-parallel", 2).flag("start-time", 20);
     let bed = launch.flag("max-request", 50).flag("max-request-grace", 0).start()?;
+    let mut clients = one_for_each(&bed, 4)?;
     let load = Load::start(bed.address()?, 8)?;
     let mut rng = cx.rng();
     for round in 0..8 {
@@ -236,7 +237,6 @@ fn managers_killed(cx: &Cx) -> Result<()> {
         }
     }
     let generation = bed.lives().values().map(|life| life.generation).max().context("no workers")?;
-    let mut clients = one_for_each(&bed, 4)?;
     proc::until("later generations of all workers", PATIENCE, || {
         clients.iter_mut().try_for_each(|client| client.tell("hold")).ok()?;
         bed.lives().values().all(|life| life.generation > generation).then_some(())
