@@ -37,6 +37,11 @@ pub(super) static ALL: &[Scenario] = &[
         failed_start,
     ),
     full(
+        "recycle_in_stop",
+        "a stop while workers are due, and some being replaced, answers what has come",
+        in_stop,
+    ),
+    full(
         "recycle_without_manager",
         "who is due while there is no manager serves on, and is replaced by the next one",
         without_manager,
@@ -188,6 +193,32 @@ fn failed_start(cx: &Cx) -> Result<()> {
         client.expect("echo still there", "still there")?;
     }
     bed.stop()?;
+    Ok(())
+}
+
+fn in_stop(cx: &Cx) -> Result<()> {
+    let mut rng = cx.rng();
+    for round in 0..4 {
+        let launch = cx.testbed().flag("worker-num", 4).flag("start-time", 50).flag("max-wait-time", 10);
+        let mut bed = launch.flag("max-request", 10).flag("max-request-grace", 0).start()?;
+        let mut clients = one_for_each(&bed, 4)?;
+        clients.iter_mut().try_for_each(|client| client.tell_all(&["echo due"; 20]))?;
+        // However many of them have had their turn by then.
+        let gone = rng.usize(0..4);
+        bed.log.wait_count("on_worker_stop", gone, PATIENCE)?;
+        clients.iter_mut().try_for_each(|client| client.tell_all(&["echo late"; 20]))?;
+        clients.iter().try_for_each(|client| bed.wait_accepted(client))?;
+        bed.signal_master(Signal::TERM)?;
+        for (index, client) in clients.iter_mut().enumerate() {
+            for reply in [["due"; 20], ["late"; 20]].as_flattened() {
+                client.expect_line(reply).with_context(|| format!("round {round}, client {index}"))?;
+            }
+            client.expect_close()?;
+        }
+        ensure!(bed.wait_gone(PATIENCE)?.success(), "round {round}: the stop failed");
+        let errors = bed.worker_errors();
+        ensure!(errors.is_empty(), "round {round}: {errors:?}");
+    }
     Ok(())
 }
 
