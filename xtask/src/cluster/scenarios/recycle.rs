@@ -173,7 +173,7 @@ fn and_reload(cx: &Cx) -> Result<()> {
 
 fn failed_start(cx: &Cx) -> Result<()> {
     let launch = cx.testbed().flag("worker-num", 2).flag("max-request", 20).flag("max-request-grace", 0);
-    let launch = launch.flag("hang-on-start", "0:2").flag("worker-start-timeout", 1);
+    let launch = launch.flag("hang-on-start", "0:2").flag("worker-start-timeout", 2);
     let bed = launch.start()?;
     let mut clients = one_for_each(&bed, 2)?;
     let pids = [0, 1].map(|worker| bed.lives()[&worker].pid);
@@ -182,7 +182,7 @@ fn failed_start(cx: &Cx) -> Result<()> {
     proc::until("the end of worker 0", PATIENCE, || (!proc::alive(pids[0])).then_some(()))?;
     // Its successor has not started, so this one has to wait, and serves.
     clients[1].tell_all(&packets)?;
-    for _ in 0..100 {
+    for _ in 0..30 {
         let pid: i32 = clients[1].ask_field("whoami", "pid")?;
         ensure!(pid == pids[1], "worker 1 was replaced while worker 0 was away");
     }
