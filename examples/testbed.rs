@@ -41,6 +41,8 @@ struct Testbed {
     /// This one never returns from its start.
     hang_on_start: Option<Life>,
     later: Later,
+    /// How long each takes to start.
+    start_time: Duration,
 }
 
 /// A worker, and which process of its slot; `None` for any.
@@ -117,6 +119,7 @@ impl Handler for Testbed {
         while is_this(self.hang_on_start) {
             std::thread::park();
         }
+        std::thread::sleep(self.start_time);
         say(format!("on_worker_start worker={id} pid={pid} generation={generation}"))
     }
 
@@ -222,6 +225,11 @@ impl Testbed {
                 ok()
             }
             Command::Big(bytes) => Ok(Some(vec![b'x'; bytes])),
+            Command::Leak(bytes) => {
+                // Written to, or the kernel would not have to give it.
+                std::mem::forget(std::hint::black_box(vec![b'x'; bytes]));
+                text(format!("leaked {bytes}"))
+            }
             Command::Sum(bytes) => text(format!("{:08x}", command::crc32(bytes))),
             Command::Stats => text(worker.stats().to_json()),
             Command::Reload => worker.reload().and_then(|()| ok()),
@@ -284,7 +292,8 @@ fn run() -> Result<()> {
     defaults.framing = Framing::Eof;
     defaults.package_eof = b"\n".to_vec();
 
-    let (mut crash_on_start, mut hang_on_start, mut spawn_thread) = (None, None, false);
+    let (mut crash_on_start, mut hang_on_start, mut start_time) = (None, None, None);
+    let mut spawn_thread = false;
     let config = Sources::new(defaults)
         .option(
             "crash-on-start",
@@ -298,6 +307,7 @@ fn run() -> Result<()> {
             "this worker never gets done with its start",
             &mut hang_on_start,
         )
+        .option("start-time", "MS", "each worker takes so long to start; default 0", &mut start_time)
         .switch(
             "spawn-thread",
             "a thread is started before the server, which refuses that",
@@ -310,6 +320,9 @@ fn run() -> Result<()> {
     };
     let crash_on_start = life("crash-on-start", crash_on_start)?;
     let hang_on_start = life("hang-on-start", hang_on_start)?;
+    let start_time = start_time.as_deref().unwrap_or("0").parse().map(Duration::from_millis);
+    let start_time =
+        start_time.map_err(|_| Error::from("flag --start-time: must be milliseconds".to_owned()))?;
     if spawn_thread {
         std::thread::spawn(std::thread::park);
     }
@@ -319,6 +332,7 @@ fn run() -> Result<()> {
         crash_on_start,
         hang_on_start,
         later: Later::default(),
+        start_time,
     };
     Server::new(config).run(testbed)
 }

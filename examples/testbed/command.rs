@@ -18,6 +18,7 @@
 //! | `forget` | `ok`, and a reply is open for ever |
 //! | `spawn MS` | the worker starts a process that lives for so long; `pid=PID` |
 //! | `big N` | N bytes of `x` |
+//! | `leak N` | the worker keeps N bytes of memory for as long as it lives; `leaked N` |
 //! | `sum BYTES...` | the crc32 of the bytes, in hex |
 //! | `stats` | the server's statistics, one line of JSON |
 //! | `reload`, `shutdown` | `ok`, then it happens |
@@ -48,6 +49,7 @@ pub(crate) enum Command<'a> {
     Forget,
     Spawn(u64),
     Big(usize),
+    Leak(usize),
     Sum(&'a [u8]),
     Stats,
     Reload,
@@ -65,7 +67,7 @@ pub(crate) enum Crash {
     Exit(u8),
 }
 
-/// Bytes of the largest reply that `big` makes.
+/// Bytes of the largest reply that `big` makes, and that `leak` keeps at once.
 const BIG_MAX: usize = 1 << 30;
 
 impl<'a> Command<'a> {
@@ -103,10 +105,8 @@ impl<'a> Command<'a> {
                 Command::Reply(number(ms, "reply MS TEXT")?, text)
             }
             b"spawn" => Command::Spawn(number(rest, "spawn MS")?),
-            b"big" => match number(rest, "big BYTES")? {
-                bytes if bytes <= BIG_MAX => Command::Big(bytes),
-                _ => return Err(format!("big takes at most {BIG_MAX} bytes")),
-            },
+            b"big" => Command::Big(amount(rest, "big")?),
+            b"leak" => Command::Leak(amount(rest, "leak")?),
             b"crash" => Command::Crash(Crash::parse(rest)?),
             _ if !rest.is_empty() => return Err(unknown()),
             b"whoami" => Command::Whoami,
@@ -147,6 +147,14 @@ fn number<T: FromStr>(text: &[u8], expected: &str) -> Result<T, String> {
 
 fn optional<T: FromStr>(text: &[u8], expected: &str) -> Result<Option<T>, String> {
     if text.is_empty() { Ok(None) } else { number(text, expected).map(Some) }
+}
+
+/// Bytes, for the command of this name.
+fn amount(text: &[u8], name: &str) -> Result<usize, String> {
+    match number(text, &format!("{name} BYTES"))? {
+        bytes if bytes <= BIG_MAX => Ok(bytes),
+        _ => Err(format!("{name} takes at most {BIG_MAX} bytes")),
+    }
 }
 
 fn usage(expected: &str) -> String {
@@ -198,6 +206,7 @@ mod tests {
             (b"forget", Command::Forget),
             (b"hold what may", Command::Hold),
             (b"big 1073741824", Command::Big(BIG_MAX)),
+            (b"leak 4096", Command::Leak(4096)),
             (b"crash exit 255", Command::Crash(Crash::Exit(255))),
             (b"crash segv", Command::Crash(Crash::Segv)),
             (b"sum a b", Command::Sum(b"a b")),
@@ -222,6 +231,8 @@ mod tests {
             (b"reply a", "usage: reply MS TEXT"),
             (b"sleep 1 ", "usage: sleep MS"),
             (b"big 1073741825", "big takes at most 1073741824 bytes"),
+            (b"leak", "usage: leak BYTES"),
+            (b"leak 1073741825", "leak takes at most 1073741824 bytes"),
             (b"send", "usage: send SESSION TEXT"),
             (b"send x y", "usage: send SESSION TEXT"),
             (b"stop 65536", "usage: stop, or stop WORKER"),

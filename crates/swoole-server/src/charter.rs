@@ -23,6 +23,7 @@ use crate::link::Lane;
 use crate::manager::WORKERS;
 use crate::plan::{LAYOUT, Plan};
 use crate::shared::{Lifeline, Links, Parts, Shared};
+use crate::stats::WorkerState;
 
 /// What the kernel is asked to hold; enough for the descriptors of the largest server.
 const BUFFER: usize = 1 << 20;
@@ -71,7 +72,8 @@ impl Charter {
         heirs: &[(Heir, Option<&OwnedFd>)],
     ) -> Result<(Endpoint, OwnedFd)> {
         let memory = links.memory().ok_or_else(|| broken("the shared memory is closed here"))?;
-        let mut descriptors = vec![control.as_fd(), memory.as_fd(), shared.lifeline.as_fd()];
+        let mut descriptors =
+            vec![control.as_fd(), memory.as_fd(), shared.lifeline.as_fd(), shared.manager_bell.as_fd()];
         let bells = [&shared.bells, &shared.rooms, &shared.reactor_bells];
         descriptors.extend(bells.into_iter().flatten().map(|bell| bell.as_fd()));
         descriptors.extend(links.sockets().iter().flatten().flat_map(|lane| lane.fds()));
@@ -152,7 +154,7 @@ impl Text {
         let failed = |error: swoole_ipc::Error| Error::setup("take up what the server shares", error);
         let control = Endpoint::from_fd(Kind::SeqPacket, next()?).map_err(failed)?;
         let memory = Memory::from_fd("swoole", next()?).map_err(failed)?;
-        let lifeline = Lifeline::new(next()?);
+        let (lifeline, manager_bell) = (Lifeline::new(next()?), next()?);
         let mut several = |count: usize| (0..count).map(|_| next()).collect::<Result<Vec<_>>>();
         let [bells, rooms, reactor_bells] = plan.bell_nums();
         let (bells, rooms, reactor_bells) = (several(bells)?, several(rooms)?, several(reactor_bells)?);
@@ -167,11 +169,15 @@ impl Text {
             let Heir { generation, pid, alive } = heir;
             let pid = Pid::from_raw(pid).ok_or_else(|| broken("a worker has no pid"))?;
             let pidfd = if alive { Some(next()?) } else { None };
-            Ok(Adopted { slot: SlotId { group: WORKERS, slot }, generation, pid, pidfd })
+            Ok(Adopted { slot: SlotId { group: WORKERS, slot }, generation, pid, pidfd, leaving: false })
         };
-        let adopted = heirs.into_iter().zip(0..).map(adopt).collect::<Result<_>>()?;
-        let parts = Parts { memory, lifeline, bells, rooms, reactor_bells, sockets };
+        let mut adopted = heirs.into_iter().zip(0..).map(adopt).collect::<Result<Vec<_>>>()?;
+        let parts = Parts { memory, lifeline, manager_bell, bells, rooms, reactor_bells, sockets };
         let (shared, links) = Shared::assemble(config, addresses, keep, plan, parts)?;
+        for worker in &mut adopted {
+            // Whatever it was asked for by the last manager, that one cannot see it through.
+            worker.leaving = shared.board.worker_state(worker.slot.slot) == WorkerState::Retiring;
+        }
         let master = Pid::from_raw(master).ok_or_else(|| broken("there is no master"))?;
         Ok(Charter { shared, links, control, master, adopted })
     }
@@ -179,9 +185,11 @@ impl Text {
 
 #[cfg(test)]
 mod tests {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
     use super::*;
+    use crate::shared::ManagerBell;
 
     fn config(ipc: Ipc) -> Config {
         let mut config = Config { worker_num: 2, reactor_num: 2, ring_size: 16384, ipc, ..Config::default() };
@@ -197,6 +205,8 @@ mod tests {
             let (shared, links, _hold) =
                 Shared::create(config.clone(), config.listen.clone(), vec![]).unwrap();
             shared.board.set_worker_pid(1, 4711);
+            shared.board.set_worker_state(1, WorkerState::Retiring);
+            shared.manager_bell.ring().unwrap();
             let (ours, theirs) = crate::control::pair().unwrap();
             let process = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
             let heir = |generation, alive| Heir { generation, pid: 77, alive };
@@ -210,12 +220,19 @@ mod tests {
             assert_eq!(charter.shared.board.worker_pid(1), 4711);
             assert_eq!(charter.master, getpid());
             let adopted = charter.adopted.iter();
-            let adopted = adopted.map(|it| (it.slot.slot, it.generation, it.pidfd.is_some()));
-            assert_eq!(adopted.collect::<Vec<_>>(), [(0, 3, true), (1, 9, false)]);
+            let adopted = adopted.map(|it| (it.slot.slot, it.generation, it.pidfd.is_some(), it.leaving));
+            assert_eq!(adopted.collect::<Vec<_>>(), [(0, 3, true, false), (1, 9, false, true)]);
             assert_eq!(charter.links.open(1).unwrap().len(), 2);
             // The bells are the same ones, and so is the channel.
             shared.bells[1].arm();
             assert!(charter.shared.bells[1].is_armed());
+            let is_rung = |bell: &ManagerBell| {
+                let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+                poll(&mut [PollFd::new(bell, PollFlags::IN)], Some(&now)).unwrap() > 0
+            };
+            assert!(is_rung(&charter.shared.manager_bell), "rung before there was anybody to hear it");
+            charter.shared.manager_bell.silence();
+            assert!(!is_rung(&shared.manager_bell));
             crate::control::send_news(&charter.control, &crate::control::News::Started).unwrap();
             let news = crate::control::Orders::new(ours).next_news().unwrap();
             assert_eq!(news, Some(crate::control::News::Started));

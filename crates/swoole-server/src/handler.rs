@@ -111,7 +111,7 @@ pub trait Handler {
         Ok(())
     }
 
-    /// A worker is to leave in order (reload, `max_request`, stop), takes no more packets, and has not finished what it has
+    /// A worker is to leave in order (reload, `max_request`, `max_memory`, stop), takes no more packets, and has not finished what it has
     /// begun: [timers](Worker::after) are set, or [replies open](Worker::open_reply). Called at once, then after each timer,
     /// and every 100 ms, until nothing is left or the time is over: `max_wait_time`, less a quarter and half a second at
     /// most for what comes after. What is alive then, the log tells, and it ends with the worker. Packets that have come
@@ -126,7 +126,7 @@ pub trait Handler {
         Ok(())
     }
 
-    /// A worker retires in order: reload, `max_request`, stop. Not called for one that dies. In a stop
+    /// A worker retires in order: reload, `max_request`, `max_memory`, stop. Not called for one that dies. In a stop
     /// ([`Worker::is_stopping`]) this is the time to tell clients that the connection ends: what is sent here, they get.
     fn on_worker_stop(&mut self, worker: &mut Worker) -> Result<()> {
         let _ = worker;

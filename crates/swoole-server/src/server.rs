@@ -126,7 +126,7 @@ impl Server {
     /// |---|---|
     /// | `SIGTERM`, `SIGINT`, `SIGQUIT` | stop in order: every packet that came is answered, within `max_wait_time` |
     /// | `SIGINT` while it stops | stop at once: what is not answered yet is lost |
-    /// | `SIGUSR1` | reload: new workers, as [`Config::reload_mode`] says; no connection notices |
+    /// | `SIGUSR1` | reload: new workers, as [`Config::reload_mode`] and [`Config::reload_parallel`] say; no connection notices |
     /// | `SIGHUP` | the log file is opened anew, in all processes |
     ///
     /// # Errors

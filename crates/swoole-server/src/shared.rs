@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
 use rustix::pipe::{PipeFlags, pipe_with};
 use swoole_ipc::socketpair::Endpoint;
 use swoole_ipc::words::Words;
@@ -43,6 +44,7 @@ pub(crate) struct Shared {
     pub(crate) rooms: Vec<Doorbell>,
     /// Wakes a reactor that waits for replies, by reactor.
     pub(crate) reactor_bells: Vec<Doorbell>,
+    pub(crate) manager_bell: ManagerBell,
     pub(crate) lifeline: Lifeline,
     /// Descriptors of the user's that every process keeps.
     pub(crate) keep: Vec<RawFd>,
@@ -52,6 +54,7 @@ pub(crate) struct Shared {
 pub(crate) struct Parts {
     pub(crate) memory: Memory,
     pub(crate) lifeline: Lifeline,
+    pub(crate) manager_bell: OwnedFd,
     /// By worker, by worker, by reactor.
     pub(crate) bells: Vec<OwnedFd>,
     pub(crate) rooms: Vec<OwnedFd>,
@@ -87,9 +90,12 @@ impl Shared {
         let memory = Memory::create("swoole", plan.size)
             .map_err(|error| Error::setup(format!("make the shared memory ({} bytes)", plan.size), error))?;
         let [worker_bells, rooms, reactor_bells] = plan.bell_nums();
+        let manager_bell = Doorbell::event("manager-bell")
+            .map_err(|error| Error::setup("make the manager's bell (an eventfd)", error))?;
         let parts = Parts {
             memory,
             lifeline,
+            manager_bell,
             bells: bells("worker-bells", worker_bells)?,
             rooms: bells("worker-rooms", rooms)?,
             reactor_bells: bells("reactor-bells", reactor_bells)?,
@@ -107,7 +113,7 @@ impl Shared {
         plan: Plan,
         parts: Parts,
     ) -> Result<(Shared, Links)> {
-        let Parts { memory, lifeline, bells, rooms, reactor_bells, sockets } = parts;
+        let Parts { memory, lifeline, manager_bell, bells, rooms, reactor_bells, sockets } = parts;
         let words = plan.bells(&memory).map_err(|error| Error::setup("map the doorbells", error))?;
         let together = |words: Vec<Words>, events: Vec<OwnedFd>| {
             words.into_iter().zip(events).map(|(word, event)| Doorbell::new(word, event)).collect()
@@ -121,6 +127,7 @@ impl Shared {
             bells: together(bell_words, bells),
             rooms: together(room_words, rooms),
             reactor_bells: together(reactor_bell_words, reactor_bells),
+            manager_bell: ManagerBell(manager_bell),
             lifeline,
             keep,
             crash_policies: CrashPolicies::new(&config, &addresses),
@@ -168,8 +175,8 @@ impl Shared {
     }
 
     fn common_keep(&self) -> impl Iterator<Item = RawFd> + '_ {
-        let lifeline = self.lifeline.as_fd().as_raw_fd();
-        self.keep.iter().copied().chain([lifeline]).chain(crate::log::descriptor())
+        let own = [self.lifeline.as_fd().as_raw_fd(), self.manager_bell.as_fd().as_raw_fd()];
+        self.keep.iter().copied().chain(own).chain(crate::log::descriptor())
     }
 }
 
@@ -229,6 +236,33 @@ impl Links {
 
     pub(crate) fn sockets(&self) -> &[Vec<Arc<Lane>>] {
         &self.sockets
+    }
+}
+
+/// Rung by workers that have something to tell their manager, which stands on the board by then: an eventfd(2). It stays
+/// rung while there is no manager, for the next one.
+#[derive(Debug)]
+pub(crate) struct ManagerBell(OwnedFd);
+
+impl ManagerBell {
+    pub(crate) fn ring(&self) -> rustix::io::Result<()> {
+        match retry_on_intr(|| rustix::io::write(&self.0, &1_u64.to_ne_bytes())) {
+            // A full counter is as loud as one more.
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The manager has heard it.
+    pub(crate) fn silence(&self) {
+        // Nothing to read is nothing to silence.
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+    }
+}
+
+impl AsFd for ManagerBell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -47,10 +47,26 @@ impl Control {
         self.requests.push(Event::Reload { scope, mode });
     }
 
-    /// Asks the process of `slot` to retire; a successor takes its place. A slot that has no process is left
-    /// alone.
+    /// Asks the process of `slot` to retire, whoever else does; a successor takes its place. A slot that has no process
+    /// is left alone.
     pub fn retire(&mut self, slot: SlotId) {
         self.requests.push(Event::Retire { slot });
+    }
+
+    /// Asks the process of `slot` to retire when its turn comes, and a successor to take its place: together with those
+    /// that a rolling reload replaces, no more than [`Options::reload_parallel`](crate::Options::reload_parallel) of a
+    /// group are out of service at once. Whose successor cannot start keeps its turn, so that the others go on.
+    ///
+    /// Meant is this generation of the process. If it is another one when the turn comes, nothing happens; to ask twice
+    /// is to ask once.
+    pub fn recycle(&mut self, slot: SlotId, generation: u32) {
+        self.requests.push(Event::Recycle { slot, generation });
+    }
+
+    /// From now on nobody is asked to retire in its turn: a reload stays where it is, and no process is recycled. For a
+    /// [`stop`](Self::stop) that has to wait for successors that are on their way.
+    pub fn hold_turns(&mut self) {
+        self.requests.push(Event::Hold);
     }
 
     /// Asks all processes to retire, replaces none from now on, and kills those that are alive after

@@ -40,7 +40,8 @@ pub enum Scope {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReloadMode {
     /// One slot after another: its process retires, its successor gets ready, then the next. At most one
-    /// slot is out of service, and a successor that cannot start stops the reload before it does more harm.
+    /// slot is out of service, or as many as [`Options::reload_parallel`](crate::Options::reload_parallel) says, and a
+    /// successor that cannot start stops the reload before it does more harm.
     #[default]
     Rolling,
     /// All slots at the same time: quick, and nobody serves until the first successor is ready.

@@ -92,6 +92,11 @@ impl Model {
         self.handle(now, Event::Retire { slot })
     }
 
+    /// Somebody wants a new process in this slot instead of the one of this generation, when its turn comes.
+    pub fn recycle(&mut self, now: Duration, slot: SlotId, generation: u32) -> Vec<Order> {
+        self.handle(now, Event::Recycle { slot, generation })
+    }
+
     /// Somebody wants the end.
     pub fn stop(&mut self, now: Duration, within: Duration) -> Vec<Order> {
         self.handle(now, Event::Stop { within })

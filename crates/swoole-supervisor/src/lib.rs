@@ -2,7 +2,7 @@
 //!
 //! A [`Supervisor`] keeps a fixed number of processes alive, each in its *slot*: when one dies, the next
 //! *generation* takes its place, at once at first, more and more slowly while it keeps dying. It replaces them
-//! one by one on `SIGUSR1` and ends them in good order on `SIGTERM`. What the processes do is up to your
+//! one by one, or [a few at a time](Options::reload_parallel), on `SIGUSR1`, and ends them in good order on `SIGTERM`. What the processes do is up to your
 //! [`Program`]; this crate knows nothing of networks.
 //!
 //! # Example

@@ -15,6 +15,10 @@ pub struct Options {
     pub start_timeout: Option<Duration>,
     /// How a reload goes about it unless it is asked for in another way. Default [`ReloadMode::Rolling`].
     pub reload_mode: ReloadMode,
+    /// How many processes of a group may be out of service at once because they are replaced by a rolling reload or
+    /// [recycled](crate::Control::recycle): the next one retires when a successor of one before it is ready. At least 1;
+    /// default 1. More than there are slots is all of them.
+    pub reload_parallel: u16,
     /// The wait before a process that died is replaced.
     pub backoff: Backoff,
     /// A process that has been ready for this long clears its slot's record of deaths. Default 10 s.
@@ -32,6 +36,7 @@ impl Default for Options {
             max_wait: Duration::from_secs(3),
             start_timeout: None,
             reload_mode: ReloadMode::default(),
+            reload_parallel: 1,
             backoff: Backoff::default(),
             stable_after: Duration::from_secs(10),
             restart_intensity: 10,
@@ -47,6 +52,9 @@ pub enum OptionsError {
     /// [`Options::restart_intensity`] is 0.
     #[error("restart_intensity is 0, so a slot would be failing before it starts; give 1 or more")]
     RestartIntensity,
+    /// [`Options::reload_parallel`] is 0.
+    #[error("reload_parallel is 0, so a reload could never begin; give 1 or more")]
+    ReloadParallel,
     /// [`Backoff::first`] is above [`Backoff::max`].
     #[error("backoff.first ({first:?}) is longer than backoff.max ({max:?}); give at most that")]
     Backoff {
@@ -68,6 +76,8 @@ impl Options {
         let Backoff { first, max, jitter, .. } = self.backoff;
         if self.restart_intensity == 0 {
             Err(OptionsError::RestartIntensity)
+        } else if self.reload_parallel == 0 {
+            Err(OptionsError::ReloadParallel)
         } else if first > max {
             Err(OptionsError::Backoff { first, max })
         } else if !(0.0..=1.0).contains(&jitter) {

@@ -23,7 +23,8 @@ pub enum Settle {
 /// in its only thread, so they must not block: nobody is replaced, killed or reaped meanwhile. Nor may they
 /// start a thread, because a process with several refuses to fork.
 ///
-/// [`Supervisor::run`](crate::Supervisor::run) forks the first generation of all slots before it calls any of them.
+/// [`Supervisor::run`](crate::Supervisor::run) forks the first generation of all slots before it calls any of them but
+/// [`retires`](Self::retires).
 pub trait Program {
     /// The life of a child. Returns its exit code; a panic makes that 101.
     ///
@@ -55,6 +56,11 @@ pub trait Program {
     fn vanished(&mut self, slot: SlotId, generation: u32, control: &mut Control) {
         control.ended(slot, generation, ExitStatus::Unknown);
     }
+
+    /// The process of this slot is about to be asked to retire. Told before it is, unlike
+    /// [`Report::Retiring`]: for a program that leaves word of it to another supervisor
+    /// ([`Adopted::leaving`](crate::Adopted::leaving)). By default nobody listens.
+    fn retires(&mut self, _slot: SlotId) {}
 
     /// Everything else worth knowing. By default nobody listens.
     fn report(&mut self, _report: &Report, _control: &mut Control) {}

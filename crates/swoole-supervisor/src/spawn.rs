@@ -42,6 +42,8 @@ pub struct Adopted {
     /// The process, `pidfd_open(2)`; `None` if it is gone already, and [`Control::ended`](crate::Control::ended) will
     /// tell how.
     pub pidfd: Option<OwnedFd>,
+    /// The last supervisor had asked it to retire, so it is asked again: nobody else would see to it.
+    pub leaving: bool,
 }
 
 /// A new process, as its supervisor holds it.

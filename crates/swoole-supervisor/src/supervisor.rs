@@ -81,6 +81,9 @@ impl<P: Program> Supervisor<P> {
     /// Begins with processes that a supervisor before this one has left, instead of forking those; each counts as one
     /// that is ready. They are retired, replaced and signalled like others, but they are no children, so how they end is
     /// for the program to tell: [`Program::vanished`], [`Control::ended`].
+    ///
+    /// A process that is gone or [leaves](Adopted::leaving), and a slot that has none, may be so because it was its turn
+    /// ([`Options::reload_parallel`]): until a successor is ready, it counts as one of those.
     #[must_use]
     pub fn adopt(mut self, adopted: Vec<Adopted>) -> Self {
         self.adopted = adopted;
@@ -164,7 +167,8 @@ impl<P: Program> Shell<P> {
     }
 
     fn adopt(&mut self, adopted: Adopted) {
-        let Adopted { slot, generation, pid, pidfd } = adopted;
+        let Adopted { slot, generation, pid, pidfd, leaving: is_leaving } = adopted;
+        let is_alive = pidfd.is_some();
         self.control.live.push((slot, generation, pid));
         self.processes.push(Process {
             slot,
@@ -176,7 +180,7 @@ impl<P: Program> Shell<P> {
             was_ready: true,
             forked: Instant::now(),
         });
-        self.apply(Event::Adopted { slot, generation, pid });
+        self.apply(Event::Adopted { slot, generation, pid, is_alive, is_leaving });
     }
 
     fn run(mut self) -> Result<Outcome<P>, Error> {
@@ -319,7 +323,10 @@ impl<P: Program> Shell<P> {
                     let event = self.spawn(slot, generation);
                     actions.extend(self.policy.handle(self.now(), event));
                 }
-                Action::Retire { slot } => self.send(slot, Signal::TERM),
+                Action::Retire { slot } => {
+                    self.program.retires(slot);
+                    self.send(slot, Signal::TERM);
+                }
                 Action::Kill { slot } => {
                     self.killed += u32::from(self.control.stopping);
                     self.send(slot, Signal::KILL);

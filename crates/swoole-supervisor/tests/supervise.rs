@@ -35,6 +35,7 @@ tests![
     sigusr2_reloads_the_last_group,
     a_reload_all_at_once_shows_children_the_state_of_their_supervisor,
     a_reload_stops_at_a_successor_that_cannot_start,
+    no_more_are_away_at_once_than_may_be,
     a_process_that_does_not_retire_is_killed,
     a_stop_is_over_at_its_bound,
     a_second_sigint_does_not_wait,
@@ -355,6 +356,33 @@ fn a_reload_stops_at_a_successor_that_cannot_start() {
     assert!(aborted);
 }
 
+fn no_more_are_away_at_once_than_may_be() {
+    let options = Options { reload_parallel: 2, ..Options::default() };
+    let (mut ready, mut away, mut most) = (0, 0_u32, 0);
+    supervise(options, &[6], serve, |told, control| {
+        if let Told::Report(Report::Retiring { .. }) = told
+            && !control.is_stopping()
+        {
+            away += 1;
+            most = most.max(away);
+        }
+        if count_ready(&mut ready, &told) {
+            away = away.saturating_sub(u32::from(ready > 6));
+            match ready {
+                // All are due, then all are reloaded while they are.
+                6 => (0..6).for_each(|index| control.recycle(slot(0, index), 1)),
+                9 => control.reload(Scope::All, None),
+                _ => {}
+            }
+        }
+        if let Told::Report(Report::ReloadEnded { .. }) = told {
+            assert!(control.pids().iter().all(|&(_, generation, _)| generation > 1));
+            control.stop(LONG);
+        }
+    });
+    assert_eq!(most, 2);
+}
+
 fn a_process_that_does_not_retire_is_killed() {
     let options = Options { max_wait: Duration::from_millis(100), ..Options::default() };
     let mut seen = vec![];
@@ -613,6 +641,7 @@ fn a_process_outlives_its_supervisor_and_is_adopted_by_the_next() {
                 generation: 1,
                 pid: worker,
                 pidfd: Some(pidfd.try_clone().unwrap()),
+                leaving: false,
             };
             let script = Script { run, told, keep: vec![kept], settle: Settle::Now };
             let supervisor = Supervisor::new(Options::default(), groups(&[1]), script).unwrap();

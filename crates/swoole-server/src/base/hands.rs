@@ -77,7 +77,6 @@ impl<H: Handler> Taker for Hands<'_, H> {
         let Duty { shared, id, .. } = &*self.duty;
         shared.board.hold(*id, Some((session, packet.len())));
         self.message(desk, reactor, RequestKind::Packet, session, packet);
-        self.duty.retiring |= self.duty.is_done();
         let last = self.outbox.closes(session) || !desk.is_open(session);
         if last { Offer::Last } else { Offer::Taken }
     }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The handler, its callbacks and their order are those of Process mode; so are sessions, reload, back-off and stop.
-//! What differs is what a death costs: a worker has its clients with it. One that *retires* (reload, `max_request`)
+//! What differs is what a death costs: a worker has its clients with it. One that *retires* (reload, `max_request`, ...)
 //! hands them over to its successor, with every byte that was read and not handled, and no client notices.
 //!
 //! Listening sockets belong to the manager, one for each worker (`SO_REUSEPORT`, socket(7)), so that connections in the

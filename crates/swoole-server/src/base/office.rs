@@ -1,16 +1,13 @@
 //! The manager of Base mode, which is the whole server's: what the master does in Process mode besides its data path.
 
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
 use swoole_supervisor::{Child, Control, Exited, Program, Report, Scope, Settle, SlotId};
 use swoole_sys::signal::{self, SignalInfo, SignalSet};
 
@@ -19,7 +16,7 @@ use crate::board::{Clients, Counter, Phase};
 use crate::config::{CloseListen, Listen};
 use crate::error::{Error, Result};
 use crate::handler::{Handler, Master};
-use crate::manager::Staff;
+use crate::manager::{Staff, Timer};
 use crate::shared::Shared;
 
 pub(super) struct Office<H> {
@@ -90,7 +87,7 @@ impl<H: Handler> Office<H> {
         if let Some(Patience { timer, since }) = self.stop_wanted.take() {
             let within = self.shared().config.max_wait_time.saturating_sub(since.elapsed());
             if self.stop_if_nobody_waits(control, within) {
-                return control.unwatch(timer.as_raw_fd());
+                return control.unwatch(timer.as_fd().as_raw_fd());
             }
             self.stop_wanted = Some(Patience { timer, since });
         }
@@ -117,10 +114,12 @@ impl<H: Handler> Office<H> {
         if self.stop_if_nobody_waits(control, within) {
             return;
         }
-        match Patience::new(within / 2) {
-            Ok(patience) => {
-                control.watch(patience.timer.as_raw_fd());
-                self.stop_wanted = Some(patience);
+        // Each who leaves in its turn would be one more to wait for.
+        control.hold_turns();
+        match Timer::once(within / 2) {
+            Ok(timer) => {
+                control.watch(timer.as_fd().as_raw_fd());
+                self.stop_wanted = Some(Patience { timer, since: Instant::now() });
             }
             Err(error) => {
                 tracing::error!("wait for the workers that are being replaced (a timer): {error}");
@@ -161,7 +160,7 @@ impl<H: Handler> Office<H> {
     fn stop_workers(&mut self, control: &mut Control) {
         let mut within = self.shared().config.max_wait_time;
         if let Some(Patience { timer, since }) = self.stop_wanted.take() {
-            control.unwatch(timer.as_raw_fd());
+            control.unwatch(timer.as_fd().as_raw_fd());
             within = within.saturating_sub(since.elapsed());
         }
         self.shared().board.set_stop_time(within);
@@ -215,23 +214,8 @@ impl<H: Handler> Office<H> {
 
 /// How long a stop waits for workers that are being replaced.
 struct Patience {
-    timer: OwnedFd,
+    timer: Timer,
     since: Instant,
-}
-
-impl Patience {
-    fn new(within: Duration) -> rustix::io::Result<Patience> {
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
-        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let value =
-            Timespec { tv_sec: within.as_secs() as i64, tv_nsec: within.subsec_nanos().max(1).into() };
-        timerfd_settime(
-            &timer,
-            TimerfdTimerFlags::empty(),
-            &Itimerspec { it_interval: zero, it_value: value },
-        )?;
-        Ok(Patience { timer, since: Instant::now() })
-    }
 }
 
 impl<H: Handler> Program for Office<H> {
@@ -262,6 +246,10 @@ impl<H: Handler> Program for Office<H> {
         self.staff.bury(exit, held.into_iter().collect());
         self.see(exit.slot, control);
         Settle::Now
+    }
+
+    fn retires(&mut self, slot: SlotId) {
+        self.staff.retires(slot);
     }
 
     fn report(&mut self, report: &Report, control: &mut Control) {

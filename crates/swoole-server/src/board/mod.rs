@@ -64,6 +64,8 @@ const SIZE: usize = 4;
 const CLIENTS: usize = 5;
 // Process mode: see `Lease`.
 const LEASE: usize = 6;
+// The generation that has had its share of packets; a process of any other one has not.
+const DUE: usize = 7;
 // Process mode: the record in hand, by reactor. Behind it, the stack of the worker; see `swoole_sys::stack`.
 const STARTED: usize = 8;
 
@@ -267,6 +269,16 @@ impl Board {
     pub(crate) fn enter(&self, worker: u16, generation: u32) {
         self.worker(worker, GENERATION).store(u64::from(generation), Ordering::Relaxed);
         self.worker(worker, HANDLED).store(0, Ordering::Relaxed);
+    }
+
+    /// The worker says that it has had its share of packets.
+    pub(crate) fn set_due(&self, worker: u16, generation: u32) {
+        self.worker(worker, DUE).store(generation.into(), Ordering::Release);
+    }
+
+    /// Which process of its slot was the last to say so; 0 for none.
+    pub(crate) fn due(&self, worker: u16) -> u32 {
+        self.worker(worker, DUE).load(Ordering::Acquire) as u32
     }
 
     /// The worker's process id; 0 while there is none.
@@ -474,6 +486,8 @@ mod tests {
         assert_eq!((board.held(0), board.held(2)), (None, None));
         board.leave(1);
         assert_eq!(board.held(1), None);
+        board.set_due(2, 7);
+        assert_eq!([0, 1, 2].map(|worker| board.due(worker)), [0, 0, 7]);
         board.set_core(4, 0);
         assert_eq!((board.core(4), board.core(5)), (Some(0), None));
         assert_eq!((board.started(1, 9), board.started(2, 9), board.worker_pid(1)), (0, 209, 101));

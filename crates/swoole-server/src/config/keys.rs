@@ -37,7 +37,7 @@ const fn key(name: &'static str, kind: Kind, help: &'static str) -> Key {
 }
 
 /// In the order of the fields of [`Config`](super::Config).
-pub(super) static KEYS: [Key; 39] = [
+pub(super) static KEYS: [Key; 41] = [
     key("listen", Listen, "where clients connect; may repeat"),
     key("mode", Choice(&["process", "base"]), "how the work is divided between processes"),
     key("worker_num", Count(1, 1024), "worker processes"),
@@ -85,11 +85,20 @@ pub(super) static KEYS: [Key; 39] = [
         "failed starts within restart_period that make a worker a failed one",
     ),
     key("restart_period", Seconds(1.0, 86400.0), "see restart_intensity"),
-    key("max_request", Count(0, i64::MAX as u64), "packets after which a worker is replaced, 0 for no limit"),
+    key(
+        "max_request",
+        Count(0, i64::MAX as u64),
+        "packets after which a worker is replaced in its turn, 0 for no limit",
+    ),
     key(
         "max_request_grace",
         Count(0, i64::MAX as u64),
         "at most so many more, by chance; default max_request / 2",
+    ),
+    key(
+        "max_memory",
+        Size(0, 1024 * GIB),
+        "bytes of private memory above which a worker is replaced in its turn, 0 for no limit",
     ),
     key("max_wait_time", Seconds(0.1, 3600.0), "how long a worker may take to stop"),
     key("close_listen", Choice(&["first", "last"]), "when a stop closes the listening sockets"),
@@ -105,6 +114,11 @@ pub(super) static KEYS: [Key; 39] = [
         "microseconds to look for work before going to sleep, 0 for a few at times",
     ),
     key("reload_mode", Choice(&["rolling", "all"]), "replace one worker after the other or all at once"),
+    key(
+        "reload_parallel",
+        Count(1, 1024),
+        "workers at once that are being replaced by a rolling reload, max_request and max_memory",
+    ),
     key("pid_file", Text("FILE", "a path"), "holds the master's process id while the server runs"),
     key("daemonize", Switch, "leave the terminal and go on in the background"),
     key(

@@ -161,13 +161,24 @@ pub struct Config {
     #[serde(with = "value::seconds")]
     pub restart_period: Duration,
 
-    /// Packets after which a worker retires and is replaced; 0 (default) for no limit. Swoole: `max_request`.
+    /// Packets after which a worker is due to be replaced; 0 (default) for no limit. It goes on serving until its turn
+    /// comes ([`reload_parallel`](Config::reload_parallel)), however many more packets that are; also while there is no
+    /// manager, or successors of others fail to start. Swoole: `max_request`, a hard limit.
     pub max_request: u64,
 
     /// At most so many packets, a random number of them, are added to `max_request`, so that workers that started
     /// together do not retire together. Default: half of `max_request` if that is above 10, else 0; see
     /// [`request_grace`](Config::request_grace). Swoole: `max_request_grace`.
     pub max_request_grace: Option<u64>,
+
+    /// Bytes of private memory, 0..=1024 GiB, above which a worker is due to be replaced, as for `max_request`; the log
+    /// names it, with both figures. Default 0: no limit. Private is what the process alone has written or mapped
+    /// (`Private_Clean` and `Private_Dirty` in `/proc/PID/smaps_rollup`): not the rings, and not what it shares with others
+    /// since the fork. The manager looks at each worker about once a second; where that would take more than a hundredth
+    /// of its time, less often. With a limit that a worker exceeds from its start, it is replaced again and again. (Swoole
+    /// has no such key. uWSGI: `reload-on-rss`, of all memory.)
+    #[serde(with = "value::size")]
+    pub max_memory: usize,
 
     /// How long a worker may take to finish when it is asked to stop, before it is killed: 0.1..=3600 seconds.
     /// Default 3 s. Swoole: `max_wait_time`, whole seconds.
@@ -212,6 +223,12 @@ pub struct Config {
     /// Whether a reload replaces one worker after the other or all at once. Default [`ReloadMode::Rolling`].
     /// Swoole: `reload_async`.
     pub reload_mode: ReloadMode,
+
+    /// How many workers may be on their way out or in at once because of a rolling reload, `max_request` and
+    /// `max_memory` together, 1..=1024. Default 1. The next one is asked to leave when a successor of one before it has
+    /// returned from `on_worker_start`; one whose successor cannot start keeps its turn, so that the others go on serving.
+    /// More than `worker_num` is all of them. A reload with `reload_mode = all` does not ask. (Swoole has no such key.)
+    pub reload_parallel: u16,
 
     /// A file that holds the master's process id while the server runs. Default: none. Swoole: `pid_file`.
     pub pid_file: Option<PathBuf>,
@@ -259,6 +276,7 @@ impl Default for Config {
             restart_period: Duration::from_secs(60),
             max_request: 0,
             max_request_grace: None,
+            max_memory: 0,
             max_wait_time: Duration::from_secs(3),
             close_listen: CloseListen::First,
             max_timer: 100_000,
@@ -269,6 +287,7 @@ impl Default for Config {
             open_cpu_affinity: false,
             busy_poll: 0,
             reload_mode: ReloadMode::Rolling,
+            reload_parallel: 1,
             pid_file: None,
             daemonize: false,
             log_level: LogLevel::Info,
@@ -384,7 +403,7 @@ choice! {
 choice! {
     /// How a reload replaces the workers.
     ReloadMode {
-        /// One after the other: the rest goes on serving.
+        /// One after the other, or `reload_parallel` of them at a time: the rest goes on serving.
         Rolling = "rolling",
         /// All at once.
         All = "all",

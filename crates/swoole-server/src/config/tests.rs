@@ -109,7 +109,7 @@ fn every_range_holds_at_both_ends_and_no_further() {
             ),
             Kind::Size(min, max) => (
                 (value::size::format(min), value::size::format(max)),
-                (min - 1).to_string(),
+                (min as i64 - 1).to_string(),
                 (max + 1).to_string(),
             ),
             Kind::Seconds(min, max) => {
@@ -171,6 +171,14 @@ fn errors_name_the_source_the_key_the_value_and_the_range() {
     assert_eq!(
         error(&["--listen", "udp://127.0.0.1:1"], &[]),
         "flag --listen: listen = udp://127.0.0.1:1: not supported yet; must be tcp://IP:PORT or unix:///PATH"
+    );
+    assert_eq!(
+        error(&["--reload-parallel=0"], &[]),
+        "flag --reload-parallel: reload_parallel = 0: must be 1..=1024"
+    );
+    assert_eq!(
+        error(&[], &[("SWOOLE_MAX_MEMORY", "2000G")]),
+        "environment SWOOLE_MAX_MEMORY: max_memory = 2000G: must be 0..=1024G"
     );
     assert_eq!(
         error(&["--ring-size=100000"], &[]),
@@ -244,6 +252,8 @@ fn values_are_read_as_people_write_them() {
             "64k",
             "--package-max-length=4096",
             "--socket-buffer-size=1G",
+            "--max-memory=96M",
+            "--reload-parallel=3",
             "--max-wait-time=0.5",
             "--daemonize",
         ],
@@ -254,6 +264,7 @@ fn values_are_read_as_people_write_them() {
         (config.ring_size, config.package_max_length, config.socket_buffer_size),
         (64 << 10, 4096, 1 << 30)
     );
+    assert_eq!((config.max_memory, config.reload_parallel), (96 << 20, 3));
     assert_eq!(config.max_wait_time, Duration::from_millis(500));
     assert!(config.daemonize && !config.open_tcp_nodelay);
     let written = "max_wait_time = 2\nring_size = 65536\npackage_eof = \"\\r\\n\"\npackage_length_type = 'v'";
@@ -294,6 +305,7 @@ fn a_configuration_survives_toml() {
     config.package_length_type = LengthType::U64Le;
     config.backend = Backend::IoUring;
     config.max_request_grace = Some(3);
+    config.max_memory = 3 << 20;
     assert_eq!(toml::from_str::<Config>(&toml::to_string(&config).unwrap()).unwrap(), config);
 }
 
@@ -379,6 +391,8 @@ fn help_shows_every_key_with_range_and_default() {
         "  --worker-num N                           worker processes [1..=1024, default 4]",
         "  --ring-size SIZE                         bytes of one ring, a power of two [16K..=64M, default 512K]",
         r"  --package-eof BYTES                      eof: the delimiter [default \r\n]",
+        "  --max-memory SIZE                        bytes of private memory above which a worker is replaced in its turn, \
+         0 for no limit [0..=1024G, default 0]",
         "  --daemonize[=true|false]                 leave the terminal and go on in the background [default false]",
         "  --crash-on-start ID                      tests",
         "  --quiet                                  hush",

@@ -48,6 +48,8 @@ impl Config {
         check_seconds("worker_start_timeout", self.worker_start_timeout.as_secs_f64())?;
         check_count("restart_intensity", self.restart_intensity.into())?;
         check_seconds("restart_period", self.restart_period.as_secs_f64())?;
+        check_size("max_memory", self.max_memory)?;
+        check_count("reload_parallel", self.reload_parallel.into())?;
         check_seconds("max_wait_time", self.max_wait_time.as_secs_f64())?;
         self.check_rings()?;
         self.framing().map(drop)

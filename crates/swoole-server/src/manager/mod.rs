@@ -7,8 +7,10 @@
 //! When the manager itself dies, workers go on, as children of the master; that executes the program once more to have
 //! another one ([`take_over`]), which keeps the workers that it finds. How those end, it hears from the master.
 
+mod recycle;
 mod staff;
 mod stuck;
+mod timer;
 
 use std::collections::HashMap;
 use std::mem::ManuallyDrop;
@@ -33,6 +35,7 @@ use crate::handler::Handler;
 use crate::log::{Identity, Role};
 use crate::shared::{Links, Shared};
 pub(crate) use staff::{Staff, WORKERS};
+pub(crate) use timer::Timer;
 
 /// How long orphans may take to finish: the whole family has to be gone within a second.
 const ORPHAN_WAIT: Duration = Duration::from_millis(300);
@@ -67,7 +70,7 @@ pub(crate) fn take_over<H: Handler>(handler: H, keep: Vec<RawFd>, channel: Owned
             .map_err(|error| Error::setup("open the log", error))?;
         enter(&shared, &links, &control, master, &adopted)?;
         let mut office = Office::new(handler, shared, links, control, master)?;
-        office.staff.take_over();
+        office.staff.take_over()?;
         let gone = adopted.iter().filter(|adopted| adopted.pidfd.is_none());
         office.vanished = gone.map(|adopted| (adopted.slot.slot, adopted.generation)).collect();
         office.reload_wanted = office.staff.shared.board.is_reloading();
@@ -190,6 +193,10 @@ impl<H: Handler> Program for Office<H> {
         Settle::Now
     }
 
+    fn retires(&mut self, slot: SlotId) {
+        self.staff.retires(slot);
+    }
+
     fn report(&mut self, report: &Report, control: &mut Control) {
         control.watch(self.control.as_fd().as_raw_fd());
         self.staff.watch(control);
@@ -197,8 +204,6 @@ impl<H: Handler> Program for Office<H> {
             control.reload(Scope::All, None);
         }
         match report {
-            // Whatever it was asked for by the last manager, that one cannot see it through.
-            Report::Adopted { slot, .. } if self.staff.is_retiring(slot.slot) => control.retire(*slot),
             Report::Adopted { .. } => {}
             Report::Started { slot, generation, pid } => {
                 let pid = pid.as_raw_pid();

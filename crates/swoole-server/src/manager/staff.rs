@@ -7,10 +7,11 @@ use swoole_supervisor::{Control, ExitStatus, Exited, GroupConfig, Options, Reloa
 
 use rustix::process::Signal;
 
+use super::recycle::Recycler;
 use super::stuck::Watchman;
 use crate::config::{self, Config};
 use crate::crash::PacketInHand;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::handler::{Handler, Manager, WorkerError};
 use crate::shared::Shared;
 use crate::stats::WorkerState;
@@ -25,14 +26,16 @@ pub(crate) struct Staff<H> {
     /// Workers of the first generation that exist.
     forked: u16,
     watchman: Option<Watchman>,
+    recycler: Recycler,
 }
 
 impl<H: Handler> Staff<H> {
     pub(crate) fn new(handler: H, shared: Arc<Shared>) -> Result<Staff<H>> {
         let Config { request_slow_time, request_terminate_time, worker_num, .. } = shared.config;
         let watchman = Watchman::new(request_slow_time, request_terminate_time, worker_num)?;
+        let recycler = Recycler::new(&shared)?;
         let context = Manager { shared: Arc::clone(&shared) };
-        Ok(Staff { handler, context, shared, forked: 0, watchman })
+        Ok(Staff { handler, context, shared, forked: 0, watchman, recycler })
     }
 
     /// Has [`look`](Staff::look) called when it is time.
@@ -40,13 +43,16 @@ impl<H: Handler> Staff<H> {
         if let Some(watchman) = &self.watchman {
             control.watch(watchman.as_fd().as_raw_fd());
         }
+        self.recycler.watch(&self.shared, control);
     }
 
-    /// Looks after stuck workers, if this descriptor says that it is time for that.
+    /// Looks after workers that are stuck or due to be replaced, if this descriptor says that it is time for that.
     pub(crate) fn look(&mut self, fd: RawFd, control: &mut Control) -> bool {
-        let Some(watchman) = self.watchman.as_mut().filter(|watchman| watchman.is(fd)) else { return false };
-        watchman.look(&self.shared.board, self.shared.config.worker_num, control);
-        true
+        if let Some(watchman) = self.watchman.as_mut().filter(|watchman| watchman.is(fd)) {
+            watchman.look(&self.shared.board, self.shared.config.worker_num, control);
+            return true;
+        }
+        self.recycler.look(fd, &self.shared, control)
     }
 
     /// How the supervisor is to treat them.
@@ -61,6 +67,7 @@ impl<H: Handler> Staff<H> {
                 config::ReloadMode::Rolling => ReloadMode::Rolling,
                 config::ReloadMode::All => ReloadMode::AllAtOnce,
             },
+            reload_parallel: config.reload_parallel,
             ..Options::default()
         };
         (options, vec![GroupConfig { name: "worker".into(), slots: config.worker_num }])
@@ -86,19 +93,22 @@ impl<H: Handler> Staff<H> {
         self.shared.board.set_worker_state(worker, WorkerState::Starting);
     }
 
-    /// The first generation exists: another manager has seen to it.
-    pub(crate) fn take_over(&mut self) {
+    /// The first generation exists: another manager has seen to it. It may have heard of workers that are due, which have
+    /// said so once and for all.
+    pub(crate) fn take_over(&mut self) -> Result<()> {
         self.forked = self.shared.config.worker_num;
-    }
-
-    /// Whether the worker was asked to leave.
-    pub(crate) fn is_retiring(&self, worker: u16) -> bool {
-        self.shared.board.worker_state(worker) == WorkerState::Retiring
+        let rung = self.shared.manager_bell.ring();
+        rung.map_err(|error| Error::setup("look for workers that are due", std::io::Error::from(error)))
     }
 
     /// It has started.
     pub(crate) fn ready(&self, slot: SlotId) {
         self.set_state(slot, WorkerState::Running);
+    }
+
+    /// It is about to be asked to leave. If this manager dies before it has, the next one has to know.
+    pub(crate) fn retires(&self, slot: SlotId) {
+        self.set_state(slot, WorkerState::Retiring);
     }
 
     fn set_state(&self, slot: SlotId, state: WorkerState) {
@@ -109,7 +119,6 @@ impl<H: Handler> Staff<H> {
     pub(crate) fn tell(&mut self, report: &Report) {
         match report {
             Report::Retiring { slot, .. } => {
-                self.set_state(*slot, WorkerState::Retiring);
                 // The signal alone may be taken for the one that told of another manager's death.
                 if let Err(error) = self.shared.bells[usize::from(slot.slot)].force() {
                     tracing::error!("wake worker {}: {error}", slot.slot);

@@ -4,17 +4,15 @@
 //! row says that it works, and says nothing else than before, is still at the same thing. To tell what a slow one is at,
 //! the manager has it write its stack to the board, and another process find the names, which takes its time.
 
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, WaitOptions, waitpid};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
 use swoole_supervisor::{Control, SlotId};
 use swoole_sys::process::{Fork, ForkError, fork, run_child};
 
 use super::WORKERS;
+use super::timer::Timer;
 use crate::board::{Board, Progress};
 use crate::error::{Error, Result};
 use crate::worker::STACK_SIGNAL;
@@ -25,7 +23,7 @@ const PERIOD: (Duration, Duration) = (Duration::from_millis(10), Duration::from_
 
 /// Looks after workers: tells of those that are slow, and kills those that are stuck.
 pub(crate) struct Watchman {
-    timer: OwnedFd,
+    timer: Timer,
     slow: Option<Rounds>,
     stuck: Option<Rounds>,
     /// Workers that were asked for their stacks, and how many their slots had told before.
@@ -37,23 +35,16 @@ impl Watchman {
     pub(crate) fn new(slow: Duration, terminate: Duration, workers: u16) -> Result<Option<Watchman>> {
         let limits = [slow, terminate].map(|limit| (!limit.is_zero()).then_some(limit));
         let Some(first) = limits.into_iter().flatten().min() else { return Ok(None) };
-        let failed = |error: rustix::io::Errno| {
+        let timer = Timer::every((first / LOOKS).clamp(PERIOD.0, PERIOD.1)).map_err(|error| {
             Error::setup("look after stuck workers (timerfd)", std::io::Error::from(error))
-        };
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
-            .map_err(failed)?;
-        let period = (first / LOOKS).clamp(PERIOD.0, PERIOD.1);
-        let period = Timespec { tv_sec: period.as_secs() as i64, tv_nsec: period.subsec_nanos().into() };
-        let every = Itimerspec { it_interval: period, it_value: period };
-        timerfd_settime(&timer, TimerfdTimerFlags::empty(), &every).map_err(failed)?;
+        })?;
         let [slow, stuck] = limits.map(|limit| limit.map(|limit| Rounds::new(limit, workers)));
         Ok(Some(Watchman { timer, slow, stuck, asked: Vec::new() }))
     }
 
     /// Looks at all workers once.
     pub(crate) fn look(&mut self, board: &Board, workers: u16, control: &mut Control) {
-        // How often it has run out does not matter.
-        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+        self.timer.hear();
         let now = Instant::now();
         self.asked.retain(|(worker, before)| !tell_stack(board, *worker, *before));
         for worker in 0..workers {
@@ -87,7 +78,7 @@ impl Watchman {
 
     /// Whether this is its timer's descriptor.
     pub(crate) fn is(&self, fd: i32) -> bool {
-        self.timer.as_raw_fd() == fd
+        self.timer.is(fd)
     }
 }
 

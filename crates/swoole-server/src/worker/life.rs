@@ -66,7 +66,8 @@ struct Life<'a, H> {
     outlets: Outlets,
     inboxes: Vec<Inbox>,
     reactor: Reactor,
-    parent: Option<Pid>,
+    /// Who has forked it.
+    manager: Option<Pid>,
     /// The manager that has forked it is gone, and the parent is the master. Another manager says by the board when it is
     /// time to go.
     orphan: bool,
@@ -115,7 +116,7 @@ impl<'a, H: Handler> Life<'a, H> {
             inboxes,
             reactor,
             // Not whoever is the parent now: the manager may be dead already.
-            parent: Pid::from_raw(shared.board.manager_pid()),
+            manager: Pid::from_raw(shared.board.manager_pid()),
             orphan: false,
             looked: Instant::now(),
             untimed: 0,
@@ -211,10 +212,12 @@ impl<'a, H: Handler> Life<'a, H> {
 
     /// Waits for a doorbell, a link or a signal, and notes what the signals want.
     fn look(&mut self, timeout: Option<Duration>) -> Result<()> {
-        let mut asked = false;
+        let manager = self.manager;
+        let (mut asked, mut asked_by_manager) = (false, false);
         let turn = self.reactor.turn(timeout, |_, event| {
             if let Event::Signal { info } = event {
                 match info.signal {
+                    Signal::TERM if info.pid.is_some() && info.pid == manager => asked_by_manager = true,
                     Signal::TERM => asked = true,
                     Signal::HUP => crate::log::reopen_or_say(),
                     _ => {}
@@ -223,13 +226,10 @@ impl<'a, H: Handler> Life<'a, H> {
         });
         turn.map_err(|error| Error::setup("wait for work", error))?;
         self.looked = Instant::now();
-        let parent = getppid();
-        if parent == self.parent {
-            self.duty.retiring |= asked;
-        } else {
-            // The kernel asks the same when the parent dies, and two requests may have become one.
-            (self.parent, self.orphan) = (parent, true);
-        }
+        self.orphan |= getppid() != manager;
+        // The kernel asks the same in the manager's name when that dies, be it after the parent is another one; and two
+        // requests may have become one. What it had asked for stands on the board.
+        self.duty.retiring |= asked || asked_by_manager && !self.orphan;
         if self.orphan {
             let Duty { shared, id, .. } = &self.duty;
             let wanted = shared.board.worker_state(*id) == WorkerState::Retiring;
@@ -237,11 +237,6 @@ impl<'a, H: Handler> Life<'a, H> {
                 wanted || shared.lifeline.is_cut() || shared.board.phase() == Phase::Stopping;
         }
         Ok(())
-    }
-
-    /// Whether it has handled enough, and somebody is there who replaces it.
-    fn is_done(&self) -> bool {
-        self.duty.is_done() && self.duty.shared.board.manager_pid() != 0
     }
 
     /// Takes what the reactors have sent, some from each; true if there was anything.
@@ -287,7 +282,6 @@ impl<'a, H: Handler> Life<'a, H> {
                 if large {
                     self.inboxes[reactor].shed();
                 }
-                self.duty.retiring |= self.is_done();
                 self.untimed += 1;
                 if slow || self.untimed >= CLOCK_EVERY {
                     self.read_clock()?;

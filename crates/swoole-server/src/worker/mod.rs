@@ -52,7 +52,7 @@ pub(crate) struct Duty {
     pub(crate) id: u16,
     pub(crate) generation: u32,
     pub(crate) handled: u64,
-    /// Packets after which it retires.
+    /// Packets after which it is due to be replaced.
     request_limit: u64,
     /// It takes no more packets.
     pub(crate) retiring: bool,
@@ -91,11 +91,20 @@ impl Duty {
     fn count(&mut self) {
         self.handled += 1;
         self.shared.board.set_handled(self.id, self.handled);
+        if self.handled == self.request_limit {
+            self.tell_due();
+        }
     }
 
-    /// Whether it has handled as many packets as it should.
-    pub(crate) fn is_done(&self) -> bool {
-        self.handled >= self.request_limit
+    /// It has had its share of packets, and goes on until the manager says that it is its turn to leave. If there is no
+    /// manager, the next one finds this on the board.
+    #[cold]
+    fn tell_due(&self) {
+        let Shared { board, manager_bell, .. } = &*self.shared;
+        board.set_due(self.id, self.generation);
+        if let Err(error) = manager_bell.ring() {
+            tracing::error!("tell the manager that this worker is due (max_request): {error}");
+        }
     }
 }
 

@@ -17,11 +17,13 @@
 //!
 //! What always holds, and [`tests`] tries to break: a slot has at most one live process; its generations
 //! increase; nothing is spawned after a stop, and a stop ends; a process is asked to retire before it is
-//! killed, unless it is to stop within no time or does not get ready; no slot is ever lost.
+//! killed, unless it is to stop within no time or does not get ready; no slot is ever lost; nobody retires in its
+//! turn while as many others as may be are out of service because of theirs.
 
 mod reload;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -29,6 +31,7 @@ use std::time::Duration;
 use rustix::process::Pid;
 
 use self::reload::Reloads;
+use self::turns::Turns;
 use crate::{ExitStatus, Options, ReloadMode, Report, Scope, SlotId};
 
 /// How often a stop says what it waits for.
@@ -37,8 +40,9 @@ const PROGRESS: Duration = Duration::from_secs(1);
 /// What has happened, or is asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Event {
-    /// Before the start: a process that does its work is there already.
-    Adopted { slot: SlotId, generation: u32, pid: Pid },
+    /// Before the start: a process that does its work is there already, or is gone and not yet accounted for, or was
+    /// asked to retire.
+    Adopted { slot: SlotId, generation: u32, pid: Pid, is_alive: bool, is_leaving: bool },
     /// The supervisor begins: all other slots are empty.
     Start,
     /// An [`Action::Spawn`] has made a process.
@@ -57,6 +61,10 @@ pub(crate) enum Event {
     Reload { scope: Scope, mode: Option<ReloadMode> },
     /// Replace the process of this slot by a new one.
     Retire { slot: SlotId },
+    /// The same when its turn comes, if it is of this generation then.
+    Recycle { slot: SlotId, generation: u32 },
+    /// Give no more turns.
+    Hold,
     /// End all processes.
     Stop { within: Duration },
 }
@@ -116,6 +124,7 @@ pub(crate) struct Policy {
     options: Options,
     slots: Vec<Slot>,
     reloads: Reloads,
+    turns: Turns,
     /// When a stop, once it was asked for, has to be over, and when to say next what it waits for.
     stop_at: Option<Duration>,
     say_at: Option<Duration>,
@@ -128,6 +137,8 @@ impl Policy {
     pub(crate) fn new(options: Options, groups: &[u16], seed: u64) -> Self {
         let ids =
             (0..).zip(groups).flat_map(|(group, &slots)| (0..slots).map(move |slot| SlotId { group, slot }));
+        let groups = ids.clone().map(|id| id.group).collect();
+        let turns = Turns::new(groups, options.reload_parallel);
         let slot = |id| Slot {
             id,
             generation: 0,
@@ -141,6 +152,7 @@ impl Policy {
             options,
             slots: ids.map(slot).collect(),
             reloads: Reloads::default(),
+            turns,
             stop_at: None,
             say_at: None,
             random: seed,
@@ -151,8 +163,10 @@ impl Policy {
     /// Takes in what has happened and says what is to be done, in this order.
     pub(crate) fn handle(&mut self, now: Duration, event: Event) -> Vec<Action> {
         match event {
-            Event::Adopted { slot, generation, pid } => {
-                self.with(slot, |policy, at| policy.adopted(now, at, generation, pid));
+            Event::Adopted { slot, generation, pid, is_alive, is_leaving } => {
+                self.with(slot, |policy, at| {
+                    policy.adopted(now, at, (generation, pid), is_alive, is_leaving);
+                })
             }
             Event::Start => self.start(now),
             Event::Spawned { slot, pid } => self.with(slot, |policy, at| policy.spawned(now, at, pid)),
@@ -167,6 +181,10 @@ impl Policy {
             Event::Tick => self.tick(now),
             Event::Reload { scope, mode } => self.reload(now, scope, mode),
             Event::Retire { slot } => self.with(slot, |policy, at| policy.retire(now, at)),
+            Event::Recycle { slot, generation } => {
+                self.with(slot, |policy, at| policy.recycle(now, at, generation));
+            }
+            Event::Hold => self.hold_turns(),
             Event::Stop { within } => self.stop(now, within),
         }
         std::mem::take(&mut self.actions)
@@ -199,7 +217,14 @@ impl Policy {
         self.actions.push(Action::Report(report));
     }
 
-    fn adopted(&mut self, now: Duration, at: usize, generation: u32, pid: Pid) {
+    fn adopted(
+        &mut self,
+        now: Duration,
+        at: usize,
+        (generation, pid): (u32, Pid),
+        is_alive: bool,
+        is_leaving: bool,
+    ) {
         let slot = &mut self.slots[at];
         if slot.state != State::Idle {
             return;
@@ -209,12 +234,23 @@ impl Policy {
         slot.state = State::Running { pid, ready_at: now };
         let slot = slot.id;
         self.report(Report::Adopted { slot, generation, pid });
+        match (is_alive, is_leaving) {
+            (true, false) => {}
+            // What for is not known: perhaps in its turn.
+            (true, true) => self.leave_in_turn(now, at),
+            (false, _) => self.turns.leave(at),
+        }
     }
 
     fn start(&mut self, now: Duration) {
+        let takes_over = self.slots.iter().any(|slot| slot.state != State::Idle);
         for at in 0..self.slots.len() {
             if self.slots[at].state == State::Idle {
                 self.fill(now, at, now);
+                // Its last process may have left in its turn.
+                if takes_over {
+                    self.turns.leave(at);
+                }
             }
         }
     }
@@ -272,7 +308,9 @@ impl Policy {
         slot.has_been_ready = true;
         let slot = slot.id;
         self.report(Report::Ready { slot, generation, pid, took: now.saturating_sub(since) });
-        self.reload_succeeded(now, at);
+        self.turns.is_back(at);
+        self.reload_succeeded(at);
+        self.continue_turns(now);
     }
 
     fn exited(&mut self, now: Duration, at: usize, generation: u32, status: ExitStatus) {

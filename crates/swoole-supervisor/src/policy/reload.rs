@@ -1,4 +1,4 @@
-//! Reload: every slot of some groups gets a new process, in turn or all at once.
+//! Reload: every slot of some groups gets a new process, a few at a time or all at once.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -32,8 +32,13 @@ struct Turn {
     stale: u32,
 }
 
-#[cfg(test)]
 impl Reloads {
+    /// Whether the reload that is going on replaces this group.
+    pub(super) fn covers(&self, group: u16) -> bool {
+        self.current.as_ref().is_some_and(|reload| reload.groups.contains(&group))
+    }
+
+    #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
         self.current.is_none() && self.next.is_none()
     }
@@ -54,16 +59,15 @@ impl Policy {
         let (all, wanted) = self.reloads.next.get_or_insert_default();
         all.extend(groups);
         *wanted = mode;
-        self.continue_reload(now);
+        self.continue_turns(now);
     }
 
     /// A process has got ready.
-    pub(super) fn reload_succeeded(&mut self, now: Duration, at: usize) {
+    pub(super) fn reload_succeeded(&mut self, at: usize) {
         if let Some(reload) = &mut self.reloads.current {
             // It is a successor: one that was there before retires, and is not heard any more.
             reload.under_way.retain(|&under_way| under_way != at);
         }
-        self.continue_reload(now);
     }
 
     /// A process has died before it was ready (`None`: could not be made).
@@ -73,11 +77,11 @@ impl Policy {
         };
         let untouched = reload.waiting.len();
         self.report(Report::ReloadAborted { slot: self.slots[at].id, status, untouched });
-        self.continue_reload(now);
+        self.continue_turns(now);
     }
 
     /// Gives slots their turn as the mode allows, ends a reload that is done, and begins the next.
-    fn continue_reload(&mut self, now: Duration) {
+    pub(super) fn continue_reload(&mut self, now: Duration) {
         loop {
             let Some(reload) = &mut self.reloads.current else {
                 match self.reloads.next.take() {
@@ -86,10 +90,18 @@ impl Policy {
                 }
                 continue;
             };
-            if reload.mode == ReloadMode::Rolling && !reload.under_way.is_empty() {
+            let rolls = reload.mode == ReloadMode::Rolling;
+            if rolls && reload.under_way.len() >= self.turns.parallel() {
                 return;
             }
-            if let Some(turn) = reload.waiting.pop_front() {
+            // Who is away already costs nobody anything, and frees a turn when it is back.
+            let away = reload.waiting.iter().position(|turn| self.turns.is_away(turn.at));
+            let next = away.unwrap_or(0);
+            if let Some(turn) = reload.waiting.get(next).copied() {
+                if rolls && !self.turns.may_leave(turn.at) {
+                    return;
+                }
+                reload.waiting.remove(next);
                 self.take_turn(now, turn);
             } else if reload.under_way.is_empty() {
                 let (groups, took) =
@@ -121,7 +133,7 @@ impl Policy {
             State::Idle | State::Stopped => return,
             State::Running { .. } if is_fresh => return,
             State::Starting { .. } | State::Running { .. } if !is_fresh => {
-                self.end_by(now, turn.at, now.saturating_add(self.options.max_wait));
+                self.leave_in_turn(now, turn.at);
             }
             // Whoever asks for a reload has mended something, or hopes so: it is tried without delay.
             State::Backoff { .. } => self.fill(now, turn.at, now),

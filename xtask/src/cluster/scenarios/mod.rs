@@ -21,6 +21,7 @@ mod packets;
 mod placement;
 mod pressure;
 mod programs;
+mod recycle;
 mod reload;
 mod shape;
 mod stop;
@@ -38,6 +39,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         crash_policy::ALL,
         reload::ALL,
         drain::ALL,
+        recycle::ALL,
         backlog::ALL,
         manager::ALL,
         stop::ALL,

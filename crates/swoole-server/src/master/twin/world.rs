@@ -84,6 +84,7 @@ impl<'a> World<'a> {
             start_timeout: rng.bool().then(|| Duration::from_millis(rng.u64(100..5000))),
             reload_mode: if rng.bool() { ReloadMode::Rolling } else { ReloadMode::AllAtOnce },
             restart_intensity: rng.u32(2..10),
+            reload_parallel: rng.u16(1..3),
             backoff: Backoff::default(),
             ..Options::default()
         };
@@ -234,8 +235,13 @@ impl<'a> World<'a> {
         self.apply(orders).map(|()| true)
     }
 
+    /// Now, or when it is its turn.
     pub(super) fn retire(&mut self, slot: usize) -> Result<(), Breach> {
-        let orders = self.model.retire(self.now, id(slot));
+        let orders = if self.rng.bool() {
+            self.model.retire(self.now, id(slot))
+        } else {
+            self.model.recycle(self.now, id(slot), self.slots[slot].generation)
+        };
         self.apply(orders)
     }
 

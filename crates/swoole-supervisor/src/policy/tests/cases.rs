@@ -1,7 +1,7 @@
 //! What happens, step by step, in the situations that the documentation tells of.
 
 use super::*;
-use crate::{ReloadMode, Scope};
+use crate::Scope;
 
 const FIRST: SlotId = SlotId { group: 0, slot: 0 };
 
@@ -21,7 +21,7 @@ fn a_start_fills_every_slot_with_its_first_generation() {
 
 #[test]
 fn what_another_supervisor_has_left_is_kept_and_the_rest_is_filled() {
-    let mut world = World::taking_over(Options::default(), &[2], 1);
+    let mut world = World::taking_over(Options::default(), &[2], &[Found::Serving]);
     assert_eq!(world.asked, BTreeMap::from([(slot(0, 1), 1)]));
     world.spawn_all();
     world.ready_all();

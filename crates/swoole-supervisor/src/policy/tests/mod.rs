@@ -1,7 +1,8 @@
-//! The state machine without processes: [`cases`] that must go one way, and [`chaos`] that may go any.
+//! The state machine without processes: [`cases`] and [`turns`] that must go one way, and [`chaos`] that may go any.
 
 mod cases;
 mod chaos;
+mod turns;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use rustix::process::Pid;
 
 use super::{Action, Event, Policy, State};
-use crate::{Backoff, ExitStatus, Options, Report, SlotId};
+use crate::{Backoff, ExitStatus, Options, ReloadMode, Report, SlotId};
 
 const CLEAN: ExitStatus = ExitStatus::Exited(0);
 const CRASH: ExitStatus = ExitStatus::Signaled { signal: 11, core_dumped: false };
@@ -31,6 +32,14 @@ struct Live {
     killed: bool,
 }
 
+/// How a process of another supervisor's is found.
+#[derive(Debug, Clone, Copy)]
+enum Found {
+    Serving,
+    Leaving,
+    Gone,
+}
+
 /// A policy with a model of the processes that its actions make, which objects to actions that make no sense.
 struct World {
     policy: Policy,
@@ -43,6 +52,13 @@ struct World {
     last_generation: BTreeMap<SlotId, u32>,
     stop_at: Option<Duration>,
     has_start_timeout: bool,
+    parallel: usize,
+    /// Slots whose process was gone when it was found, which has not been told yet.
+    gone: BTreeSet<SlotId>,
+    /// Slots out of service because of a turn.
+    away: BTreeSet<SlotId>,
+    /// Groups that are being reloaded all at once.
+    at_once: BTreeSet<u16>,
     /// What was reported, one line each.
     log: Vec<String>,
     next_pid: i32,
@@ -57,13 +73,17 @@ impl World {
     }
 
     fn with(options: Options, groups: &[u16]) -> Self {
-        Self::taking_over(options, groups, 0)
+        Self::taking_over(options, groups, &[])
     }
 
     /// A world in which the first slots, so many of them as there are, have a process of another supervisor's.
-    fn taking_over(options: Options, groups: &[u16], adopted: usize) -> Self {
+    fn taking_over(options: Options, groups: &[u16], found: &[Found]) -> Self {
         let mut world = Self {
             has_start_timeout: options.start_timeout.is_some(),
+            parallel: options.reload_parallel.into(),
+            gone: BTreeSet::new(),
+            away: BTreeSet::new(),
+            at_once: BTreeSet::new(),
             policy: Policy::new(options, groups, 7),
             now: ms(0),
             live: BTreeMap::new(),
@@ -74,14 +94,24 @@ impl World {
             log: Vec::new(),
             next_pid: 100,
         };
-        let slots: Vec<SlotId> = world.policy.slots.iter().map(|slot| slot.id).take(adopted).collect();
-        for slot in slots {
+        let slots: Vec<SlotId> = world.policy.slots.iter().map(|slot| slot.id).collect();
+        for (&slot, found) in slots.iter().zip(found) {
             let (generation, pid) = (7, world.new_pid());
             world.live.insert(slot, Live { generation, ready: true, retired: false, killed: false });
             world.last_generation.insert(slot, generation);
-            for action in world.policy.handle(world.now, Event::Adopted { slot, generation, pid }) {
-                world.perform(action);
+            let (is_alive, is_leaving) = (!matches!(found, Found::Gone), matches!(found, Found::Leaving));
+            let event = Event::Adopted { slot, generation, pid, is_alive, is_leaving };
+            for action in world.policy.handle(world.now, event) {
+                world.perform(action, Some(slot));
             }
+            match found {
+                Found::Serving => {}
+                Found::Leaving => _ = world.away.insert(slot),
+                Found::Gone => _ = (world.away.insert(slot), world.gone.insert(slot)),
+            }
+        }
+        if !found.is_empty() {
+            world.away.extend(slots.iter().skip(found.len()));
         }
         world.event(Event::Start);
         world
@@ -106,13 +136,15 @@ impl World {
             let stop_at = self.now + within;
             self.stop_at = Some(self.stop_at.map_or(stop_at, |earlier| earlier.min(stop_at)));
         }
+        let asked = if let Event::Retire { slot } = event { Some(slot) } else { None };
         for action in self.policy.handle(self.now, event) {
-            self.perform(action);
+            self.perform(action, asked);
         }
         self.check();
     }
 
-    fn perform(&mut self, action: Action) {
+    /// Does what the policy says to an event that asked for the retirement of the process in `asked`, if it did.
+    fn perform(&mut self, action: Action, asked: Option<SlotId>) {
         match action {
             Action::Spawn { slot, generation } => {
                 assert!(self.stop_at.is_none(), "spawn of {slot} after a stop");
@@ -129,6 +161,9 @@ impl World {
                 let live = self.live.get_mut(&slot).expect("only a live process can retire");
                 assert!(!live.retired && !live.killed, "{slot} was asked to retire already");
                 live.retired = true;
+                if asked != Some(slot) && self.stop_at.is_none() {
+                    self.leaves_in_turn(slot);
+                }
             }
             Action::Kill { slot } => {
                 let in_no_time = self.stop_at.is_some_and(|stop_at| stop_at <= self.now);
@@ -140,8 +175,25 @@ impl World {
                 assert!(!live.killed, "{slot} is killed twice");
                 live.killed = true;
             }
-            Action::Report(report) => self.log.push(brief(&report)),
+            Action::Report(report) => {
+                match &report {
+                    Report::Ready { slot, .. } => _ = self.away.remove(slot),
+                    Report::ReloadBegun { groups, mode: ReloadMode::AllAtOnce } => {
+                        self.at_once.extend(groups)
+                    }
+                    Report::ReloadEnded { .. } | Report::ReloadAborted { .. } => self.at_once.clear(),
+                    _ => {}
+                }
+                self.log.push(brief(&report));
+            }
         }
+    }
+
+    fn leaves_in_turn(&mut self, slot: SlotId) {
+        let others = self.away.iter().filter(|other| other.group == slot.group).count();
+        let is_new = self.away.insert(slot);
+        let may = !is_new || others < self.parallel || self.at_once.contains(&slot.group);
+        assert!(may, "{slot} leaves while others are away: {:?}", self.away);
     }
 
     /// The policy and the model agree on every slot, so none is lost.
@@ -209,6 +261,7 @@ impl World {
     /// The process ends; its owner has not cleared up.
     fn exit(&mut self, slot: SlotId, status: ExitStatus) {
         let Live { generation, .. } = self.live.remove(&slot).expect("a live process ends");
+        self.gone.remove(&slot);
         if self.stop_at.is_none() {
             self.buried.insert(slot);
         }
