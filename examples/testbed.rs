@@ -40,6 +40,8 @@ struct Testbed {
     crash_on_start: Option<Life>,
     /// This one never returns from its start.
     hang_on_start: Option<Life>,
+    /// What clients are told when the server stops.
+    goodbye: Option<String>,
     later: Later,
     /// How long each takes to start.
     start_time: Duration,
@@ -130,7 +132,11 @@ impl Handler for Testbed {
     }
 
     fn on_worker_stop(&mut self, worker: &mut Worker) -> Result<()> {
-        say(format!("on_worker_stop worker={} pid={}", worker.id(), worker.pid()))
+        say(format!("on_worker_stop worker={} pid={}", worker.id(), worker.pid()))?;
+        match self.goodbye.take().filter(|_| worker.is_stopping()) {
+            Some(text) => self.say_goodbye(worker, text.as_bytes()),
+            None => Ok(()),
+        }
     }
 
     fn on_timer(&mut self, worker: &mut Worker, timer: TimerId) -> Result<()> {
@@ -242,6 +248,21 @@ impl Testbed {
         worker.send(session, &[line, &self.line_end].concat())
     }
 
+    /// Tells this worker's share of the clients that the connection ends.
+    fn say_goodbye(&self, worker: &mut Worker, text: &[u8]) -> Result<()> {
+        let (worker_num, id) = (worker.worker_pids().len() as u64, u64::from(worker.id()));
+        let is_own = |session: &Session| {
+            session.to_string().parse::<u64>().is_ok_and(|number| number % worker_num == id)
+        };
+        for session in worker.sessions().filter(is_own).collect::<Vec<_>>() {
+            match self.send_line(worker, session, text) {
+                Err(Error::NoSuchSession(_)) | Ok(()) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Sends a line to all sessions but one; how many got it.
     fn broadcast(&self, worker: &mut Worker, except: Session, line: &[u8]) -> Result<usize> {
         let others: Vec<Session> = worker.sessions().filter(|session| *session != except).collect();
@@ -292,6 +313,7 @@ fn run() -> Result<()> {
     defaults.framing = Framing::Eof;
     defaults.package_eof = b"\n".to_vec();
 
+    let mut goodbye = None;
     let (mut crash_on_start, mut hang_on_start, mut start_time) = (None, None, None);
     let mut spawn_thread = false;
     let config = Sources::new(defaults)
@@ -308,6 +330,7 @@ fn run() -> Result<()> {
             &mut hang_on_start,
         )
         .option("start-time", "MS", "each worker takes so long to start; default 0", &mut start_time)
+        .option("goodbye", "TEXT", "what clients are told when the server stops", &mut goodbye)
         .switch(
             "spawn-thread",
             "a thread is started before the server, which refuses that",
@@ -331,6 +354,7 @@ fn run() -> Result<()> {
         line_end: config.package_eof.clone(),
         crash_on_start,
         hang_on_start,
+        goodbye,
         later: Later::default(),
         start_time,
     };

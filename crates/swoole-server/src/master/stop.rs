@@ -107,10 +107,10 @@ impl<H: Handler> Office<H> {
         self.end_last_call(reactor);
         let within = self.time_left();
         self.shared.board.set_stop_time(within);
+        // Before they are asked: so that they know why, and for those that have not begun or have no manager any more.
+        self.set_phase(Phase::Stopping);
         self.order(&Order::Stop { within_ms: within.as_millis() as u64 });
         self.set_alarm(reactor, if self.manager.is_some() { within + MANAGER_MARGIN } else { within });
-        // For those that have not begun, and for those that have no manager any more.
-        self.set_phase(Phase::Stopping);
     }
 
     pub(super) fn on_alarm(&mut self, reactor: &mut Reactor) {

@@ -49,6 +49,11 @@ pub(super) static ALL: &[Scenario] = &[
         "close_listen = last: who connects meanwhile is not refused, and gets its end with the server's",
         stop_listen_last,
     ),
+    full(
+        "stop_says_goodbye",
+        "what on_worker_stop sends to clients when the server stops, they get",
+        stop_says_goodbye,
+    ),
     full("stop_says_progress", "a stop that takes long says what it waits for", stop_says_progress),
     full("kill_master", "kill -9 of the master: everybody is gone within a second", kill_master),
 ];
@@ -177,6 +182,29 @@ fn stop_listen_last(cx: &Cx) -> Result<()> {
     Ok(())
 }
 
+fn stop_says_goodbye(cx: &Cx) -> Result<()> {
+    const CLIENTS: usize = 50;
+    let mut bed = cx.testbed().flag("worker-num", 3).flag("goodbye", "see you").start()?;
+    let mut clients = (0..CLIENTS).map(|_| bed.connect()).collect::<Result<Vec<_>>>()?;
+    for client in &mut clients {
+        client.expect("echo there", "there")?;
+    }
+    // Who is replaced has a successor, and says nothing.
+    bed.signal_master(Signal::USR1)?;
+    bed.log.wait_count("on_after_reload", 1, PATIENCE)?;
+    for client in &mut clients {
+        client.expect("echo still there", "still there")?;
+    }
+    bed.signal_master(Signal::TERM)?;
+    for client in &mut clients {
+        client.expect_line("see you")?;
+        client.expect_close()?;
+    }
+    let status = bed.wait_gone(PATIENCE)?;
+    ensure!(status.code() == Some(0), "ended with {status}");
+    Ok(())
+}
+
 fn stop_says_progress(cx: &Cx) -> Result<()> {
     let mut bed = cx.testbed().flag("worker-num", 2).flag("max-wait-time", 20).start()?;
     let mut client = bed.connect_to_worker(1)?;
@@ -192,7 +220,7 @@ fn stop_says_progress(cx: &Cx) -> Result<()> {
     // Packets that are not answered, and clients that do not read.
     let mut bed = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 20).start()?;
     let mut client = bed.connect()?;
-    bed.occupy(&mut client, 1500)?;
+    bed.occupy(&mut client, 5000)?;
     let mut silent = Client::connect_small(bed.address()?)?;
     silent.tell("big 6000000")?;
     bed.wait_accepted(&silent)?;
