@@ -56,7 +56,7 @@ impl<H: Handler> Office<H> {
         if self.stage == Stage::Draining {
             return self.leave(reactor);
         }
-        let alive = self.roster.kill_orphans();
+        let alive = self.roster.kill_orphans(reactor);
         if !alive.is_empty() {
             tracing::warn!("workers {alive:?} had not finished after max_wait_time and were killed");
         } else if let Some(manager) = &self.manager {
