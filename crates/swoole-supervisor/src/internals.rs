@@ -47,7 +47,12 @@ impl Model {
         self.0.handle(now, event).into_iter().map(order).collect()
     }
 
-    /// The supervisor begins: all slots are empty.
+    /// Before the start: a process that does its work is there already.
+    pub fn adopted(&mut self, now: Duration, slot: SlotId, generation: u32, pid: Pid) -> Vec<Order> {
+        self.handle(now, Event::Adopted { slot, generation, pid })
+    }
+
+    /// The supervisor begins: all other slots are empty.
     pub fn start(&mut self, now: Duration) -> Vec<Order> {
         self.handle(now, Event::Start)
     }

@@ -244,6 +244,12 @@ impl<C: Custody> Roster<C> {
         u16::try_from(worker).ok()
     }
 
+    /// The watch of this worker, if it has one.
+    #[cfg(test)]
+    pub(super) fn watched(&self, worker: u16) -> Option<C::Watch> {
+        self.entries[usize::from(worker)].watch
+    }
+
     /// Whether a worker without manager lives.
     pub(super) fn has_orphans(&self) -> bool {
         self.entries.iter().any(|entry| entry.watch.is_some())

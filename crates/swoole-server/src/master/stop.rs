@@ -49,6 +49,8 @@ impl<H: Handler> Office<H> {
         self.set_alarm(reactor, if self.manager.is_some() { within + MANAGER_MARGIN } else { within });
         // For those that have not begun, and for those that have no manager any more.
         self.set_phase(Phase::Stopping);
+        // Nobody may be left, whose end would tell.
+        self.finish_if_alone(reactor);
     }
 
     pub(super) fn on_alarm(&mut self, reactor: &mut Reactor) {
@@ -59,7 +61,9 @@ impl<H: Handler> Office<H> {
         let alive = self.roster.kill_orphans(reactor);
         if !alive.is_empty() {
             tracing::warn!("workers {alive:?} had not finished after max_wait_time and were killed");
-        } else if let Some(manager) = &self.manager {
+        }
+        // It would have ended those that it has adopted, and there is no other alarm for it.
+        if let Some(manager) = &self.manager {
             tracing::error!("the manager (pid {}) does not end: killed", manager.pid.as_raw_pid());
             let _ = pidfd_send_signal(&manager.process, Signal::KILL);
         }

@@ -25,7 +25,9 @@
 //! `cargo xtask twin` runs it optimised; `cargo test` a small part of it.
 
 mod front;
+mod kernel;
 mod ledger;
+mod manager;
 mod process;
 mod schedule;
 mod stage;
