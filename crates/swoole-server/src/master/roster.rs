@@ -73,12 +73,20 @@ impl<C: Custody> Entry<C> {
         }
     }
 
-    /// Takes a process up that its manager had no time to tell of, if there is one: it is the master's child by now. A
+    /// Takes up the process of this lease if its manager had no time to tell of it: it is the master's child by now. A
     /// worker has written the number, so anybody else is not believed to be it.
-    fn discover(&mut self, custody: &mut C, pid: i32) {
-        let Some(process) = custody.hold(pid) else { return };
-        if custody.is_child(&process) {
-            (self.pid, self.process, self.estate) = (pid, Some(process), None);
+    fn discover(&mut self, custody: &mut C, lease: Lease, generation: u32) {
+        // What is not settled yet is the lease of the dead one.
+        let (Lease::Serving { pid } | Lease::Taken { pid }, None, false) =
+            (lease, &self.process, self.is_unsettled())
+        else {
+            return;
+        };
+        // Dead or alive, it is not the one whose estate is settled.
+        self.estate = None;
+        self.generation = self.generation.max(generation);
+        if let Some(process) = custody.hold(pid).filter(|process| custody.is_child(process)) {
+            (self.pid, self.process) = (pid, Some(process));
         }
     }
 
@@ -176,14 +184,7 @@ impl<C: Custody> Roster<C> {
         let mut unsettled = Vec::new();
         for (entry, worker) in self.entries.iter_mut().zip(0..) {
             let lease = board.revoke_lease(worker);
-            // What is not settled yet is the lease of the dead one.
-            let is_known = entry.process.is_some() || entry.is_unsettled();
-            if let Lease::Serving { pid } | Lease::Taken { pid } = lease
-                && !is_known
-            {
-                entry.discover(custody, pid);
-                entry.generation = entry.generation.max(board.generation(worker));
-            }
+            entry.discover(custody, lease, board.generation(worker));
             match lease {
                 Lease::Serving { pid } if pid == entry.pid => {}
                 _ => entry.dismiss(custody),
@@ -198,8 +199,11 @@ impl<C: Custody> Roster<C> {
     }
 
     /// The manager is gone, and the server stops: from now on the master waits for the workers itself.
-    pub(super) fn watch_orphans(&mut self, custody: &mut C) {
-        self.entries.iter_mut().zip(0..).for_each(|(entry, worker)| entry.watch(custody, worker));
+    pub(super) fn watch_orphans(&mut self, custody: &mut C, board: &Board) {
+        for (entry, worker) in self.entries.iter_mut().zip(0..) {
+            entry.discover(custody, board.lease(worker), board.generation(worker));
+            entry.watch(custody, worker);
+        }
     }
 
     /// What another manager finds, by worker: it adopts all.

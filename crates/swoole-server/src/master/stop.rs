@@ -104,7 +104,7 @@ impl<H: Handler> Office<H> {
                 tracing::error!("the manager (pid {pid}) died ({how}) in a stop: workers leave without it");
             }
             // It would have been its affair to end them.
-            self.roster.watch_orphans(reactor);
+            self.roster.watch_orphans(reactor, &self.shared.board);
             self.stop(reactor);
             if self.stage == Stage::Leaving {
                 let within = self.time_left();

@@ -169,6 +169,11 @@ impl Manager {
         }
     }
 
+    /// Whether it has not said yet that it serves.
+    pub(super) fn is_starting(&self) -> bool {
+        matches!(self.state, State::Executed(_))
+    }
+
     /// Whether it can be told of something.
     pub(super) fn listens(&self) -> bool {
         self.ended.is_none()

@@ -40,7 +40,7 @@ use stage::Stages;
 use tally::{Breach, Kind, Tally};
 
 /// Steps of a failed schedule that are shown.
-const SHOWN: usize = 60;
+const SHOWN: usize = 600;
 
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().expect("a number"))

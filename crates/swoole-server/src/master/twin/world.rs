@@ -173,8 +173,9 @@ impl<'a> World<'a> {
         Ok(true)
     }
 
+    /// The user's code in this slot never returns, if any runs.
     pub(super) fn make_stuck(&mut self, slot: usize) {
-        self.kernel.in_slot(slot).for_each(|process| process.stuck = true);
+        self.kernel.in_slot(slot).for_each(|process| process.stuck = process.has_links());
     }
 
     // --- the manager ---
@@ -281,16 +282,11 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// The manager hangs, if it has just begun or is about to end: whoever waits for that kills it.
+    /// The manager hangs, if somebody waits for it, who kills it then.
     pub(super) fn manager_hangs(&mut self) {
         let at = self.at;
-        let waited_for = |manager: &&mut Manager| at == At::Leaving || !manager.listens();
-        if let Some(manager) = self
-            .manager
-            .as_mut()
-            .filter(waited_for)
-            .filter(|_| self.succession.is_some() || at == At::Leaving)
-        {
+        let is_waited_for = |manager: &&mut Manager| at == At::Leaving || manager.is_starting();
+        if let Some(manager) = self.manager.as_mut().filter(is_waited_for) {
             manager.stuck = true;
         }
     }
@@ -381,7 +377,7 @@ impl<'a> World<'a> {
             At::Serving | At::Draining => return self.succeed(),
             _ if in_order => {}
             _ => {
-                self.roster.watch_orphans(&mut self.kernel);
+                self.roster.watch_orphans(&mut self.kernel, &self.shared.board);
                 self.alarm = Some(self.now + self.time_left());
             }
         }
