@@ -48,6 +48,7 @@ pub(crate) fn main(mut args: lexopt::Parser) -> Verdict {
         rows.push(part("fuzz", || fuzz::run_everything(fuzz_seconds)));
     }
     rows.push(part("counts", counts::run_everything));
+    rows.push(part("asan cluster", cluster::run_sanitized));
     let start = Instant::now();
     println!("=== test-cluster");
     rows.push(("test-cluster".to_owned(), cluster::run_everything()?, start.elapsed()));
@@ -88,12 +89,21 @@ fn steps() -> Vec<Step> {
     steps
 }
 
-/// Tests in a build that a sanitizer looks at. Sanitizers are not stable features of the compiler yet: the variable lets
+/// The compiler's flags for AddressSanitizer.
+pub(crate) const ASAN: &str = "-Zsanitizer=address";
+
+/// Which has to be named for sanitizers, or build scripts would be looked at, too.
+pub(crate) fn sanitizer_target() -> String {
+    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
+}
+
+/// Cargo, with a build that a sanitizer looks at. Sanitizers are not stable features of the compiler yet: the variable lets
 /// the stable one have them.
-fn sanitized(words: &[&str], flags: &str, dir: &str) -> Command {
-    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let mut command = cargo(&["test", "--target", &target]);
-    command.args(words).env("RUSTC_BOOTSTRAP", "1");
+pub(crate) fn sanitized(words: &[&str], flags: &str, dir: &str) -> Command {
+    let target = sanitizer_target();
+    let (subcommand, rest) = words.split_first().expect("a subcommand of cargo's");
+    let mut command = cargo(&[subcommand, "--target", &target]);
+    command.args(rest).env("RUSTC_BOOTSTRAP", "1");
     command.env("RUSTFLAGS", flags).env("CARGO_TARGET_DIR", shell::target_dir().join(dir));
     command
 }
@@ -107,8 +117,9 @@ fn suppressions(path: &str) -> String {
 fn address() -> Command {
     let packages = ["swoole-sys", "swoole-ipc", "swoole-reactor", "swoole-server"];
     let packages = packages.iter().flat_map(|package| ["--package", package]);
-    let words: Vec<&str> = ["--no-fail-fast", "--lib", "--tests"].into_iter().chain(packages).collect();
-    let mut command = sanitized(&words, "-Zsanitizer=address", "asan");
+    let words: Vec<&str> =
+        ["test", "--no-fail-fast", "--lib", "--tests"].into_iter().chain(packages).collect();
+    let mut command = sanitized(&words, ASAN, "asan");
     command.env("LSAN_OPTIONS", suppressions("xtask/sanitizers/lsan.supp"));
     // What memory it touches does not depend on so many of them.
     command.env("SWOOLE_TWIN_SCHEDULES", "200");
@@ -121,8 +132,8 @@ fn address() -> Command {
 /// does not see that memory is unmapped in between.
 fn thread() -> Vec<Step> {
     let parts: [(&str, &[&str]); 3] = [
-        ("tsan", &["--package", "swoole-ipc", "--test", "stress"]),
-        ("tsan reactor", &["--package", "swoole-reactor", "--test", "suite", "--", "epoll::"]),
+        ("tsan", &["test", "--package", "swoole-ipc", "--test", "stress"]),
+        ("tsan reactor", &["test", "--package", "swoole-reactor", "--test", "suite", "--", "epoll::"]),
         (
             "tsan master",
             &[
