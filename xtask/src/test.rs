@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 pub(crate) const HELP: &str = "\
 cargo xtask test [--fuzz SECONDS]
 
-Unit, integration and doc tests of the workspace, model checks of the shared-memory ring, the deterministic twin, the fuzz
-targets (needs a C++ compiler), the counts of the hot paths (needs valgrind), and test-cluster on its full matrix. The last
-line is `N passed, M failed`; exit code 0 when none has failed.
+Unit, integration and doc tests of the workspace, model checks of the shared-memory ring, AddressSanitizer over all that
+has system calls or shared memory, ThreadSanitizer over all that has threads, the deterministic twin, the fuzz targets
+(needs a C++ compiler), the counts of the hot paths (needs valgrind), some scenarios with AddressSanitizer in every
+process, and test-cluster on its full matrix. The last line is `N passed, M failed`; exit code 0 when none has failed.
 
   --fuzz SECONDS   Runs each fuzz target for so long (2); 0 leaves them out
 ";
