@@ -268,6 +268,11 @@ impl<'a> World<'a> {
             self.manage()?;
         }
         self.end_manager(KILLED);
+        // The user's code in those that have not come to serve may never return: the next manager does not wait for it.
+        if self.rng.u8(..4) == 0 {
+            let starts = |process: &&mut Process| process.has_links() && !process.ready;
+            self.kernel.processes.iter_mut().filter(starts).for_each(|process| process.stuck = true);
+        }
         Ok(())
     }
 
