@@ -1,5 +1,7 @@
 //! For a worker that may not wait, because who makes room has its turn on the same thread.
 
+use std::io::IoSlice;
+
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 use swoole_ipc::socketpair::Endpoint;
@@ -54,6 +56,17 @@ impl Outlet {
 }
 
 impl Outlets {
+    /// Dies amid a commit to this reactor: so many records are in the socket, but not the last one, which says that it is
+    /// one. In a ring, all become visible together.
+    pub(crate) fn spill(&mut self, reactor: usize, count: usize) {
+        let Way::Socket { lane, pending } = &self.0[reactor].way else { return };
+        let Some(socket) = socket(lane).filter(|it| is_ready(it, PollFlags::OUT)) else { return };
+        for record in pending.iter().take(count.min(pending.len().saturating_sub(1))) {
+            // What finds no room is not sent: that, too, can be where it dies.
+            let _ = socket.send_packet(&[IoSlice::new(record)]);
+        }
+    }
+
     /// Whether [`flush`](Self::flush) would not wait for room; see [`Outlet::may_send`].
     pub(crate) fn may_flush(&mut self) -> Result<bool, Error> {
         let outlets = self.0.iter_mut().filter(|outlet| outlet.uncommitted > 0);

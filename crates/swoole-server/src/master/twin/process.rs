@@ -117,6 +117,10 @@ pub(super) struct Held {
     pub(super) session: Session,
 }
 
+fn failed(error: crate::Error) -> Breach {
+    Breach { kind: Kind::Fault, what: format!("a worker: {error}") }
+}
+
 /// When all of a message's acts are done.
 const DONE: usize = usize::MAX;
 
@@ -183,6 +187,13 @@ impl Process {
     /// Whether it has taken the links of its slot.
     pub(super) fn has_links(&self) -> bool {
         self.outlets.is_some()
+    }
+
+    /// It dies, and some of what it has in hand is half sent.
+    pub(super) fn spill(&mut self, count: usize) {
+        if let Some(outlets) = &mut self.outlets {
+            outlets.spill(self.reactor, count);
+        }
     }
 
     /// Whether it takes them with its next step.
@@ -276,7 +287,6 @@ impl Process {
     }
 
     fn serve(&mut self, shared: &Shared, ledger: &mut Ledger) -> Result<Went, Breach> {
-        let failed = |error: crate::Error| Breach { kind: Kind::Fault, what: format!("a worker: {error}") };
         let Some(outlets) = &mut self.outlets else { return Ok(Went::Nowhere) };
         match &mut self.at {
             At::Forked | At::Taken | At::Claimed => {
@@ -337,7 +347,6 @@ impl Process {
 
     /// One thing that the handler does.
     fn act(&mut self, shared: &Shared, ledger: &mut Ledger) -> Result<Went, Breach> {
-        let failed = |error: crate::Error| Breach { kind: Kind::Fault, what: format!("a worker: {error}") };
         let (At::InHand(hand), Some(outlets)) = (&mut self.at, &mut self.outlets) else {
             return Ok(Went::Nowhere);
         };
@@ -397,7 +406,6 @@ impl Process {
     /// The handler has returned. To commit is no single step where clients of several reactors were sent to: those of the
     /// message's own come last.
     fn commit(&mut self, ledger: &mut Ledger) -> Result<Went, Breach> {
-        let failed = |error: crate::Error| Breach { kind: Kind::Fault, what: format!("a worker: {error}") };
         let (At::InHand(hand), Some(outlets)) = (&mut self.at, &mut self.outlets) else {
             return Ok(Went::Nowhere);
         };

@@ -126,9 +126,9 @@ impl<'a> World<'a> {
 
     /// Whoever is in this slot dies.
     pub(super) fn die(&mut self, slot: usize, status: ExitStatus) {
-        if let Some(pid) = self.pick(slot) {
-            self.end(pid, status);
-        }
+        let (Some(pid), count) = (self.pick(slot), self.rng.usize(..4)) else { return };
+        self.kernel.process(pid).into_iter().for_each(|process| process.spill(count));
+        self.end(pid, status);
     }
 
     /// One of those in this slot, of whom there may be several while one of them has no right to be there.
