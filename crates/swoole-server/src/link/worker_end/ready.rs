@@ -67,6 +67,11 @@ impl Outlets {
         }
     }
 
+    /// Whether [`commit`](Self::commit) would not wait for room.
+    pub(crate) fn may_commit(&mut self) -> Result<bool, Error> {
+        self.0.iter_mut().try_fold(true, |may, outlet| Ok(outlet.may_commit()? && may))
+    }
+
     /// Whether [`flush`](Self::flush) would not wait for room; see [`Outlet::may_send`].
     pub(crate) fn may_flush(&mut self) -> Result<bool, Error> {
         let outlets = self.0.iter_mut().filter(|outlet| outlet.uncommitted > 0);
