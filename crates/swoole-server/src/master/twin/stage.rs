@@ -38,7 +38,7 @@ impl Stages {
     /// That of a schedule, as if nobody had been there before.
     pub(super) fn set(&mut self, rng: &mut Rng) -> Result<&mut Stage, Breach> {
         let (reactors, workers) = (rng.u8(1..=2), rng.u16(1..=3));
-        let ring = if rng.u8(..8) == 0 { SOCKETS } else { RINGS[rng.usize(..RINGS.len())] };
+        let ring = if rng.u8(..16) == 0 { SOCKETS } else { RINGS[rng.usize(..RINGS.len())] };
         let stage = match self.0.entry((reactors, workers, ring)) {
             std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::btree_map::Entry::Vacant(entry) => {
