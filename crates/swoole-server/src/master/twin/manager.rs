@@ -11,7 +11,7 @@ use swoole_supervisor::{ExitStatus, Exited, Options, Report, Scope, SlotId};
 
 use super::kernel::Kernel;
 use super::process::Process;
-use super::tally::{Breach, Tally};
+use super::tally::{Breach, Kind, Tally, breach};
 use crate::charter::Heir;
 use crate::control::{self, News};
 use crate::crash::PacketInHand;
@@ -258,7 +258,7 @@ impl Manager {
             Order::Spawn { slot, generation } => {
                 if self.stopping {
                     let what = format!("generation {generation} in {slot} is forked after the stop");
-                    return super::tally::breach(super::tally::Kind::Slot, what);
+                    return breach(Kind::Slot, what);
                 }
                 kernel.check_free(slot.slot, "a fork")?;
                 let pid = kernel.next_pid();
