@@ -18,7 +18,7 @@ const HELP: &str = "\
 cargo xtask COMMAND [OPTIONS]
 
 Commands:
-  test           Everything that must hold: unit, doc and model tests, twin, fuzz, counts, test-cluster on its full matrix
+  test           Everything that must hold: unit, doc and model tests, sanitizers, twin, fuzz, counts, test-cluster on all
   test-cluster   Scenarios that start the real process tree and drive it over sockets, signals and /proc
   vortex         A storm of kills, stops and reloads, and clients that check every reply
   twin           Random schedules of a whole server in one thread, each held against every promise

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 pub(crate) const HELP: &str = "\
 cargo xtask test [--fuzz SECONDS]
 
-Unit, integration and doc tests of the workspace, model checks of the shared-memory ring, the deterministic twin, the fuzz
-targets (needs a C++ compiler), the counts of the hot paths (needs valgrind), and test-cluster on its full matrix. The last
-line is `N passed, M failed`; exit code 0 when none has failed.
+Unit, integration and doc tests of the workspace, model checks of the shared-memory ring, AddressSanitizer over all that
+has system calls or shared memory, ThreadSanitizer over all that has threads, the deterministic twin, the fuzz targets
+(needs a C++ compiler), the counts of the hot paths (needs valgrind), some scenarios with AddressSanitizer in every
+process, and test-cluster on its full matrix. The last line is `N passed, M failed`; exit code 0 when none has failed.
 
   --fuzz SECONDS   Runs each fuzz target for so long (2); 0 leaves them out
 ";
@@ -48,6 +49,7 @@ pub(crate) fn main(mut args: lexopt::Parser) -> Verdict {
         rows.push(part("fuzz", || fuzz::run_everything(fuzz_seconds)));
     }
     rows.push(part("counts", counts::run_everything));
+    rows.push(part("asan cluster", cluster::run_sanitized));
     let start = Instant::now();
     println!("=== test-cluster");
     rows.push(("test-cluster".to_owned(), cluster::run_everything()?, start.elapsed()));
@@ -79,29 +81,80 @@ fn steps() -> Vec<Step> {
     let mut steps = vec![Step { name: "workspace".into(), command: workspace }];
 
     // What these look for, and why they are called like this, stands in the front page of swoole-ipc.
-    let ipc = |words: &[&str], flags: &str, dir: &str| {
-        let mut command = cargo(&[&["test", "--package", "swoole-ipc"], words].concat());
-        command.env("RUSTFLAGS", flags).env("CARGO_TARGET_DIR", shell::target_dir().join(dir));
-        command
-    };
-    let loom = ipc(&["--release", "--lib", "model"], "--cfg loom", "loom");
+    let mut loom = cargo(&["test", "--package", "swoole-ipc", "--release", "--lib", "model"]);
+    loom.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", shell::target_dir().join("loom"));
     steps.push(Step { name: "loom".into(), command: loom });
-
-    // Sanitizers are not stable features of the compiler yet: the variable lets the stable one have them.
-    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let mut address = ipc(&["--lib", "--tests", "--target", &target], "-Zsanitizer=address", "asan");
-    address.env("RUSTC_BOOTSTRAP", "1");
-    steps.push(Step { name: "asan".into(), command: address });
-
-    let flags = "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer";
-    let mut thread = ipc(&["--test", "stress", "--target", &target], flags, "tsan");
-    let suppressions = shell::root().join("crates/swoole-ipc/tests/tsan.supp");
-    thread
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("TSAN_OPTIONS", format!("suppressions={}", suppressions.display()));
-    steps.push(Step { name: "tsan".into(), command: thread });
+    steps.push(Step { name: "asan".into(), command: address() });
+    steps.extend(thread());
     steps.push(Step { name: "twin".into(), command: twin::everything() });
     steps
+}
+
+/// The compiler's flags for AddressSanitizer.
+pub(crate) const ASAN: &str = "-Zsanitizer=address";
+
+/// Which has to be named for sanitizers, or build scripts would be looked at, too.
+pub(crate) fn sanitizer_target() -> String {
+    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
+}
+
+/// Cargo, with a build that a sanitizer looks at. Sanitizers are not stable features of the compiler yet: the variable lets
+/// the stable one have them.
+pub(crate) fn sanitized(words: &[&str], flags: &str, dir: &str) -> Command {
+    let target = sanitizer_target();
+    let (subcommand, rest) = words.split_first().expect("a subcommand of cargo's");
+    let mut command = cargo(&[subcommand, "--target", &target]);
+    command.args(rest).env("RUSTC_BOOTSTRAP", "1");
+    command.env("RUSTFLAGS", flags).env("CARGO_TARGET_DIR", shell::target_dir().join(dir));
+    command
+}
+
+fn suppressions(path: &str) -> String {
+    format!("suppressions={}", shell::root().join(path).display())
+}
+
+/// Whatever touches memory that is not its own, or loses some: in everything that has system calls or shared memory. One
+/// command, so that what all stand on is built once: a minute of two cores, and half a minute to run.
+fn address() -> Command {
+    let packages = ["swoole-sys", "swoole-ipc", "swoole-reactor", "swoole-server"];
+    let packages = packages.iter().flat_map(|package| ["--package", package]);
+    let words: Vec<&str> =
+        ["test", "--no-fail-fast", "--lib", "--tests"].into_iter().chain(packages).collect();
+    let mut command = sanitized(&words, ASAN, "asan");
+    command.env("LSAN_OPTIONS", suppressions("xtask/sanitizers/lsan.supp"));
+    // What memory it touches does not depend on so many of them.
+    command.env("SWOOLE_TWIN_SCHEDULES", "200");
+    command
+}
+
+/// Races, where there are threads. What the kernel writes for io_uring is invisible to the sanitizer, and what it takes for
+/// the writes of a test before is the kernel's: only epoll. A process that it looks at has a thread of its own, so it may
+/// not fork: nothing that does. Of the server's tests, those of what its threads share, and one after the other, because it
+/// does not see that memory is unmapped in between.
+fn thread() -> Vec<Step> {
+    let parts: [(&str, &[&str]); 3] = [
+        ("tsan", &["test", "--package", "swoole-ipc", "--test", "stress"]),
+        ("tsan reactor", &["test", "--package", "swoole-reactor", "--test", "suite", "--", "epoll::"]),
+        (
+            "tsan master",
+            &[
+                "--package",
+                "swoole-server",
+                "--lib",
+                "--",
+                "--test-threads=1",
+                "session::",
+                "master::mailbox",
+            ],
+        ),
+    ];
+    let step = |(name, words): (&str, &[&str])| {
+        let flags = "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer";
+        let mut command = sanitized(words, flags, "tsan");
+        command.env("TSAN_OPTIONS", suppressions("crates/swoole-ipc/tests/tsan.supp"));
+        Step { name: name.into(), command }
+    };
+    parts.map(step).into()
 }
 
 /// Runs one step, shows its output, and counts.

@@ -8,12 +8,13 @@ use std::process::Command;
 pub(crate) const HELP: &str = "\
 cargo xtask twin [OPTIONS]
 
-Plays random schedules of a server that consists of the real dispatcher, session table, rings and supervisor's
-policy, in one thread, without sockets, processes and clocks: clients come, send and leave, reactors and workers take
-one small step each, workers die between any two of them, retire, and are reloaded, under every crash policy. Each
+Plays random schedules of a server that consists of the real dispatcher, session table, links, roster, leases and
+supervisor's policy, in one thread, without event loops, processes and clocks: clients come, send and leave, handlers
+reply, flush and tell other clients something, reactors and workers take one small step each, workers and managers die
+between any two of them, workers retire, and are reloaded, under every crash policy, over rings and sockets. Each
 schedule follows from its seed alone. Prints a tally; exit code 0 when nothing is lost against policy, doubled,
-misdelivered, torn or leaked, no slot has two live workers, and every stop ends. A schedule that fails is shown, with
-the command that repeats it.
+misdelivered, torn or leaked, no slot has two workers that serve or none, and every stop ends. A schedule that fails is
+shown, with the command that repeats it.
 
   --schedules N     How many, of seeds that follow each other (100000; with --seed alone 1)
   --seed S          The first seed (1)

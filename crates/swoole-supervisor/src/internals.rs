@@ -47,7 +47,18 @@ impl Model {
         self.0.handle(now, event).into_iter().map(order).collect()
     }
 
-    /// The supervisor begins: all slots are empty.
+    /// Before the start: a process that does its work was there already, and may be so still, or leave.
+    pub fn adopted(
+        &mut self,
+        now: Duration,
+        slot: SlotId,
+        (generation, pid): (u32, Pid),
+        (is_alive, is_leaving): (bool, bool),
+    ) -> Vec<Order> {
+        self.handle(now, Event::Adopted { slot, generation, pid, is_alive, is_leaving })
+    }
+
+    /// The supervisor begins: all other slots are empty.
     pub fn start(&mut self, now: Duration) -> Vec<Order> {
         self.handle(now, Event::Start)
     }

@@ -58,6 +58,9 @@ impl Matrix {
     }
 }
 
+/// How files begin that the sanitizer writes, one for each process.
+const ASAN_REPORT: &str = "asan";
+
 pub(super) struct Scenario {
     pub(super) name: &'static str,
     /// One line for `--list`.
@@ -137,8 +140,9 @@ pub(super) struct Cx {
     pub(super) storm: Storm,
     /// An empty directory of its own, removed afterwards.
     pub(super) dir: PathBuf,
-    /// Where the examples lie that were built.
+    /// Where the examples lie that were built, and whether a sanitizer looks at them.
     pub(super) examples: PathBuf,
+    pub(super) asan: bool,
     /// The output of every process that was started, for the report of a failure.
     pub(super) logs: Mutex<Vec<Arc<Log>>>,
 }
@@ -151,7 +155,26 @@ impl Cx {
 
     /// A program from `examples/`, without any flag.
     pub(super) fn example(&self, name: &str) -> Launch<'_> {
-        Launch::new(self, self.examples.join(name))
+        let launch = Launch::new(self, self.examples.join(name));
+        if !self.asan {
+            return launch;
+        }
+        // A worker that is to die of a signal dies of it. What a process of several is left with at its end is no leak: most
+        // end by a kill or without destructors.
+        let reports = self.dir.join(ASAN_REPORT);
+        let options = format!("log_path={}:detect_leaks=0:handle_segv=0", reports.display());
+        launch.env("ASAN_OPTIONS", &options)
+    }
+
+    /// What the sanitizer has to say of any process, which is nothing.
+    pub(super) fn check_asan(&self) -> Result<()> {
+        for entry in std::fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(ASAN_REPORT)) {
+                bail!("{}", String::from_utf8_lossy(&std::fs::read(path)?));
+            }
+        }
+        Ok(())
     }
 
     /// The testbed with the mode, backend and channel of this run, but no address to listen on.

@@ -9,11 +9,12 @@ mod proc;
 mod runner;
 mod scenarios;
 
-use crate::{Verdict, shell};
+use crate::{Verdict, shell, test};
 use anyhow::{Result, ensure};
 use matrix::{BACKENDS, Choice, IPCS, MODES, Scenario, Storm, choose};
 use runner::Runner;
 pub(crate) use runner::Tally;
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub(crate) const HELP: &str = "\
@@ -27,6 +28,7 @@ none may leave a process, a SysV queue, shared memory or a socket file behind. E
   --mode NAME       Only process or base; may repeat
   --backend NAME    Only epoll or io_uring; may repeat
   --ipc NAME        Only ring or socketpair, between the processes of Process mode; may repeat
+  --asan            Builds them with AddressSanitizer, and fails what that reports in any process
   --repeat N        Everything N times, with another seed each time; stops after a round with a failure
   --seed N          The seed of what is random in them; a failure prints it
 ";
@@ -50,6 +52,7 @@ struct Options {
     list: bool,
     scenarios: Vec<String>,
     choice: Choice,
+    asan: bool,
     repeat: u64,
     seed: u64,
     storm: Storm,
@@ -63,6 +66,7 @@ impl Options {
             list: false,
             scenarios: vec!["vortex".into()],
             choice: Choice { modes: Vec::new(), backends: Vec::new(), ipcs: Vec::new() },
+            asan: false,
             repeat: 1,
             seed: fastrand::u64(1..1_000_000),
             storm: Storm { length: Duration::from_secs(60), ..Storm::default() },
@@ -94,6 +98,7 @@ impl Options {
             list: false,
             scenarios: Vec::new(),
             choice: Choice { modes: Vec::new(), backends: Vec::new(), ipcs: Vec::new() },
+            asan: false,
             repeat: 1,
             seed,
             storm: Storm::default(),
@@ -109,6 +114,7 @@ impl Options {
                     choice.backends.push(choose("--backend", &BACKENDS, &args.value()?.string()?)?)
                 }
                 Long("ipc") => choice.ipcs.push(choose("--ipc", &IPCS, &args.value()?.string()?)?),
+                Long("asan") => options.asan = true,
                 Long("repeat") => options.repeat = args.value()?.parse()?,
                 Long("seed") => options.seed = args.value()?.parse()?,
                 other => return Err(other.unexpected().into()),
@@ -173,7 +179,7 @@ pub(crate) fn vortex(args: lexopt::Parser) -> Verdict {
 }
 
 fn run_and_tell(options: &Options) -> Verdict {
-    build()?;
+    build(options.asan)?;
     let tally = run(options)?;
     println!("{} passed, {} failed", tally.passed, tally.failed);
     Ok(tally.failed == 0)
@@ -181,22 +187,40 @@ fn run_and_tell(options: &Options) -> Verdict {
 
 /// Builds the examples and runs everything once. For `cargo xtask test`.
 pub(crate) fn run_everything() -> Result<Tally> {
-    build()?;
-    let options = Options::parse(lexopt::Parser::from_args::<[&str; 0]>([]))?;
-    options.as_ref().map_or(Ok(Tally::default()), run)
+    run_words(&[])
 }
 
-fn build() -> Result<()> {
-    let built = shell::succeeds(&mut shell::cargo(&[
-        "build",
-        "--quiet",
-        "--release",
-        "--package",
-        "swoole-examples",
-        "--examples",
-    ]))?;
-    ensure!(built, "the examples do not build");
+/// Scenarios in which memory goes from one process to another, with a sanitizer in each of these. For `cargo xtask test`.
+pub(crate) fn run_sanitized() -> Result<Tally> {
+    let names = ["crash_retry", "kill_each_worker", "reload_under_load", "manager_killed", "stop_under_load"];
+    let words = names.iter().flat_map(|name| ["--scenario", name]);
+    run_words(&["--asan", "--backend", "epoll"].into_iter().chain(words).collect::<Vec<_>>())
+}
+
+fn run_words(words: &[&str]) -> Result<Tally> {
+    let Some(options) = Options::parse(lexopt::Parser::from_args(words))? else {
+        return Ok(Tally::default());
+    };
+    build(options.asan)?;
+    run(&options)
+}
+
+/// Builds the examples. For a sanitizer, into the directory where `cargo xtask test` has built what they stand on.
+fn build(asan: bool) -> Result<()> {
+    let words = ["build", "--quiet", "--package", "swoole-examples", "--examples"];
+    let mut command = if asan {
+        test::sanitized(&words, test::ASAN, "asan")
+    } else {
+        shell::cargo(&[&words[..], &["--release"]].concat())
+    };
+    ensure!(shell::succeeds(&mut command)?, "the examples do not build");
     Ok(())
+}
+
+fn examples(asan: bool) -> PathBuf {
+    let target = test::sanitizer_target();
+    let built = if asan { format!("asan/{target}/debug") } else { "release".to_owned() };
+    shell::target_dir().join(built).join("examples")
 }
 
 fn run(options: &Options) -> Result<Tally> {
@@ -205,7 +229,7 @@ fn run(options: &Options) -> Result<Tally> {
     for round in 0..options.repeat {
         let seed = options.seed + round;
         println!("test-cluster: {} scenarios, seed {seed}", chosen.len());
-        let runner = Runner::new(shell::target_dir().join("release/examples"), seed, options.storm)?;
+        let runner = Runner::new(examples(options.asan), options.asan, seed, options.storm)?;
         for scenario in &chosen {
             for setup in scenario.setups(&options.choice) {
                 runner.run(scenario, setup, &mut tally)?;

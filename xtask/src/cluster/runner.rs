@@ -26,13 +26,14 @@ pub(super) struct Runner {
     /// Holds one directory per run.
     dir: PathBuf,
     examples: PathBuf,
+    asan: bool,
     seed: u64,
     storm: Storm,
 }
 
 impl Runner {
     /// Makes this process the one that inherits what servers leave behind, and lifts its descriptor limit.
-    pub(super) fn new(examples: PathBuf, seed: u64, storm: Storm) -> Result<Self> {
+    pub(super) fn new(examples: PathBuf, asan: bool, seed: u64, storm: Storm) -> Result<Self> {
         rustix::process::set_child_subreaper(Some(getpid()))?;
         let mut files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
         files.current = files.maximum;
@@ -40,7 +41,7 @@ impl Runner {
         // Short, because a unix socket's path has at most 107 bytes.
         let dir = std::env::temp_dir().join(format!("swoole-{}", getpid().as_raw_nonzero()));
         fs::create_dir_all(&dir)?;
-        Ok(Self { dir, examples, seed, storm })
+        Ok(Self { dir, examples, asan, seed, storm })
     }
 
     /// Runs one scenario on one combination and prints its line, and everything about it when it failed.
@@ -48,13 +49,14 @@ impl Runner {
         let dir = self.dir.join("run");
         fs::create_dir_all(&dir)?;
         let before = Leavings::look();
-        let examples = self.examples.clone();
+        let (examples, asan) = (self.examples.clone(), self.asan);
         let (seed, storm, logs) = (self.seed, self.storm, Mutex::default());
-        let cx = Arc::new(Cx { setup, seed, storm, dir: dir.clone(), examples, logs });
+        let cx = Arc::new(Cx { setup, seed, storm, dir: dir.clone(), examples, asan, logs });
         let start = Instant::now();
         let outcome = watch(scenario, &cx);
         let took = start.elapsed();
-        let outcome = outcome.and_then(|()| before.compare(&dir));
+        // First of all: whatever else went wrong may have come of it.
+        let outcome = cx.check_asan().and(outcome).and_then(|()| before.compare(&dir));
         sweep();
         fs::remove_dir_all(&dir)?;
         let ipc = setup.ipc.unwrap_or("-");
@@ -87,7 +89,8 @@ impl Runner {
             );
         }
         format!(
-            "test-cluster --scenario {} --mode {mode} --backend {backend} {ipc}--seed {seed}",
+            "test-cluster {}--scenario {} --mode {mode} --backend {backend} {ipc}--seed {seed}",
+            if self.asan { "--asan " } else { "" },
             scenario.name
         )
     }

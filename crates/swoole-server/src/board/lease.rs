@@ -37,6 +37,10 @@ impl Lease {
 }
 
 impl Board {
+    pub(crate) fn lease(&self, worker: u16) -> Lease {
+        Lease::from_word(self.worker(worker, LEASE).load(Ordering::Acquire))
+    }
+
     /// The worker takes its slot, or serves in it from now on; false if it must not.
     pub(crate) fn move_lease(&self, worker: u16, from: Lease, to: Lease) -> bool {
         let lease = self.worker(worker, LEASE);

@@ -1,5 +1,8 @@
 //! The worker's side of a link: takes packets, makes replies.
 
+#[cfg(test)]
+mod ready;
+
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Duration;
@@ -180,13 +183,6 @@ impl Inbox {
         Ok(Next::Message(Message { kind: RequestKind::Packet, session, payload }))
     }
 
-    /// The record that was taken last, as it stands in the ring now.
-    #[cfg(test)]
-    pub(crate) fn record(&self) -> &[u8] {
-        let Source::Ring { ring, at } = &self.source else { return &[] };
-        ring.peek_at(*at).ok().flatten().map_or(&[], |record| record.bytes)
-    }
-
     /// Gives the memory of a large packet back once it is handled.
     pub(crate) fn shed(&mut self) {
         self.assembly = Vec::new();
@@ -348,31 +344,6 @@ impl Outlet {
     }
 }
 
-/// For a worker that may not wait, because who makes room has its turn on the same thread.
-#[cfg(test)]
-impl Outlet {
-    /// Bytes of a reply that one record holds.
-    pub(crate) fn piece_max(&self) -> usize {
-        self.piece_max
-    }
-
-    /// Whether [`send`](Self::send) would not wait for room for this piece. If it would, it has begun to.
-    pub(crate) fn may_send(&mut self, piece: usize) -> Result<bool, Error> {
-        let Way::Ring(replies) = &mut self.way else { return Ok(true) };
-        let need = HEADER + piece;
-        if replies.room() >= need {
-            return Ok(true);
-        }
-        ask_for_room(replies, need, &self.bell).map_err(|reason| broken(self.reactor, reason))
-    }
-
-    /// The same for [`commit`](Self::commit).
-    pub(crate) fn may_commit(&mut self) -> Result<bool, Error> {
-        let nothing = self.uncommitted == 0 && self.ack == self.committed;
-        if nothing || self.uncommitted > 0 && self.is_open() { Ok(true) } else { self.may_send(0) }
-    }
-}
-
 /// The replies of one worker, to all reactors.
 pub(crate) struct Outlets {
     outlets: Vec<Outlet>,
@@ -433,12 +404,6 @@ impl Outlets {
             }
         }
         origin.map_or(Ok(()), |reactor| self.outlets[reactor].commit())
-    }
-
-    /// Whether [`commit`](Self::commit) would not wait for room; see [`Outlet::may_commit`].
-    #[cfg(test)]
-    pub(crate) fn may_commit(&mut self) -> Result<bool, Error> {
-        self.outlets.iter_mut().try_fold(true, |may, outlet| Ok(outlet.may_commit()? && may))
     }
 
     /// Wakes the reactors that have something to take.

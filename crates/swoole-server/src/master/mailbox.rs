@@ -84,3 +84,45 @@ impl Occupancy {
         self.0.load(Ordering::SeqCst)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use swoole_reactor::{Backend, Options, Reactor};
+
+    use super::*;
+
+    /// All threads at once, for the sanitizers' eyes too.
+    #[test]
+    fn every_mail_wakes_and_comes_once_and_in_order() {
+        const MAILS: usize = 2_000;
+        let mut reactor = Reactor::new(Options { backend: Backend::Epoll, ..Options::default() }).unwrap();
+        let (mailbox, occupancy) = (Mailbox::new(reactor.waker()), Occupancy::default());
+        let mut next = [0; 3];
+        let deadline = Instant::now() + Duration::from_secs(60);
+        std::thread::scope(|scope| {
+            for sender in 0..next.len() {
+                let (mailbox, occupancy) = (&mailbox, &occupancy);
+                scope.spawn(move || {
+                    for number in 0..MAILS {
+                        occupancy.enter();
+                        mailbox.post((sender, Box::new(number)));
+                    }
+                });
+            }
+            while next != [MAILS; 3] {
+                // Longer than all of it takes: only a wake-up ends it in time.
+                let left = deadline.saturating_duration_since(Instant::now());
+                reactor.turn(Some(left), |_, _| {}).unwrap();
+                assert!(Instant::now() < deadline, "a mail is lost, or its wake-up: {next:?}");
+                for (sender, number) in mailbox.collect() {
+                    assert_eq!(*number, next[sender]);
+                    next[sender] += 1;
+                    occupancy.leave();
+                }
+            }
+        });
+        assert_eq!(occupancy.get(), 0);
+    }
+}

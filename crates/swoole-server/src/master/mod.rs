@@ -6,6 +6,7 @@
 //! | `stop` | main | the end: drain, leave, finish |
 //! | `succession` | main | the manager's death, and the manager after it |
 //! | `roster` | main | what is known of each worker process |
+//! | `custody` | main | what the roster does with processes |
 //! | `crew` | main | the reactor threads |
 //! | `mailbox` | both | how the main thread and the reactors speak to each other |
 //! | `reactor_thread` | reactor | the event loop |
@@ -15,6 +16,7 @@
 //! every packet that came is answered, or most of `max_wait_time` is over. Only then are they asked to leave.
 
 mod crew;
+mod custody;
 mod dealer;
 mod mailbox;
 mod reactor_thread;
@@ -142,7 +144,7 @@ struct Office<H> {
     handler: H,
     context: Master,
     shared: Arc<Shared>,
-    roster: Roster,
+    roster: Roster<Reactor>,
     crew: Crew,
     notes: Arc<Mailbox<Note>>,
     /// For managers to come.
@@ -190,7 +192,7 @@ impl<H: Handler> Office<H> {
             Event::Ready { token, .. } if self.is_control(token) => self.read_news(reactor),
             Event::Ready { token, .. } if self.is_manager(token) => self.manager_ended(reactor),
             Event::Ready { token, .. } => {
-                if let Some(worker) = self.roster.orphan_ended(token) {
+                if let Some(worker) = self.roster.orphan_ended(reactor, token) {
                     reactor.unwatch(token);
                     self.crew.tell(|| Command::Settle { worker });
                     self.finish_if_alone(reactor);
@@ -233,7 +235,7 @@ impl<H: Handler> Office<H> {
                         self.set_alarm(reactor, GRACE);
                     }
                 }
-                self.roster.kill_orphans();
+                self.roster.kill_orphans(reactor);
             }
             Signal::TERM | Signal::INT | Signal::QUIT => self.stop(reactor),
             Signal::USR1 if self.stage == Stage::Serving && self.manager.is_some() => {
@@ -246,7 +248,7 @@ impl<H: Handler> Office<H> {
                 if let Some(manager) = &self.manager {
                     let _ = pidfd_send_signal(&manager.process, Signal::HUP);
                 }
-                self.roster.signal_all(Signal::HUP);
+                self.roster.signal_all(reactor, Signal::HUP);
             }
             Signal::CHILD => self.reap(),
             _ => {}
@@ -274,7 +276,7 @@ impl<H: Handler> Office<H> {
 
     fn learn(&mut self, reactor: &mut Reactor, news: News) {
         match news {
-            News::Forked { worker, generation, pid } => self.roster.forked(worker, generation, pid),
+            News::Forked { worker, generation, pid } => self.roster.forked(reactor, worker, generation, pid),
             News::AllForked if self.stage == Stage::Starting => self.start(reactor),
             News::AllForked => {}
             News::Started => {
@@ -308,7 +310,7 @@ impl<H: Handler> Office<H> {
             }
             Note::Fault { worker, reason } => {
                 tracing::error!("worker {worker} is killed, what it writes cannot be true: {reason}");
-                self.roster.signal(worker, Signal::KILL);
+                self.roster.signal(reactor, worker, Signal::KILL);
             }
             Note::Room => self.admit(reactor),
             Note::Drained => {

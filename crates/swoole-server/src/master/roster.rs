@@ -1,26 +1,22 @@
 //! What the master knows of each worker process, and the workers that have lost their manager.
 
-use rustix::fd::{AsFd as _, OwnedFd};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
-};
-use swoole_reactor::{Interest, Reactor, Token, Trigger};
+use rustix::process::Signal;
 use swoole_supervisor::ExitStatus;
 
+use super::custody::Custody;
 use crate::board::{Board, Lease};
 use crate::charter::Heir;
 use crate::control::Order;
 use crate::crash::PacketInHand;
 
 /// The process of a slot, and what the last one left.
-#[derive(Debug, Default)]
-struct Entry {
+struct Entry<C: Custody> {
     generation: u32,
     pid: i32,
     /// The live process.
-    process: Option<OwnedFd>,
+    process: Option<C::Process>,
     /// Its watch, once its manager is gone: it is the master's child then.
-    watch: Option<Token>,
+    watch: Option<C::Watch>,
     /// Its status, if it has been reaped before its watch told of its end.
     status: Option<ExitStatus>,
     /// It had not come to serve when its manager died, and has to go.
@@ -49,63 +45,80 @@ impl Estate {
     }
 }
 
-impl Entry {
+impl<C: Custody> Entry<C> {
+    fn new() -> Entry<C> {
+        Entry {
+            generation: 0,
+            pid: 0,
+            process: None,
+            watch: None,
+            status: None,
+            is_superfluous: false,
+            is_adopted: false,
+            seen: false,
+            estate: None,
+            settled: 0,
+        }
+    }
+
     fn is_unsettled(&self) -> bool {
         self.estate.as_ref().is_some_and(|estate| !estate.is_settled)
     }
 
     /// Ends a process that must not serve.
-    fn dismiss(&mut self) {
+    fn dismiss(&mut self, custody: &mut C) {
         if let Some(process) = &self.process {
             self.is_superfluous = true;
-            // It may have ended this very moment; its watch tells.
-            let _ = pidfd_send_signal(process, Signal::KILL);
+            custody.signal(process, Signal::KILL);
         }
     }
 
-    /// Takes a process up that its manager had no time to tell of, if there is one: it is the master's child by now. A
+    /// Takes up the process of this lease if its manager had no time to tell of it: it is the master's child by now. A
     /// worker has written the number, so anybody else is not believed to be it.
-    fn discover(&mut self, pid: i32) {
-        let Some(process) = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+    fn discover(&mut self, custody: &mut C, lease: Lease, generation: u32) {
+        // What is not settled yet is the lease of the dead one.
+        let (Lease::Serving { pid } | Lease::Taken { pid }, None, false) =
+            (lease, &self.process, self.is_unsettled())
         else {
             return;
         };
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        if waitid(WaitId::PidFd(process.as_fd()), options).is_ok() {
-            (self.pid, self.process, self.estate) = (pid, Some(process), None);
+        // Dead or alive, it is not the one whose estate is settled.
+        self.estate = None;
+        self.generation = self.generation.max(generation);
+        if let Some(process) = custody.hold(pid).filter(|process| custody.is_child(process)) {
+            (self.pid, self.process) = (pid, Some(process));
         }
     }
 
     /// Has the master told when the process ends.
-    fn watch(&mut self, reactor: &mut Reactor, worker: u16) {
+    fn watch(&mut self, custody: &mut C, worker: u16) {
         let (Some(process), None) = (&self.process, self.watch) else { return };
-        match reactor.watch(process, Interest::READABLE, Trigger::Level) {
+        match custody.watch(process) {
             Ok(token) => self.watch = Some(token),
             Err(error) => {
                 tracing::error!("watch worker {worker}, which is killed therefore: {error}");
-                let _ = pidfd_send_signal(process, Signal::KILL);
+                custody.signal(process, Signal::KILL);
                 self.process = None;
             }
         }
     }
 }
 
-#[derive(Debug)]
-pub(super) struct Roster {
-    entries: Vec<Entry>,
+pub(super) struct Roster<C: Custody> {
+    entries: Vec<Entry<C>>,
 }
 
-impl Roster {
-    pub(super) fn new(workers: u16) -> Roster {
-        Roster { entries: (0..workers).map(|_| Entry::default()).collect() }
+impl<C: Custody> Roster<C> {
+    pub(super) fn new(workers: u16) -> Roster<C> {
+        Roster { entries: (0..workers).map(|_| Entry::new()).collect() }
     }
 
-    pub(super) fn forked(&mut self, worker: u16, generation: u32, pid: i32) {
+    pub(super) fn forked(&mut self, custody: &mut C, worker: u16, generation: u32, pid: i32) {
         let Some(entry) = self.entries.get_mut(usize::from(worker)) else { return };
         let seen = entry.seen;
         // Nothing to hold on to if it is dead already.
-        let process = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        *entry = Entry { generation, pid, process, seen, ..Entry::default() };
+        let process = custody.hold(pid);
+        *entry = Entry { generation, pid, process, seen, ..Entry::new() };
     }
 
     pub(super) fn ready(&mut self, worker: u16) {
@@ -154,37 +167,29 @@ impl Roster {
     }
 
     /// Sends a signal to the worker that the manager has told of, and to nobody who only has its number.
-    pub(super) fn signal(&self, worker: u16, signal: Signal) {
+    pub(super) fn signal(&self, custody: &mut C, worker: u16, signal: Signal) {
         if let Some(process) = self.entries.get(usize::from(worker)).and_then(|entry| entry.process.as_ref())
         {
-            // It may have ended this very moment, of which the manager tells.
-            let _ = pidfd_send_signal(process, signal);
+            custody.signal(process, signal);
         }
     }
 
-    pub(super) fn signal_all(&self, signal: Signal) {
-        (0..self.entries.len() as u16).for_each(|worker| self.signal(worker, signal));
+    pub(super) fn signal_all(&self, custody: &mut C, signal: Signal) {
+        (0..self.entries.len() as u16).for_each(|worker| self.signal(custody, worker, signal));
     }
 
     /// The manager is gone: from now on the master waits for the workers itself. Those that serve go on; for others there
     /// will be no room. Which workers' estates are to be settled: those of whose end nobody has told.
-    pub(super) fn take_in(&mut self, reactor: &mut Reactor, board: &Board) -> Vec<u16> {
+    pub(super) fn take_in(&mut self, custody: &mut C, board: &Board) -> Vec<u16> {
         let mut unsettled = Vec::new();
         for (entry, worker) in self.entries.iter_mut().zip(0..) {
             let lease = board.revoke_lease(worker);
-            // What is not settled yet is the lease of the dead one.
-            let is_known = entry.process.is_some() || entry.is_unsettled();
-            if let Lease::Serving { pid } | Lease::Taken { pid } = lease
-                && !is_known
-            {
-                entry.discover(pid);
-                entry.generation = entry.generation.max(board.generation(worker));
-            }
+            entry.discover(custody, lease, board.generation(worker));
             match lease {
                 Lease::Serving { pid } if pid == entry.pid => {}
-                _ => entry.dismiss(),
+                _ => entry.dismiss(custody),
             }
-            entry.watch(reactor, worker);
+            entry.watch(custody, worker);
             if entry.process.is_none() && entry.estate.is_none() {
                 entry.estate = Some(Estate::new(ExitStatus::Unknown));
                 unsettled.push(worker);
@@ -194,13 +199,16 @@ impl Roster {
     }
 
     /// The manager is gone, and the server stops: from now on the master waits for the workers itself.
-    pub(super) fn watch_orphans(&mut self, reactor: &mut Reactor) {
-        self.entries.iter_mut().zip(0..).for_each(|(entry, worker)| entry.watch(reactor, worker));
+    pub(super) fn watch_orphans(&mut self, custody: &mut C, board: &Board) {
+        for (entry, worker) in self.entries.iter_mut().zip(0..) {
+            entry.discover(custody, board.lease(worker), board.generation(worker));
+            entry.watch(custody, worker);
+        }
     }
 
     /// What another manager finds, by worker: it adopts all.
-    pub(super) fn heirs(&mut self) -> Vec<(Heir, Option<&OwnedFd>)> {
-        let heir = |entry: &mut Entry| {
+    pub(super) fn heirs(&mut self) -> Vec<(Heir, Option<&C::Process>)> {
+        let heir = |entry: &mut Entry<C>| {
             entry.is_adopted = true;
             let alive = entry.process.is_some() && !entry.is_superfluous;
             // No process has number 0; who has none is nobody who can be signalled.
@@ -213,7 +221,7 @@ impl Roster {
 
     /// The workers that serve without the manager that has forked them.
     pub(super) fn serving(&self) -> Vec<u16> {
-        let serves = |entry: &Entry| entry.watch.is_some() && !entry.is_superfluous;
+        let serves = |entry: &Entry<C>| entry.watch.is_some() && !entry.is_superfluous;
         (0..).zip(&self.entries).filter(|(_, entry)| serves(entry)).map(|(worker, _)| worker).collect()
     }
 
@@ -224,13 +232,12 @@ impl Roster {
     }
 
     /// The orphan of this watch has ended: which worker it was.
-    pub(super) fn orphan_ended(&mut self, watch: Token) -> Option<u16> {
+    pub(super) fn orphan_ended(&mut self, custody: &mut C, watch: C::Watch) -> Option<u16> {
         let worker = self.entries.iter().position(|entry| entry.watch == Some(watch))?;
         let entry = &mut self.entries[worker];
         entry.watch = None;
         let process = entry.process.take()?;
-        let reap = || waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
-        let reaped = entry.status.take().or_else(|| Some(ExitStatus::from(&reap().ok()??)));
+        let reaped = entry.status.take().or_else(|| custody.reap(&process));
         // To send it away was our own decision.
         let status = if std::mem::take(&mut entry.is_superfluous) {
             ExitStatus::Exited(0)
@@ -241,18 +248,23 @@ impl Roster {
         u16::try_from(worker).ok()
     }
 
+    /// The watch of this worker, if it has one.
+    #[cfg(test)]
+    pub(super) fn watched(&self, worker: u16) -> Option<C::Watch> {
+        self.entries[usize::from(worker)].watch
+    }
+
     /// Whether a worker without manager lives.
     pub(super) fn has_orphans(&self) -> bool {
         self.entries.iter().any(|entry| entry.watch.is_some())
     }
 
     /// Kills the workers that live without a manager: which.
-    pub(super) fn kill_orphans(&mut self) -> Vec<usize> {
+    pub(super) fn kill_orphans(&mut self, custody: &mut C) -> Vec<usize> {
         let orphans = self.entries.iter().enumerate().filter(|(_, entry)| entry.watch.is_some());
         let alive = orphans.map(|(worker, entry)| {
             if let Some(process) = &entry.process {
-                // It may have ended this very moment; its watch tells.
-                let _ = pidfd_send_signal(process, Signal::KILL);
+                custody.signal(process, Signal::KILL);
             }
             worker
         });

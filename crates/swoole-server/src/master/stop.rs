@@ -111,6 +111,8 @@ impl<H: Handler> Office<H> {
         self.set_phase(Phase::Stopping);
         self.order(&Order::Stop { within_ms: within.as_millis() as u64 });
         self.set_alarm(reactor, if self.manager.is_some() { within + MANAGER_MARGIN } else { within });
+        // Nobody may be left, whose end would tell.
+        self.finish_if_alone(reactor);
     }
 
     pub(super) fn on_alarm(&mut self, reactor: &mut Reactor) {
@@ -118,10 +120,12 @@ impl<H: Handler> Office<H> {
         if self.stage == Stage::Draining {
             return self.leave(reactor);
         }
-        let alive = self.roster.kill_orphans();
+        let alive = self.roster.kill_orphans(reactor);
         if !alive.is_empty() {
             tracing::warn!("workers {alive:?} had not finished after max_wait_time and were killed");
-        } else if let Some(manager) = &self.manager {
+        }
+        // It would have ended those that it has adopted, and there is no other alarm for it.
+        if let Some(manager) = &self.manager {
             tracing::error!("the manager (pid {}) does not end: killed", manager.pid.as_raw_pid());
             let _ = pidfd_send_signal(&manager.process, Signal::KILL);
         }
@@ -162,7 +166,7 @@ impl<H: Handler> Office<H> {
                 tracing::error!("the manager (pid {pid}) died ({how}) in a stop: workers leave without it");
             }
             // It would have been its affair to end them.
-            self.roster.watch_orphans(reactor);
+            self.roster.watch_orphans(reactor, &self.shared.board);
             self.stop(reactor);
             if self.stage == Stage::Leaving {
                 let within = self.time_left();

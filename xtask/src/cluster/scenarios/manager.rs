@@ -52,6 +52,8 @@ pub(super) static ALL: &[Scenario] = &[
         cannot_start,
     )
     .in_process(),
+    once("manager_and_workers_gone", "a stop ends when nobody is left to be stopped", nobody_left)
+        .in_process(),
     once(
         "manager_starting_workers",
         "a worker that has not started when its manager dies is replaced",
@@ -275,6 +277,23 @@ fn cannot_start(cx: &Cx) -> Result<()> {
     std::fs::write(&file, "worker_num = 3\n")?;
     client.expect_line("waits")?;
     ensure!(bed.workers().len() == 2, "the running server's configuration holds, not the new one");
+    bed.stop()?;
+    Ok(())
+}
+
+/// No manager comes to start, all workers die, and the server is to stop.
+fn nobody_left(cx: &Cx) -> Result<()> {
+    let file = cx.dir.join("server.toml");
+    std::fs::write(&file, "worker_num = 2\n")?;
+    let bed = cx.testbed().flag("config", file.display()).start()?;
+    std::fs::remove_file(&file)?;
+    proc::signal(bed.ready.manager, Signal::KILL)?;
+    // So many that the stop is over before the next try.
+    bed.log.wait_line(Source::Stderr, &["managers have died 7 times in a row"], PATIENCE)?;
+    for pid in bed.workers() {
+        proc::signal(pid, Signal::KILL)?;
+    }
+    proc::until("the workers' end", PATIENCE, || bed.workers().is_empty().then_some(()))?;
     bed.stop()?;
     Ok(())
 }

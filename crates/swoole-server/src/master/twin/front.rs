@@ -9,7 +9,7 @@ use swoole_protocol::{Cut, Framer};
 
 use super::super::dealer::Dealer;
 use super::super::mailbox::Command;
-use super::ledger::{CLOSE, Ledger, Name};
+use super::ledger::{CLOSE, Item, Ledger, Name};
 use super::process::Held;
 use super::tally::{Breach, Kind, breach};
 use crate::crash::{CrashPolicy, Fate, PacketInHand};
@@ -150,7 +150,7 @@ impl Front {
     }
 
     /// A client connects, if there is a place for one.
-    pub(super) fn connect(&mut self, greeting: Vec<usize>, ledger: &mut Ledger) -> Result<(), Breach> {
+    pub(super) fn connect(&mut self, greeting: Item, ledger: &mut Ledger) -> Result<(), Breach> {
         let Counter { id, shared, connections, generations, .. } = &mut self.counter;
         let Some(slot) = connections.iter().position(Option::is_none) else { return Ok(()) };
         let session = generations.next(&shared.sessions, *id, slot);

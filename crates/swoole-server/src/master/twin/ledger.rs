@@ -10,14 +10,17 @@ use super::tally::{Breach, Kind, Tally, breach};
 
 /// Bytes in front of a packet: its length as framing wants it, its client, its number.
 pub(super) const PACKET_HEADER: usize = 12;
-/// Bytes in front of a reply: client, packet, which of how many, length.
+/// Bytes in front of a reply: client, packet, which of how many, length. In front of a note: to which client, [`NOTE`] and
+/// from which one, which of them and about which packet, length.
 pub(super) const REPLY_HEADER: usize = 16;
+/// No packet has such a number.
+const NOTE: u32 = 1 << 31;
 
 /// What messages are filled with. No two pieces of it look alike.
-static PATTERN: [u8; 32 * 1024] = pattern();
+static PATTERN: [u8; 64 * 1024] = pattern();
 
-const fn pattern() -> [u8; 32 * 1024] {
-    let (mut bytes, mut at, mut word) = ([0; 32 * 1024], 0, 0x9e37_79b9_u32);
+const fn pattern() -> [u8; 64 * 1024] {
+    let (mut bytes, mut at, mut word) = ([0; 64 * 1024], 0, 0x9e37_79b9_u32);
     while at < bytes.len() {
         word = word.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         bytes[at] = (word >> 24) as u8;
@@ -32,27 +35,69 @@ fn filling(client: u32, number: u32, part: u16, len: usize) -> &'static [u8] {
     &PATTERN[start..start + len]
 }
 
+/// What a handler does for a message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Act {
+    /// Sends its client reply number so much.
+    Reply(u16),
+    /// Sends somebody note number so much.
+    Note(u16),
+    /// Lets out what it has sent so far.
+    Flush,
+}
+
+/// What a client has a worker tell another one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Note {
+    pub(super) to: u32,
+    pub(super) session: Session,
+    size: usize,
+    /// How often it was committed, which is once but for workers that die in their commit; and how often it has come.
+    sent: u32,
+    come: u32,
+}
+
 /// A message of a client: its connect is number 0, its packets follow, its close is the last.
 #[derive(Debug, Default)]
 pub(super) struct Item {
     pub(super) size: usize,
     /// Bytes of each reply.
     pub(super) replies: Vec<usize>,
-    /// Before which of its replies every worker dies that handles it.
+    pub(super) notes: Vec<Note>,
+    /// What its handler does, in this order.
+    pub(super) acts: Vec<Act>,
+    /// Before which of them every worker dies that handles it.
     pub(super) poison: Option<usize>,
     /// It is on a link: from now on it may not be lost but by policy.
     dealt: bool,
     committed: bool,
-    /// The client has all replies.
-    answered: bool,
+    /// How many replies are let out, and were each time that some were; and how many the client has.
+    out: usize,
+    flushed: Vec<usize>,
+    come: usize,
     /// Workers that have died on it.
     pub(super) deaths: u32,
     lost: Option<Fate>,
 }
 
 impl Item {
-    pub(super) fn new(size: usize, replies: Vec<usize>, poison: Option<usize>) -> Item {
-        Item { size, replies, poison, ..Item::default() }
+    pub(super) fn new(size: usize, poison: Option<usize>) -> Item {
+        Item { size, poison, ..Item::default() }
+    }
+
+    /// Its handler sends so many bytes back.
+    pub(super) fn reply(&mut self, size: usize) {
+        self.acts.push(Act::Reply(self.replies.len() as u16));
+        self.replies.push(size);
+    }
+
+    pub(super) fn flush(&mut self) {
+        self.acts.push(Act::Flush);
+    }
+
+    /// Whether the client has all that there is, or all that was let out at some time.
+    fn is_whole(&self) -> bool {
+        self.come == self.replies.len() || self.flushed.contains(&self.come)
     }
 
     /// Whether it is with a worker, or on its way to one.
@@ -73,6 +118,30 @@ struct Client {
     answered: Option<u32>,
     /// What a reactor has sent it in its present turn.
     received: Vec<u8>,
+}
+
+/// What a reply consists of, and what a note does.
+fn reply(Name { client, number }: Name, index: u16, sizes: &[usize]) -> ([u8; REPLY_HEADER], &'static [u8]) {
+    let (count, size) = (sizes.len() as u32, sizes[usize::from(index)]);
+    let header = bytes([client, number, u32::from(index) | count << 16, size as u32]);
+    (header, filling(client, number, index, size - REPLY_HEADER))
+}
+
+fn note(Name { client, number }: Name, index: u16, note: &Note) -> ([u8; REPLY_HEADER], &'static [u8]) {
+    let header = bytes([note.to, client | NOTE, u32::from(index) | number << 16, note.size as u32]);
+    (header, filling(client, number, index | 1 << 12, note.size - REPLY_HEADER))
+}
+
+fn bytes(words: [u32; 4]) -> [u8; REPLY_HEADER] {
+    let mut bytes = [0; REPLY_HEADER];
+    bytes.as_chunks_mut().0.iter_mut().zip(words).for_each(|(to, word)| *to = word.to_le_bytes());
+    bytes
+}
+
+fn words(header: &[u8; REPLY_HEADER]) -> [u32; 4] {
+    let mut words = [0; 4];
+    words.iter_mut().zip(header.as_chunks().0).for_each(|(to, word)| *to = u32::from_le_bytes(*word));
+    words
 }
 
 /// Names a message.
@@ -102,7 +171,7 @@ impl Ledger {
         Ledger { ordered, ..Ledger::default() }
     }
 
-    pub(super) fn connect(&mut self, session: Session, greeting: Vec<usize>) -> Result<u32, Breach> {
+    pub(super) fn connect(&mut self, session: Session, greeting: Item) -> Result<u32, Breach> {
         let client = self.clients.len() as u32;
         if let Some(before) = self.by_session.insert(session, client) {
             return breach(
@@ -113,7 +182,7 @@ impl Ledger {
         self.clients.push(Client {
             session,
             is_open: true,
-            items: vec![Item { replies: greeting, ..Item::default() }],
+            items: vec![greeting],
             next: 0,
             committed: None,
             answered: None,
@@ -144,6 +213,18 @@ impl Ledger {
         stream.extend(filling(client, number, u16::MAX, item.size - PACKET_HEADER));
         items.push(item);
         self.tally.packets += 1;
+    }
+
+    /// How many clients there have been.
+    pub(super) fn clients(&self) -> u32 {
+        self.clients.len() as u32
+    }
+
+    /// The handler of this message sends so many bytes to a client, who may have left by then, or before.
+    pub(super) fn note(&self, item: &mut Item, to: u32, size: usize) {
+        let session = self.clients[to as usize].session;
+        item.acts.push(Act::Note(item.notes.len() as u16));
+        item.notes.push(Note { to, session, size, sent: 0, come: 0 });
     }
 
     /// So many of the client's messages, the next ones, are on a link.
@@ -182,17 +263,33 @@ impl Ledger {
         Ok(Name { client, number })
     }
 
-    /// The bytes of a reply.
-    pub(super) fn reply(&mut self, name: Name, index: usize, into: &mut Vec<u8>) {
-        let (count, len) = {
-            let replies = &self.item(name).replies;
-            (replies.len() as u16, replies[index])
+    /// The bytes of what a handler sends.
+    pub(super) fn compose(&mut self, name: Name, act: Act, into: &mut Vec<u8>) {
+        let Name { client, number } = name;
+        let item = self.item(name);
+        let (head, body) = match act {
+            Act::Reply(index) => reply(name, index, &item.replies),
+            Act::Note(index) => note(name, index, &item.notes[usize::from(index)]),
+            Act::Flush => unreachable!("client {client} is sent nothing by a flush in {number}"),
         };
         into.clear();
-        into.extend([name.client.to_le_bytes(), name.number.to_le_bytes()].as_flattened());
-        into.extend([(index as u16).to_le_bytes(), count.to_le_bytes()].as_flattened());
-        into.extend((len as u32).to_le_bytes());
-        into.extend(filling(name.client, name.number, index as u16, len - REPLY_HEADER));
+        into.extend(head);
+        into.extend(body);
+    }
+
+    /// What a handler has sent can be taken by reactors from now on.
+    pub(super) fn let_out(&mut self, name: Name, acts: impl Iterator<Item = Act>) {
+        let item = self.item(name);
+        for act in acts {
+            match act {
+                Act::Reply(index) => item.out = usize::from(index) + 1,
+                Act::Note(note) => item.notes[usize::from(note)].sent += 1,
+                Act::Flush => {}
+            }
+        }
+        if item.flushed.last() != Some(&item.out) {
+            item.flushed.push(item.out);
+        }
     }
 
     /// A worker's handler has returned, and its commit is published.
@@ -240,58 +337,104 @@ impl Ledger {
     pub(super) fn check_received(&mut self) -> Result<(), Breach> {
         while let Some(client) = self.touched.pop() {
             let bytes = std::mem::take(&mut self.clients[client as usize].received);
-            let mut rest = &bytes[..];
+            let (mut rest, mut answered) = (&bytes[..], None);
             while !rest.is_empty() {
-                rest = self.answer(client, rest)?;
+                rest = self.take(client, rest, &mut answered)?;
             }
+            self.check_whole(client, answered)?;
             self.clients[client as usize].received = bytes;
             self.clients[client as usize].received.clear();
         }
         Ok(())
     }
 
-    /// Takes the replies to one packet off the front.
-    fn answer<'a>(&mut self, client: u32, bytes: &'a [u8]) -> Result<&'a [u8], Breach> {
+    /// Takes a reply or a note off the front. `answered` is which message the last reply was to.
+    fn take<'a>(
+        &mut self,
+        client: u32,
+        bytes: &'a [u8],
+        answered: &mut Option<u32>,
+    ) -> Result<&'a [u8], Breach> {
         let torn = |what: &str| breach(Kind::Torn, format!("client {client} gets {what}"));
-        let Some(header) = bytes.first_chunk::<REPLY_HEADER>() else { return torn("a part of a reply") };
-        let word =
-            |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-        let (to, number) = (word(0), word(4));
+        let Some((header, _)) = bytes.split_first_chunk::<REPLY_HEADER>() else {
+            return torn("a part of a reply");
+        };
+        let [to, number, which, _] = words(header);
         if to != client {
-            return breach(Kind::Misdelivered, format!("client {client} gets a reply to {number} of {to}"));
+            return breach(Kind::Misdelivered, format!("client {client} gets what is for {to}: {number:#x}"));
+        }
+        if number & NOTE != 0 {
+            let name = Name { client: number & !NOTE, number: which >> 16 };
+            return self.take_note(client, name, which as u16, bytes);
         }
         let Some(item) = self.clients[client as usize].items.get_mut(number as usize) else {
             return torn("a reply to nothing");
         };
-        let mut rest = bytes;
-        let count = item.replies.len() as u32;
-        for (index, &len) in (0..).zip(&item.replies) {
-            let body = filling(client, number, index, len - REPLY_HEADER);
-            let head: Vec<u8> = [to, number, u32::from(index) | count << 16, len as u32]
-                .iter()
-                .flat_map(|word| word.to_le_bytes())
-                .collect();
-            let is_whole =
-                rest.len() >= len && rest[..REPLY_HEADER] == head && rest[REPLY_HEADER..len] == *body;
-            if !is_whole {
-                return torn(&format!("{} bytes for reply {index} of {count} to {number}", rest.len()));
+        let (index, name) = (which as u16, Name { client, number });
+        if usize::from(index) >= item.replies.len() {
+            return torn(&format!("reply {index} to {number}, to which there are {}", item.replies.len()));
+        }
+        let (head, body) = reply(name, index, &item.replies);
+        let Some(rest) = bytes.strip_prefix(&head).and_then(|rest| rest.strip_prefix(body)) else {
+            return torn(&format!("{} bytes for reply {index} to {number}", bytes.len()));
+        };
+        if usize::from(index) < item.come {
+            return breach(Kind::Duplicated, format!("client {client} gets reply {index} to {number} again"));
+        }
+        if usize::from(index) > item.come || !item.committed && usize::from(index) >= item.out {
+            return torn(&format!("reply {index} to {number}, which is {item:?}"));
+        }
+        item.come += 1;
+        let is_last = item.come == item.replies.len();
+        self.tally.answered += u64::from(number > 0 && is_last);
+        if *answered != Some(number) {
+            self.check_whole(client, answered.replace(number))?;
+            let before = self.clients[client as usize].answered.replace(number);
+            let goes_on = index > 0 && before == Some(number);
+            if self.ordered && before >= Some(number) && !goes_on {
+                return breach(
+                    Kind::Disordered,
+                    format!("client {client} is answered {number} after {before:?}"),
+                );
             }
-            rest = &rest[len..];
         }
-        if !item.committed {
-            return torn(&format!("replies to {number}, which was not committed"));
+        Ok(rest)
+    }
+
+    /// What a client has of the answer to a message was let out together.
+    fn check_whole(&self, client: u32, number: Option<u32>) -> Result<(), Breach> {
+        let Some(number) = number else { return Ok(()) };
+        let item = &self.clients[client as usize].items[number as usize];
+        if item.is_whole() {
+            return Ok(());
         }
-        if std::mem::replace(&mut item.answered, true) {
-            return breach(Kind::Duplicated, format!("client {client} is answered twice to {number}"));
-        }
-        self.tally.answered += u64::from(number > 0);
-        let before = self.clients[client as usize].answered.replace(number);
-        if self.ordered && before >= Some(number) {
+        breach(Kind::Torn, format!("client {client} has a part of what was let out to {number}: {item:?}"))
+    }
+
+    fn take_note<'a>(
+        &mut self,
+        client: u32,
+        name: Name,
+        index: u16,
+        bytes: &'a [u8],
+    ) -> Result<&'a [u8], Breach> {
+        let items = self.clients.get_mut(name.client as usize).map(|from| &mut from.items);
+        let item = items.and_then(|items| items.get_mut(name.number as usize));
+        let Some(it) = item.and_then(|item| item.notes.get_mut(usize::from(index))) else {
+            return breach(Kind::Torn, format!("client {client} gets note {index} about {name:?}"));
+        };
+        let (head, body) = note(name, index, it);
+        let Some(rest) = bytes.strip_prefix(&head).and_then(|rest| rest.strip_prefix(body)) else {
+            return breach(Kind::Torn, format!("client {client} gets {} bytes for {it:?}", bytes.len()));
+        };
+        it.come += 1;
+        if it.come > it.sent {
             return breach(
-                Kind::Disordered,
-                format!("client {client} is answered {number} after {before:?}"),
+                Kind::Duplicated,
+                format!("client {client} gets what was not let out so often: {it:?}"),
             );
         }
+        self.tally.notes += 1;
         Ok(rest)
     }
 
@@ -316,9 +459,14 @@ impl Ledger {
             if let Some(item) = client.items.iter().chain([close]).find(|item| item.is_under_way()) {
                 return lost("never done: a message", item);
             }
-            let owed = |item: &&Item| item.committed && !item.answered && !item.replies.is_empty();
+            let owed = |item: &&Item| item.committed && item.come < item.replies.len();
             if let Some(item) = client.items.iter().find(owed).filter(|_| client.is_open) {
                 return lost("never answered: a message", item);
+            }
+            let notes = client.items.iter().flat_map(|item| &item.notes);
+            let owed = |note: &&Note| note.come < note.sent && self.clients[note.to as usize].is_open;
+            if let Some(note) = notes.into_iter().find(owed) {
+                return lost("never told: a note", note);
             }
         }
         Ok(())

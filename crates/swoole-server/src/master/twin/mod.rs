@@ -1,21 +1,29 @@
-//! A deterministic twin of a server: the real dealer, dispatcher, session table, rings with their ends on both
-//! sides, roster and supervisor's policy, without sockets, processes and clocks. Who takes a step is up to a seed.
+//! A deterministic twin of a server: the real dealer, dispatcher, session table, links with their ends on both sides,
+//! roster, leases, and the supervisor's policy, without event loops, processes and clocks. Who takes a step is up to a seed.
 //!
 //! A *schedule* is what one seed makes of it: some 150 random steps (a client connects, sends or leaves; a reactor
 //! reads, hands over, takes replies, or does what the master says; a worker takes one micro-step; the manager hears
-//! of something; time passes; somebody dies, retires, is reloaded), then a time without accidents until all is
-//! answered, then a stop. Some are stopped amid all that. Each step is held against what was promised ([`ledger`],
-//! [`tally::Kind`]).
+//! of something; the master looks at its children; time passes; a worker or the manager dies, hangs, retires, is
+//! reloaded), then a time without accidents until all is answered, then a stop, in which somebody may die again. Some are
+//! stopped amid all that. Each step is held against what was promised ([`ledger`], [`tally::Kind`]).
 //!
-//! What is not real: the desk and its sockets ([`front`] has the least that does the same), the worker's loop
-//! ([`process`] takes its steps one by one), fork, wait and signals. A dead process lets go of its sides of the rings
-//! by itself here, because a claim is a process's and all are this one.
+//! Handlers reply, tell clients of other reactors something, who may have left, and flush. Links are rings of two sizes,
+//! and sockets, which never block here: who would wait takes its next turn instead.
+//!
+//! What is not real: the desk and its sockets ([`front`] has the least that does the same), the worker's loop ([`process`]
+//! takes its steps one by one), the manager's and the supervisor's shell around policy and staff ([`manager`]), the master's
+//! loop and its stages ([`office`]), fork, wait and signals ([`kernel`]). A dead process lets go of its sides of the rings by
+//! itself here, because a claim is a process's and all are this one; that it is settled before anybody else comes is checked
+//! instead. The master itself does not die: nothing is left to promise then.
 //!
 //! | file | what |
 //! |---|---|
 //! | `mod` | schedules, one after another |
 //! | `schedule` | one of them: who takes the next step |
-//! | `world` | manager and master |
+//! | `world` | everybody together, and time |
+//! | `office` | the master |
+//! | `manager` | a manager |
+//! | `kernel` | processes, whose children they are, and who is told of their end |
 //! | `front` | a reactor |
 //! | `process` | a worker |
 //! | `ledger` | what clients have sent, and what has become of it |
@@ -25,7 +33,10 @@
 //! `cargo xtask twin` runs it optimised; `cargo test` a small part of it.
 
 mod front;
+mod kernel;
 mod ledger;
+mod manager;
+mod office;
 mod process;
 mod schedule;
 mod stage;

@@ -7,10 +7,11 @@ use fastrand::Rng;
 use swoole_supervisor::ExitStatus;
 
 use super::front::SLOTS;
-use super::ledger::{Item, PACKET_HEADER, REPLY_HEADER};
+use super::kernel::KILLED;
+use super::ledger::{Item, Ledger, PACKET_HEADER, REPLY_HEADER};
 use super::stage::Stages;
 use super::tally::{Breach, Kind, Tally, breach};
-use super::world::{KILLED, World};
+use super::world::World;
 
 /// Steps before all calm down.
 const STEPS: Range<usize> = 60..240;
@@ -49,10 +50,8 @@ fn act(world: &mut World<'_>, trace: &mut Option<&mut Vec<String>>) -> Result<bo
     }
     let steps = world.rng.usize(STEPS);
     for _ in 0..steps {
-        let (what, [worker, reactor, slot]) = step(world)?;
-        if let Some(trace) = trace {
-            trace.push(format!("  worker {worker}, reactor {reactor}, slot {slot}: {what}"));
-        }
+        let (what, places) = step(world)?;
+        note(trace, what, places);
     }
     world.ledger.tally.steps += steps as u64;
     let in_order = world.rng.u8(..8) > 0;
@@ -67,7 +66,18 @@ fn act(world: &mut World<'_>, trace: &mut Option<&mut Vec<String>>) -> Result<bo
         world.make_stuck(stuck);
     }
     let within = Duration::from_millis(world.rng.u64(..3000));
-    world.stop(within)?;
+    world.stop(within);
+    // What happens while the last answers are waited for, and while workers leave.
+    for leaving in [false, true] {
+        world.kind = false;
+        for _ in 0..if world.rng.bool() { world.rng.usize(..20) } else { 0 } {
+            let (what, places) = last_step(world)?;
+            note(trace, what, places);
+        }
+        if !leaving {
+            world.leave();
+        }
+    }
     world.come_to_rest(false)?;
     world.check_stopped()?;
     let (left, packets) = (world.ledger.under_way(), world.fronts.iter().map(|front| front.packets()).sum());
@@ -78,6 +88,12 @@ fn act(world: &mut World<'_>, trace: &mut Option<&mut Vec<String>>) -> Result<bo
         );
     }
     Ok(in_order)
+}
+
+fn note(trace: &mut Option<&mut Vec<String>>, what: &str, [worker, reactor, slot]: [usize; 3]) {
+    if let Some(trace) = trace {
+        trace.push(format!("  worker {worker}, reactor {reactor}, slot {slot}: {what}"));
+    }
 }
 
 /// What a step was, with the numbers of the worker, the reactor and its slot.
@@ -114,17 +130,25 @@ fn step(world: &mut World<'_>) -> Result<Step, Breach> {
             world.obey(reactor)?;
             "the reactor does what the master said"
         }
-        720..770 => {
+        720..760 => {
             world.learn();
             "the master hears from the manager"
         }
-        770..820 => {
+        760..775 => {
+            world.read_note();
+            "the master hears from a reactor"
+        }
+        775..785 => {
+            world.notice(worker)?;
+            "the master looks at its children, the worker among them"
+        }
+        785..822 => {
             world.look_at(worker)?;
             "the manager looks at the worker"
         }
-        820..840 => {
-            world.bury()?;
-            "the manager hears that somebody is settled"
+        822..840 => {
+            world.hear()?;
+            "the manager hears from the master"
         }
         840..860 => {
             connect(world, reactor)?;
@@ -144,7 +168,7 @@ fn step(world: &mut World<'_>) -> Result<Step, Breach> {
             world.pass(time)?;
             "time passes"
         }
-        974..992 => {
+        974..990 => {
             let segv = ExitStatus::Signaled { signal: 11, core_dumped: true };
             let status = [KILLED, segv, ExitStatus::Exited(1)][world.rng.usize(..3)];
             for _ in 0..world.rng.usize(..10) {
@@ -153,7 +177,15 @@ fn step(world: &mut World<'_>) -> Result<Step, Breach> {
             world.die(worker, status);
             "the worker goes on, and dies"
         }
-        992..997 => {
+        990..994 => {
+            world.manager_dies()?;
+            "the manager goes on, and dies"
+        }
+        994..995 => {
+            world.manager_hangs();
+            "the manager hangs if it starts"
+        }
+        995..998 => {
             world.retire(worker)?;
             "the worker is asked to retire"
         }
@@ -165,9 +197,53 @@ fn step(world: &mut World<'_>) -> Result<Step, Breach> {
     Ok((what, [worker, reactor, slot]))
 }
 
+/// Takes one step of those that a stop leaves.
+fn last_step(world: &mut World<'_>) -> Result<Step, Breach> {
+    let worker = world.rng.usize(..world.workers());
+    let reactor = world.rng.usize(..world.fronts.len());
+    let what = match world.rng.u8(..16) {
+        0..6 => {
+            world.work(worker)?;
+            "the worker goes on"
+        }
+        6..8 => {
+            world.notice(worker)?;
+            "the master looks at its children, the worker among them"
+        }
+        8..10 => {
+            world.look_at(worker)?;
+            "the manager looks at the worker"
+        }
+        10..12 => {
+            world.hear()?;
+            "the manager hears from the master"
+        }
+        12 => {
+            world.obey(reactor)?;
+            "the reactor does what the master said"
+        }
+        13 => {
+            world.die(worker, KILLED);
+            "the worker dies"
+        }
+        14 => {
+            world.manager_dies()?;
+            "the manager goes on, and dies"
+        }
+        _ => {
+            world.manager_hangs();
+            "the manager hangs"
+        }
+    };
+    Ok((what, [worker, reactor, 0]))
+}
+
 fn connect(world: &mut World<'_>, reactor: usize) -> Result<(), Breach> {
-    let greeting =
-        if world.rng.bool() { vec![size(&mut world.rng, world.ring, REPLY_HEADER)] } else { Vec::new() };
+    let mut greeting = Item::new(0, None);
+    if world.rng.bool() {
+        let World { rng, ledger, ring, .. } = world;
+        handle(&mut greeting, rng, ledger, *ring, 1);
+    }
     world.fronts[reactor].connect(greeting, &mut world.ledger)
 }
 
@@ -177,10 +253,26 @@ fn send(world: &mut World<'_>, reactor: usize, slot: usize) {
     let Some((client, stream)) = fronts[reactor].client(slot) else { return };
     for _ in 0..rng.usize(1..5) {
         let bytes = size(rng, *ring, PACKET_HEADER);
-        let count = rng.usize(..4);
-        let replies: Vec<usize> = (0..count).map(|_| size(rng, *ring, REPLY_HEADER)).collect();
-        let poison = (rng.u8(..100) == 0).then(|| rng.usize(..=count));
-        ledger.send(client, Item::new(bytes, replies, poison), stream);
+        let replies = rng.usize(..4);
+        let poison = (rng.u8(..100) == 0).then(|| rng.usize(..=replies));
+        let mut item = Item::new(bytes, poison);
+        handle(&mut item, rng, ledger, *ring, replies);
+        ledger.send(client, item, stream);
+    }
+}
+
+/// What a message has its handler do: so many replies, and rarely anything else.
+fn handle(item: &mut Item, rng: &mut Rng, ledger: &Ledger, ring: usize, replies: usize) {
+    for _ in 0..replies {
+        let rare = rng.u8(..16);
+        if rare < 2 && ledger.clients() > 0 {
+            let to = rng.u32(..ledger.clients());
+            ledger.note(item, to, size(rng, ring, REPLY_HEADER));
+        }
+        item.reply(size(rng, ring, REPLY_HEADER));
+        if rare == 2 {
+            item.flush();
+        }
     }
 }
 

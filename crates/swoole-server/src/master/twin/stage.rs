@@ -6,16 +6,22 @@ use std::sync::Arc;
 use fastrand::Rng;
 use rustix::fd::OwnedFd;
 use swoole_ipc::Ring;
+use swoole_ipc::socketpair::Endpoint;
 
 use super::front::SLOTS;
 use super::tally::{Breach, Kind, breach};
+use crate::board::Phase;
 use crate::config::{Config, DispatchMode, Framing, Ipc, OnCrash};
+use crate::crash::CrashPolicies;
 use crate::link::Lane;
 use crate::shared::{Lanes, Shared};
+use crate::stats::WorkerState;
 
 /// The smallest that there is, which is full after some packets and smaller than large ones; and one in which a packet
 /// in pieces wants more room than a batch does.
 const RINGS: [usize; 2] = [4096, 16384];
+/// What stands for that where there are sockets: no packet is so large that its replies would fill one.
+const SOCKETS: usize = 32 * 1024;
 
 pub(super) struct Stage {
     pub(super) shared: Arc<Shared>,
@@ -25,14 +31,15 @@ pub(super) struct Stage {
     _hold: OwnedFd,
 }
 
-/// One for each number of reactors and workers, and size of rings.
+/// One for each number of reactors and workers, and kind of links.
 #[derive(Default)]
 pub(super) struct Stages(BTreeMap<(u8, u16, usize), Stage>);
 
 impl Stages {
     /// That of a schedule, as if nobody had been there before.
     pub(super) fn set(&mut self, rng: &mut Rng) -> Result<&mut Stage, Breach> {
-        let (reactors, workers, ring) = (rng.u8(1..=2), rng.u16(1..=3), RINGS[rng.usize(..RINGS.len())]);
+        let (reactors, workers) = (rng.u8(1..=2), rng.u16(1..=3));
+        let ring = if rng.u8(..16) == 0 { SOCKETS } else { RINGS[rng.usize(..RINGS.len())] };
         let stage = match self.0.entry((reactors, workers, ring)) {
             std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::btree_map::Entry::Vacant(entry) => {
@@ -45,6 +52,7 @@ impl Stages {
         shared.config.on_crash =
             [OnCrash::Close, OnCrash::Drop, OnCrash::Retry, OnCrash::Retry][rng.usize(..4)];
         shared.config.crash_retries = rng.u32(0..4);
+        shared.crash_policies = CrashPolicies::new(&shared.config, &[]);
         let modes = [DispatchMode::Fixed, DispatchMode::Fixed, DispatchMode::RoundRobin, DispatchMode::Idle];
         shared.config.dispatch_mode = modes[rng.usize(..4)];
         stage.clear(rng)?;
@@ -59,12 +67,13 @@ impl Stage {
             worker_num: workers,
             max_connection: SLOTS * usize::from(reactors),
             framing: Framing::Length,
+            ipc: if ring == SOCKETS { Ipc::SocketPair } else { Ipc::Ring },
             ..Config::default()
         };
         let failed = |error: crate::Error| Breach { kind: Kind::Leak, what: error.to_string() };
-        let (shared, _, hold) = Shared::create(config, Vec::new(), Vec::new()).map_err(failed)?;
+        let (shared, _, hold) = Shared::create(config.clone(), Vec::new(), Vec::new()).map_err(failed)?;
         // Smaller ones than anybody may configure.
-        let lane = || Lane::create(Ipc::Ring, "twin", ring).map(Arc::new);
+        let lane = || Lane::create(config.ipc, "twin", ring).map(Arc::new);
         let of_worker = |_| (0..reactors).map(|_| lane()).collect();
         let lanes = (0..workers).map(of_worker).collect::<Result<_, _>>().map_err(failed)?;
         Ok(Stage { shared: Arc::new(shared), lanes, ring, _hold: hold })
@@ -73,10 +82,17 @@ impl Stage {
     /// Empties the rings, and lets them begin where the seed says.
     fn clear(&self, rng: &mut Rng) -> Result<(), Breach> {
         for lane in self.lanes.iter().flatten() {
-            if let Lane::Ring { requests, replies } = &**lane {
-                for ring in [requests, replies] {
-                    restart(ring, 8 * rng.usize(..ring.capacity() / 8))
-                        .map_err(|error| Breach { kind: Kind::Leak, what: error.to_string() })?;
+            match &**lane {
+                Lane::Ring { requests, replies } => {
+                    for ring in [requests, replies] {
+                        restart(ring, 8 * rng.usize(..ring.capacity() / 8))
+                            .map_err(|error| Breach { kind: Kind::Leak, what: error.to_string() })?;
+                    }
+                }
+                Lane::Socket { reactor, worker } => {
+                    for end in [reactor, worker] {
+                        while is_full(end) {}
+                    }
                 }
             }
         }
@@ -84,7 +100,11 @@ impl Stage {
         for worker in 0..self.lanes.len() as u16 {
             board.leave(worker);
             board.set_worker_pid(worker, 0);
+            board.set_worker_state(worker, WorkerState::Starting);
+            board.free_lease(worker);
         }
+        board.set_reloading(false);
+        board.set_phase(Phase::Running);
         [bells, rooms, reactor_bells].into_iter().flatten().for_each(|bell| bell.disarm());
         Ok(())
     }
@@ -92,7 +112,15 @@ impl Stage {
     /// Whether all of the rings is free, with nobody at their ends.
     pub(super) fn check_empty(&self) -> Result<(), Breach> {
         for lane in self.lanes.iter().flatten() {
-            let Lane::Ring { requests, replies } = &**lane else { continue };
+            let (requests, replies) = match &**lane {
+                Lane::Ring { requests, replies } => (requests, replies),
+                Lane::Socket { reactor, worker } => {
+                    if is_full(reactor) || is_full(worker) {
+                        return breach(Kind::Leak, "a socket is not empty");
+                    }
+                    continue;
+                }
+            };
             for ring in [requests, replies] {
                 let room = ring.producer().map(|producer| producer.room());
                 if room.as_ref().is_ok_and(|&room| room == ring.capacity() - 8) {
@@ -103,6 +131,11 @@ impl Stage {
         }
         Ok(())
     }
+}
+
+/// Whether there was something in this end of a socket, of which a part is gone now.
+fn is_full(end: &Endpoint) -> bool {
+    !matches!(end.recv_packet(&mut [0; 16]), Ok(None))
 }
 
 /// Empties a ring whose sides nobody has; its next record is `offset` bytes behind the first one's place.

@@ -55,13 +55,20 @@ pub(super) struct Tally {
     /// By a worker, with or without replies; and by replies that have come to their client.
     pub(super) handled: u64,
     pub(super) answered: u64,
+    /// Sent to other clients, and come there; and those whose client had left.
+    pub(super) notes: u64,
+    pub(super) stale: u64,
     pub(super) retried: u64,
     pub(super) closed: u64,
     pub(super) dropped: u64,
     pub(super) poison: u64,
     pub(super) processes: u64,
+    /// Managers after the first.
+    pub(super) successions: u64,
     pub(super) reloads: u64,
     pub(super) deaths: BTreeMap<Moment, u64>,
+    /// Of managers, by where they were.
+    pub(super) managers: BTreeMap<&'static str, u64>,
     pub(super) breaches: BTreeMap<Kind, u64>,
 }
 
@@ -74,16 +81,20 @@ impl Tally {
             (&mut self.packets, other.packets),
             (&mut self.handled, other.handled),
             (&mut self.answered, other.answered),
+            (&mut self.notes, other.notes),
+            (&mut self.stale, other.stale),
             (&mut self.retried, other.retried),
             (&mut self.closed, other.closed),
             (&mut self.dropped, other.dropped),
             (&mut self.poison, other.poison),
             (&mut self.processes, other.processes),
+            (&mut self.successions, other.successions),
             (&mut self.reloads, other.reloads),
         ] {
             *sum += more;
         }
         other.deaths.iter().for_each(|(moment, count)| *self.deaths.entry(*moment).or_default() += count);
+        other.managers.iter().for_each(|(state, count)| *self.managers.entry(state).or_default() += count);
         other.breaches.iter().for_each(|(kind, count)| *self.breaches.entry(*kind).or_default() += count);
     }
 }
@@ -91,16 +102,20 @@ impl Tally {
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Tally { schedules, steps, connections, packets, answered, retried, .. } = self;
-        let Tally { handled, closed, dropped, poison, processes, reloads, .. } = self;
+        let Tally { handled, notes, stale, closed, dropped, poison, processes, reloads, .. } = self;
         let breaches = |kind| self.breaches.get(&kind).copied().unwrap_or(0);
         writeln!(
             f,
             "{schedules} schedules, {steps} steps, {connections} connections, {processes} processes"
         )?;
         writeln!(f, "{packets} packets, {handled} handled, {answered} answered; {reloads} reloads")?;
+        writeln!(f, "{notes} notes to other clients, and {stale} to such as had left")?;
         let deaths: u64 = self.deaths.values().sum();
         let moments: Vec<_> = self.deaths.iter().map(|(moment, count)| format!("{count} {moment}")).collect();
         writeln!(f, "{deaths} deaths: {}", moments.join(", "))?;
+        let deaths: u64 = self.managers.values().sum();
+        let states: Vec<_> = self.managers.iter().map(|(state, count)| format!("{count} {state}")).collect();
+        writeln!(f, "{deaths} deaths of managers, {} successors: {}", self.successions, states.join(", "))?;
         writeln!(f, "by policy: {retried} retried, {closed} closed, {dropped} dropped, {poison} poison")?;
         writeln!(
             f,

@@ -1,51 +1,32 @@
-//! Manager and master: who lives, who is dead and not reaped yet, who is reaped and not settled yet.
+//! Everybody together, and whose turn it may be.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use rustix::process::Pid;
-use swoole_supervisor::internals::{Model, Order};
-use swoole_supervisor::{Backoff, ExitStatus, Options, ReloadMode, Report, SlotId};
+use swoole_supervisor::{Backoff, ExitStatus, Options, ReloadMode};
 
-use super::super::mailbox::Command;
 use super::super::roster::Roster;
 use super::front::Front;
-use super::ledger::{CLOSE, Ledger, Name};
-use super::process::{Held, Process, Went};
+use super::kernel::{KILLED, Kernel};
+use super::ledger::Ledger;
+use super::manager::Manager;
+use super::process::{Process, Went};
 use super::stage::Stage;
 use super::tally::{Breach, Kind, breach};
 use crate::config::{DispatchMode, OnCrash};
-use crate::control::{self, News};
-use crate::crash::{CrashPolicy, Fate};
-use crate::manager::WORKERS;
+use crate::control::Order;
+use crate::crash::{CrashPolicy, PacketInHand};
 use crate::shared::{Lanes, Shared};
 
-pub(super) const KILLED: ExitStatus = ExitStatus::Signaled { signal: 9, core_dumped: false };
-
-/// A process that is gone and not reaped.
-struct Corpse {
-    generation: u32,
-    status: ExitStatus,
-    /// It had got ready, which nobody has heard yet.
-    ready: bool,
-    held: Option<Held>,
-}
-
-/// Somebody's death, until all reactors have settled it.
-#[derive(Clone, Copy)]
-struct Estate {
-    held: Option<Held>,
-}
-
-/// One place for a process.
-#[derive(Default)]
-struct Slot {
-    alive: Option<Process>,
-    corpse: Option<Corpse>,
-    estate: Option<Estate>,
-    generation: u32,
+/// Where the server is, seen from the master.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum At {
+    Serving,
+    Draining,
+    Leaving,
+    Finished,
 }
 
 pub(super) struct World<'a> {
@@ -56,23 +37,34 @@ pub(super) struct World<'a> {
     pub(super) ring: usize,
     pub(super) ledger: Ledger,
     pub(super) fronts: Vec<Front>,
-    slots: Vec<Slot>,
-    model: Model,
-    now: Duration,
-    roster: Roster,
-    /// From the manager to the master, and back: workers whose estate is settled.
-    news: VecDeque<News>,
-    buried: VecDeque<u16>,
-    on_crash: OnCrash,
-    retries: u32,
-    stopping: bool,
+    pub(super) kernel: Kernel,
+    pub(super) options: Options,
+    pub(super) now: Duration,
+    pub(super) at: At,
+    pub(super) roster: Roster<Kernel>,
+    /// The present one, until the master notices that it is gone.
+    pub(super) manager: Option<Manager>,
+    /// Managers that died in a row; when the last one began, and whether it has served.
+    pub(super) deaths: u32,
+    pub(super) began_at: Duration,
+    pub(super) serves: bool,
+    /// To try another one, or to give up the one that starts; and to end a stop.
+    pub(super) succession: Option<Duration>,
+    pub(super) alarm: Option<Duration>,
+    pub(super) stop_at: Duration,
+    pub(super) reload_wanted: bool,
+    /// From the reactors: what was lost with a worker that they have settled.
+    pub(super) notes: VecDeque<(u16, Vec<PacketInHand>)>,
+    /// What managers have to tell the user, and have not told.
+    pub(super) untold: Vec<PacketInHand>,
+    pub(super) on_crash: OnCrash,
+    pub(super) retries: u32,
     /// Nothing goes wrong any more but what is poison.
     pub(super) kind: bool,
-    next_pid: i32,
 }
 
-fn id(slot: usize) -> SlotId {
-    SlotId { group: WORKERS, slot: slot as u16 }
+pub(super) fn failed(error: impl ToString) -> Breach {
+    Breach { kind: Kind::Fault, what: error.to_string() }
 }
 
 impl<'a> World<'a> {
@@ -82,253 +74,248 @@ impl<'a> World<'a> {
         let options = Options {
             max_wait: Duration::from_millis(rng.u64(50..3000)),
             start_timeout: rng.bool().then(|| Duration::from_millis(rng.u64(100..5000))),
+            reload_parallel: rng.u16(1..3),
             reload_mode: if rng.bool() { ReloadMode::Rolling } else { ReloadMode::AllAtOnce },
             restart_intensity: rng.u32(2..10),
-            reload_parallel: rng.u16(1..3),
             backoff: Backoff::default(),
             ..Options::default()
         };
         let policy = CrashPolicy::new(config);
-        let front = |id| {
-            Front::open(id, &shared, &stage.lanes, policy)
-                .map_err(|error| Breach { kind: Kind::Slot, what: error.to_string() })
-        };
+        let front = |id| Front::open(id, &shared, &stage.lanes, policy).map_err(failed);
         let fronts = (0..config.reactor_num).map(front).collect::<Result<_, _>>()?;
-        let ledger = Ledger::new(config.dispatch_mode == DispatchMode::Fixed);
-        let mut world = World {
-            model: Model::new(options, &[config.worker_num], rng.u64(..)),
+        let mut kernel = Kernel::new(config.worker_num);
+        let pid = kernel.next_pid();
+        let manager = Manager::first(&shared, pid, options.clone(), rng.u64(..)).map_err(failed)?;
+        Ok(World {
+            ledger: Ledger::new(config.dispatch_mode == DispatchMode::Fixed),
             lanes: &stage.lanes,
             ring: stage.ring,
-            ledger,
             fronts,
-            slots: (0..config.worker_num).map(|_| Slot::default()).collect(),
+            kernel,
+            options,
             now: Duration::ZERO,
+            at: At::Serving,
             roster: Roster::new(config.worker_num),
-            news: VecDeque::new(),
-            buried: VecDeque::new(),
+            manager: Some(manager),
+            deaths: 0,
+            began_at: Duration::ZERO,
+            serves: false,
+            succession: None,
+            alarm: None,
+            stop_at: Duration::ZERO,
+            reload_wanted: false,
+            notes: VecDeque::new(),
+            untold: Vec::new(),
             on_crash: config.on_crash,
             retries: config.crash_retries,
-            stopping: false,
             kind: false,
-            next_pid: 1,
             rng,
             shared,
-        };
-        let orders = world.model.start(world.now);
-        world.apply(orders)?;
-        Ok(world)
+        })
     }
 
-    fn apply(&mut self, orders: Vec<Order>) -> Result<(), Breach> {
-        let mut orders = VecDeque::from(orders);
-        while let Some(order) = orders.pop_front() {
-            match order {
-                Order::Spawn { slot, generation } => orders.extend(self.fork(slot, generation)?),
-                Order::Retire(slot) => {
-                    if let Some(process) = &mut self.slots[usize::from(slot.slot)].alive {
-                        process.retiring = true;
-                    }
-                }
-                Order::Kill(slot) => self.die(usize::from(slot.slot), KILLED),
-                Order::Report(Report::Started { slot, generation, pid }) => {
-                    let pid = pid.as_raw_pid();
-                    self.shared.board.set_worker_pid(slot.slot, pid);
-                    self.news.push_back(News::Forked { worker: slot.slot, generation, pid });
-                }
-                Order::Report(Report::Ready { slot, generation, .. }) => {
-                    self.news.push_back(News::Ready { worker: slot.slot, generation });
-                }
-                Order::Report(Report::ReloadEnded { .. }) => self.ledger.tally.reloads += 1,
-                Order::Report(_) => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn fork(&mut self, slot: SlotId, generation: u32) -> Result<Vec<Order>, Breach> {
-        let place = &mut self.slots[usize::from(slot.slot)];
-        let wrong = |what: &str| breach(Kind::Slot, format!("generation {generation} in {slot}: {what}"));
-        if self.stopping {
-            return wrong("it comes after the stop");
-        }
-        if place.alive.is_some() || place.corpse.is_some() {
-            return wrong("there is a process already");
-        }
-        if place.estate.is_some() {
-            return wrong("what the one before it left is not settled");
-        }
-        if generation <= place.generation {
-            return wrong("it is not new");
-        }
-        if !self.kind && self.rng.u8(..) < 6 {
-            place.generation = generation;
-            return Ok(self.model.spawn_failed(self.now, slot));
-        }
-        place.generation = generation;
-        place.alive = Some(Process::new(slot.slot, generation));
-        self.ledger.tally.processes += 1;
-        self.next_pid += 1;
-        let pid = Pid::from_raw(self.next_pid).unwrap_or(Pid::INIT);
-        Ok(self.model.spawned(self.now, slot, pid))
-    }
-
-    /// The process of this slot is gone, if there is one.
-    pub(super) fn die(&mut self, slot: usize, status: ExitStatus) {
-        let Some(process) = self.slots[slot].alive.take() else { return };
+    /// The process is gone, if there is one.
+    fn end(&mut self, pid: i32, status: ExitStatus) {
+        let Some(process) = self.kernel.end(pid, status) else { return };
         if !status.success() {
             *self.ledger.tally.deaths.entry(process.moment()).or_default() += 1;
         }
-        let held = process.held();
-        if let Some(held) = held {
+        if let Some(held) = process.held() {
             self.ledger.item(held.name).deaths += 1;
         }
-        let (generation, ready) = (process.generation, process.ready && !process.told);
-        self.slots[slot].corpse = Some(Corpse { generation, status, ready, held });
     }
 
-    /// One micro-step of the worker in this slot. True if it got on.
+    /// Whoever is in this slot dies.
+    pub(super) fn die(&mut self, slot: usize, status: ExitStatus) {
+        let (Some(pid), count) = (self.pick(slot), self.rng.usize(..4)) else { return };
+        self.kernel.process(pid).into_iter().for_each(|process| process.spill(count));
+        self.end(pid, status);
+    }
+
+    /// One of those in this slot, of whom there may be several while one of them has no right to be there.
+    fn pick(&mut self, slot: usize) -> Option<i32> {
+        let pids: Vec<i32> = self.kernel.in_slot(slot).map(|process| process.pid).collect();
+        (!pids.is_empty()).then(|| pids[self.rng.usize(..pids.len())])
+    }
+
+    /// One micro-step of a worker in this slot. True if it got on.
     pub(super) fn work(&mut self, slot: usize) -> Result<bool, Breach> {
-        let Some(process) = &mut self.slots[slot].alive else { return Ok(false) };
+        let Some(pid) = self.pick(slot) else { return Ok(false) };
+        let Some(process) = self.kernel.process(pid) else { return Ok(false) };
+        // A signal takes its time.
+        if process.doomed && (self.kind || process.stuck || self.rng.u8(..4) > 0) {
+            self.end(pid, KILLED);
+            return Ok(true);
+        }
         if process.sleeps(&self.shared) {
             return Ok(false);
         }
+        let generation = process.generation;
+        if process.takes_links() {
+            self.kernel.check_free(slot as u16, "a worker")?;
+        }
+        let Some(process) = self.kernel.process(pid) else { return Ok(false) };
         match process.step(&self.shared, &self.lanes[slot], &mut self.ledger)? {
             Went::Nowhere => return Ok(false),
-            Went::Out => self.die(slot, ExitStatus::Exited(0)),
-            Went::Dead => self.die(slot, ExitStatus::Signaled { signal: 11, core_dumped: false }),
-            Went::On | Went::Ready => {}
+            Went::Out => self.end(pid, ExitStatus::Exited(0)),
+            Went::Dead => self.end(pid, ExitStatus::Signaled { signal: 11, core_dumped: false }),
+            Went::Ready => self.kernel.check_first(pid, slot as u16, generation)?,
+            Went::On => {}
         }
         Ok(true)
     }
 
+    /// The user's code in this slot never returns, if any runs.
     pub(super) fn make_stuck(&mut self, slot: usize) {
-        if let Some(process) = &mut self.slots[slot].alive {
-            process.stuck = true;
-        }
+        self.kernel.in_slot(slot).for_each(|process| process.stuck = process.has_links());
     }
 
-    /// The manager learns that a worker is ready, or that one is dead.
+    /// One micro-step of the manager's.
+    fn manage(&mut self) -> Result<bool, Breach> {
+        let Some(manager) = &mut self.manager else { return Ok(false) };
+        if manager.doomed && manager.ended.is_none() {
+            self.end_manager(KILLED);
+            return Ok(true);
+        }
+        let fails = !self.kind && self.rng.u8(..) < 6;
+        let moved = manager.go_on(self.now, &mut self.kernel, &mut self.ledger.tally, fails)?;
+        for told in manager.take_told() {
+            // It may be told twice, but not of what was not.
+            if let Some(at) = self.untold.iter().position(|untold| *untold == told) {
+                self.untold.swap_remove(at);
+            }
+        }
+        if manager.listens() && manager.model.is_finished() {
+            self.end_manager(ExitStatus::Exited(0));
+            return Ok(true);
+        }
+        Ok(moved)
+    }
+
+    /// The manager does what it has begun to; sometimes not all of it at once.
+    fn manage_on(&mut self) -> Result<bool, Breach> {
+        let mut moved = false;
+        while (self.kind || self.rng.u8(..16) > 0) && self.manage()? {
+            moved = true;
+        }
+        Ok(moved)
+    }
+
+    /// The manager, if it has time for what happens.
+    fn attentive(&mut self) -> Result<Option<&mut Manager>, Breach> {
+        self.manage_on()?;
+        Ok(self.manager.as_mut().filter(|manager| manager.listens()))
+    }
+
+    /// It learns that a worker is ready, or that one is dead.
     pub(super) fn look_at(&mut self, slot: usize) -> Result<bool, Breach> {
-        let place = &mut self.slots[slot];
-        if let Some(process) = place.alive.as_mut().filter(|process| process.ready && !process.told) {
-            process.told = true;
-            let orders = self.model.ready(self.now, id(slot), process.generation);
-            return self.apply(orders).map(|()| true);
+        let moved = self.manage_on()?;
+        let Some(manager) = self.manager.as_mut().filter(|manager| manager.listens()) else {
+            return Ok(moved);
+        };
+        if !manager.look_at(self.now, slot as u16, &mut self.kernel) {
+            return Ok(moved);
         }
-        let Some(Corpse { generation, status, ready, held }) = place.corpse.take() else { return Ok(false) };
-        place.estate = Some(Estate { held });
-        if ready {
-            let orders = self.model.ready(self.now, id(slot), generation);
-            self.apply(orders)?;
-        }
-        let orders = self.model.exited(self.now, id(slot), generation, status);
-        self.apply(orders)?;
-        self.shared.board.set_worker_pid(slot as u16, 0);
-        self.news.push_back(News::Died { worker: slot as u16, generation, status });
+        self.manage_on()?;
         Ok(true)
     }
 
-    /// The manager hears that a worker's estate is settled.
-    pub(super) fn bury(&mut self) -> Result<bool, Breach> {
-        let Some(worker) = self.buried.pop_front() else { return Ok(false) };
-        let orders = self.model.settled(self.now, id(worker.into()));
-        self.apply(orders).map(|()| true)
+    /// It hears what the master wants.
+    pub(super) fn hear(&mut self) -> Result<bool, Breach> {
+        let now = self.now;
+        let Some(manager) = self.attentive()? else { return Ok(false) };
+        if !manager.obey(now) {
+            return Ok(false);
+        }
+        self.manage_on()?;
+        Ok(true)
     }
 
     /// Now, or when it is its turn.
     pub(super) fn retire(&mut self, slot: usize) -> Result<(), Breach> {
-        let orders = if self.rng.bool() {
-            self.model.retire(self.now, id(slot))
-        } else {
-            self.model.recycle(self.now, id(slot), self.slots[slot].generation)
-        };
-        self.apply(orders)
+        let at_once = self.rng.bool();
+        if let Some(manager) = self.attentive()? {
+            if at_once {
+                manager.retire(slot as u16)
+            } else {
+                manager.recycle(slot as u16)
+            }
+            self.manage_on()?;
+        }
+        Ok(())
     }
 
+    /// The master's SIGUSR1, or the manager's.
     pub(super) fn reload(&mut self) -> Result<(), Breach> {
-        let orders = self.model.reload(self.now, swoole_supervisor::Scope::All, None);
-        self.apply(orders)
+        if self.rng.bool() {
+            if let Some(manager) = self.attentive()? {
+                manager.reload();
+                self.manage_on()?;
+            }
+        } else if self.manager.is_some() {
+            self.order(Order::Reload);
+        } else {
+            self.reload_wanted = self.at == At::Serving;
+        }
+        Ok(())
     }
 
-    pub(super) fn stop(&mut self, within: Duration) -> Result<(), Breach> {
-        self.stopping = true;
-        let orders = self.model.stop(self.now, within);
-        self.apply(orders)
+    fn end_manager(&mut self, status: ExitStatus) {
+        let Some(manager) = self.manager.as_mut().filter(|manager| manager.ended.is_none()) else { return };
+        manager.ended = Some(status);
+        if !status.success() {
+            *self.ledger.tally.managers.entry(manager.moment()).or_default() += 1;
+        }
+        self.kernel.orphan(manager.pid);
+    }
+
+    /// The manager dies amid what it does.
+    pub(super) fn manager_dies(&mut self) -> Result<(), Breach> {
+        for _ in 0..self.rng.usize(..6) {
+            self.manage()?;
+        }
+        self.end_manager(KILLED);
+        // The user's code in those that have not come to serve may never return: the next manager does not wait for it.
+        if self.rng.u8(..4) == 0 {
+            let starts = |process: &&mut Process| process.has_links() && !process.ready;
+            self.kernel.processes.iter_mut().filter(starts).for_each(|process| process.stuck = true);
+        }
+        Ok(())
+    }
+
+    /// The manager hangs, if somebody waits for it, who kills it then.
+    pub(super) fn manager_hangs(&mut self) {
+        let at = self.at;
+        let is_waited_for = |manager: &&mut Manager| at == At::Leaving || manager.is_starting();
+        if let Some(manager) = self.manager.as_mut().filter(is_waited_for) {
+            manager.stuck = true;
+        }
     }
 
     /// Time passes; what is due happens.
     pub(super) fn pass(&mut self, time: Duration) -> Result<(), Breach> {
         self.now += time;
-        if self.model.next_deadline().is_some_and(|deadline| deadline <= self.now) {
-            let orders = self.model.tick(self.now);
-            self.apply(orders)?;
+        let now = self.now;
+        if let Some(manager) = self.attentive()? {
+            manager.tick(now);
+            self.manage_on()?;
+        }
+        if self.succession.is_some_and(|at| at <= now) {
+            self.on_succession_timer()?;
+        }
+        if self.alarm.is_some_and(|at| at <= now) {
+            self.on_alarm();
         }
         Ok(())
     }
 
     /// As long as nothing else is to happen; false if nothing will.
-    pub(super) fn pass_on(&mut self) -> Result<bool, Breach> {
-        let Some(deadline) = self.model.next_deadline() else { return Ok(false) };
+    fn pass_on(&mut self) -> Result<bool, Breach> {
+        let managers = self.manager.as_ref().and_then(Manager::next_deadline);
+        let Some(deadline) = [managers, self.succession, self.alarm].into_iter().flatten().min() else {
+            return Ok(false);
+        };
         self.pass(deadline.saturating_sub(self.now)).map(|()| true)
-    }
-
-    /// The master reads one of the manager's news.
-    pub(super) fn learn(&mut self) -> bool {
-        match self.news.pop_front() {
-            Some(News::Forked { worker, generation, .. }) => self.roster.forked(worker, generation, 0),
-            Some(News::Ready { worker, .. }) => {
-                self.roster.ready(worker);
-                self.fronts.iter_mut().for_each(|front| front.mail.push_back(Command::Up { worker }));
-            }
-            Some(News::Died { worker, generation, status }) => {
-                self.roster.died(worker, generation, status);
-                self.fronts.iter_mut().for_each(|front| front.mail.push_back(Command::Settle { worker }));
-            }
-            Some(_) => {}
-            None => return false,
-        }
-        true
-    }
-
-    /// A reactor does what the master has told it first.
-    pub(super) fn obey(&mut self, reactor: usize) -> Result<bool, Breach> {
-        let front = &mut self.fronts[reactor];
-        let worker = match front.mail.pop_front() {
-            Some(Command::Settle { worker }) => worker,
-            Some(Command::Up { worker }) => {
-                front.up(worker);
-                return Ok(true);
-            }
-            _ => return Ok(false),
-        };
-        let place = &mut self.slots[usize::from(worker)];
-        let Some(Estate { held }) = place.estate else {
-            return breach(Kind::Slot, format!("worker {worker} is settled, and is not dead"));
-        };
-        let (on_crash, retries) = (self.on_crash, self.retries);
-        let expected = |deaths| match on_crash {
-            OnCrash::Close => Fate::Closed,
-            OnCrash::Drop => Fate::Dropped,
-            OnCrash::Retry if deaths <= retries => Fate::Retried,
-            OnCrash::Retry => Fate::Poison,
-        };
-        let in_hand = front.settle(worker, held, expected, &mut self.ledger)?;
-        if self.roster.settled(worker, in_hand, self.fronts.len()) {
-            let Some(control::Order::Buried { in_hand, .. }) = self.roster.obituary(worker) else {
-                return breach(
-                    Kind::Slot,
-                    format!("worker {worker} is settled, and the manager is told otherwise"),
-                );
-            };
-            let packets = held.filter(|held| !matches!(held.name, Name { number: 0 | CLOSE, .. }));
-            if in_hand.len() != usize::from(packets.is_some()) {
-                return breach(Kind::Casualty, format!("{in_hand:?} in total, and in hand was {held:?}"));
-            }
-            place.estate = None;
-            self.shared.board.leave(worker);
-            self.buried.push_back(worker);
-        }
-        Ok(true)
     }
 
     /// Everybody has turns until nobody has anything to do.
@@ -336,7 +323,7 @@ impl<'a> World<'a> {
         self.kind = true;
         for _ in 0..2_000 {
             let mut moved = false;
-            while self.bury()? || self.learn() {
+            while self.hear()? || self.manage()? || self.learn() || self.read_note() {
                 moved = true;
             }
             for reactor in 0..self.fronts.len() {
@@ -344,7 +331,7 @@ impl<'a> World<'a> {
                     moved = true;
                 }
                 let front = &mut self.fronts[reactor];
-                for worker in 0..self.slots.len() {
+                for worker in 0..self.lanes.len() {
                     moved |= front.drain(worker, &mut self.ledger)?;
                 }
                 for slot in 0..if reading { super::front::SLOTS } else { 0 } {
@@ -354,7 +341,8 @@ impl<'a> World<'a> {
                 moved |= front.hand_over();
             }
             // After the reactors, whose last word to them may be that there was something before.
-            for slot in 0..self.slots.len() {
+            for slot in 0..self.lanes.len() {
+                moved |= self.notice(slot)?;
                 moved |= self.look_at(slot)?;
                 for _ in 0..64 {
                     if !self.work(slot)? {
@@ -372,33 +360,45 @@ impl<'a> World<'a> {
 
     /// The stop is over: nobody is left.
     pub(super) fn check_stopped(&self) -> Result<(), Breach> {
-        let left = |slot: &Slot| slot.alive.is_some() || slot.corpse.is_some() || slot.estate.is_some();
-        if !self.model.is_finished() || self.slots.iter().any(left) {
-            return breach(Kind::Stuck, format!("the stop does not end: {:?}", self.model));
+        let Kernel { processes, corpses, .. } = &self.kernel;
+        if self.at == At::Finished && processes.is_empty() && corpses.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        breach(Kind::Stuck, format!("the stop does not end: {:?}", self.at))
     }
 
-    /// Whether each slot has a process that serves.
-    pub(super) fn check_serving(&self) -> Result<(), Breach> {
-        let serves = |slot: &Slot| slot.alive.as_ref().is_some_and(|process| process.told);
-        if self.slots.iter().all(serves) { Ok(()) } else { breach(Kind::Slot, format!("{:?}", self.model)) }
+    /// Whether each slot has a process that serves, and a manager knows of it; and users were told of all that died.
+    pub(super) fn check_serving(&mut self) -> Result<(), Breach> {
+        let is_settled = |slot: usize| !self.kernel.has_remains(slot);
+        if !(0..self.lanes.len()).all(is_settled) || self.manager.is_none() {
+            return breach(Kind::Slot, "somebody is dead, and nobody sees to it");
+        }
+        for slot in 0..self.lanes.len() {
+            if self.kernel.in_slot(slot).filter(|process| process.ready).count() != 1 {
+                return breach(Kind::Slot, format!("slot {slot} has no worker that serves"));
+            }
+        }
+        if self.untold.is_empty() {
+            return Ok(());
+        }
+        breach(Kind::Casualty, format!("the user was not told of {:?}", self.untold))
     }
 
     /// Where everybody is.
     pub(super) fn describe(&self) -> String {
-        let worker = |(number, slot): (usize, &Slot)| {
-            let Slot { alive, corpse, estate, generation } = slot;
-            let moment = alive.as_ref().map(|process| (process.moment(), process.sleeps(&self.shared)));
-            let (corpse, estate) = (corpse.is_some(), estate.is_some());
-            format!("worker {number} #{generation}: {moment:?}, corpse {corpse}, estate {estate}")
+        let manager = self.manager.as_ref().map(|manager| (manager.pid, manager.ended, manager.moment()));
+        let at = format!("{:?}, manager {manager:?}, next try {:?}", self.at, self.succession);
+        let worker = |process: &Process| {
+            let Process { slot, generation, pid, parent, .. } = process;
+            let (moment, sleeps) = (process.moment(), process.sleeps(&self.shared));
+            format!("worker {slot} #{generation}, pid {pid} of {parent}: {moment:?}, asleep {sleeps}")
         };
         let fronts = self.fronts.iter().map(|front| format!("reactor: {}", front.describe()));
-        let lines = self.slots.iter().enumerate().map(worker).chain(fronts);
-        lines.collect::<Vec<_>>().join("\n")
+        let workers = self.kernel.processes.iter().map(worker);
+        [at].into_iter().chain(workers).chain(fronts).collect::<Vec<_>>().join("\n")
     }
 
     pub(super) fn workers(&self) -> usize {
-        self.slots.len()
+        self.lanes.len()
     }
 }
