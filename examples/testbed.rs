@@ -177,6 +177,7 @@ impl Testbed {
                 text(format!("spun {ms}"))
             }
             Command::Crash(how) => crash(how),
+            Command::DieAt(point) => die_at(point).and_then(|()| ok()),
             Command::Hold => Ok(None),
             Command::Spawn(ms) => {
                 let sleep =
@@ -221,6 +222,17 @@ fn crash<T>(how: Crash) -> Result<T> {
         Crash::Segv => raise(Signal::SEGV),
         Crash::Kill => raise(Signal::KILL),
     }
+}
+
+#[cfg(feature = "breakpoints")]
+fn die_at(point: &str) -> Result<()> {
+    swoole_server::breakpoint::arm(point.parse().map_err(Error::other)?);
+    Ok(())
+}
+
+#[cfg(not(feature = "breakpoints"))]
+fn die_at(_: &str) -> Result<()> {
+    Err("this build has no breakpoints: --example testbed_breakpoints --features breakpoints has".into())
 }
 
 /// Dies of a signal. Twice, because the standard library's handler of SIGSEGV takes the first for a fault, restores
@@ -284,7 +296,7 @@ fn run() -> Result<()> {
     Server::new(config).run(testbed)
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

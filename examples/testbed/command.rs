@@ -10,6 +10,7 @@
 //! | `close`, `close SESSION` | closes it after what was sent before; only the second replies, `ok` |
 //! | `sleep MS`, `spin MS` | blocks the worker, idle or busy; `slept MS`, `spun MS` |
 //! | `crash panic`, `abort`, `segv`, `kill`, `exit N` | the worker dies that way |
+//! | `die_at POINT` | `ok`; then the worker dies when it comes to that point (with the feature `breakpoints`) |
 //! | `hold TEXT` | no reply |
 //! | `spawn MS` | the worker starts a process that lives for so long; `pid=PID` |
 //! | `big N` | N bytes of `x` |
@@ -35,6 +36,7 @@ pub(crate) enum Command<'a> {
     Sleep(u64),
     Spin(u64),
     Crash(Crash),
+    DieAt(&'a str),
     Hold,
     Spawn(u64),
     Big(usize),
@@ -82,6 +84,7 @@ impl<'a> Command<'a> {
                 bytes if bytes <= BIG_MAX => Command::Big(bytes),
                 _ => return Err(format!("big takes at most {BIG_MAX} bytes")),
             },
+            b"die_at" => Command::DieAt(std::str::from_utf8(rest).map_err(|_| usage("die_at POINT"))?),
             b"crash" => Command::Crash(Crash::parse(rest)?),
             _ if !rest.is_empty() => return Err(unknown()),
             b"whoami" => Command::Whoami,
@@ -169,6 +172,7 @@ mod tests {
             (b"big 1073741824", Command::Big(BIG_MAX)),
             (b"crash exit 255", Command::Crash(Crash::Exit(255))),
             (b"crash segv", Command::Crash(Crash::Segv)),
+            (b"die_at after_commit", Command::DieAt("after_commit")),
             (b"sum a b", Command::Sum(b"a b")),
         ] {
             assert_eq!(Command::parse(packet), Ok(command), "{packet:?}");

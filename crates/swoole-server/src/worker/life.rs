@@ -10,6 +10,7 @@ use swoole_sys::signal::SignalSet;
 
 use super::{Duty, SIGNALS, Way, Worker, callbacks};
 use crate::board::{Lease, Phase};
+use crate::breakpoint::{self, Point};
 use crate::dispatch::reactor_of;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
@@ -218,6 +219,7 @@ impl<'a, H: Handler> Life<'a, H> {
 
     /// One record of one reactor; false if there is none.
     fn step(&mut self, reactor: usize) -> Result<bool> {
+        breakpoint::packet_begins();
         let inbox = &mut self.inboxes[reactor];
         let record = inbox.current();
         match inbox.next()? {
@@ -277,6 +279,7 @@ fn deliver<H: Handler>(
     outlets.to(reactor).begin(record);
     duty.shared.board.start(duty.id, reactor.into(), record);
     duty.shared.board.hold(duty.id, Some((message.session, message.payload.len())));
+    breakpoint::pass(Point::Begun);
     let mut worker = Worker { duty, way: Way::Links(outlets) };
     callbacks::message(handler, &mut worker, message.kind, message.session, message.payload);
     outlets.commit(Some(reactor))
