@@ -2,6 +2,7 @@
 
 mod bed;
 mod client;
+mod leavings;
 mod load;
 mod log;
 mod matrix;
@@ -186,16 +187,15 @@ pub(crate) fn run_everything() -> Result<Tally> {
     options.as_ref().map_or(Ok(Tally::default()), run)
 }
 
+/// Builds the examples as anybody does, and beside them, under a name of its own, the testbed with breakpoints: what is
+/// measured and what is shown has none.
 fn build() -> Result<()> {
-    let built = shell::succeeds(&mut shell::cargo(&[
-        "build",
-        "--quiet",
-        "--release",
-        "--package",
-        "swoole-examples",
-        "--examples",
-    ]))?;
-    ensure!(built, "the examples do not build");
+    const EXAMPLES: [&str; 5] = ["build", "--quiet", "--release", "--package", "swoole-examples"];
+    const BREAKPOINTS: [&str; 4] = ["--example", "testbed_breakpoints", "--features", "breakpoints"];
+    for what in [&["--examples"][..], &BREAKPOINTS] {
+        let mut build = shell::cargo(&[&EXAMPLES, what].concat());
+        ensure!(shell::succeeds(&mut build)?, "`{}` failed", shell::words(&build));
+    }
     Ok(())
 }
 
