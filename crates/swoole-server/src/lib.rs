@@ -92,6 +92,7 @@ mod manager;
 mod master;
 mod pace;
 mod plan;
+mod rest;
 mod server;
 mod session;
 mod shared;

@@ -140,12 +140,20 @@ pub(super) fn files(pid: i32) -> Result<Vec<PathBuf>> {
 
 /// Sets how many descriptors a process may have (`RLIMIT_NOFILE`); those that it has beyond stay. What it was.
 pub(super) fn limit_files(pid: i32, count: Option<u64>) -> Result<Option<u64>> {
+    limit(pid, Resource::Nofile, count)
+}
+
+/// Sets how large files may become by what a process writes, in bytes (`RLIMIT_FSIZE`). What it was.
+pub(super) fn limit_file_size(pid: i32, bytes: Option<u64>) -> Result<Option<u64>> {
+    limit(pid, Resource::Fsize, bytes)
+}
+
+fn limit(pid: i32, resource: Resource, current: Option<u64>) -> Result<Option<u64>> {
     let process = Pid::from_raw(pid).ok_or_else(|| anyhow!("{pid} is no process id"))?;
     // Only root may have a higher limit than before: this one comes back.
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    let limit = Rlimit { current: count, maximum };
-    let before = rustix::process::prlimit(Some(process), Resource::Nofile, limit);
-    Ok(before.with_context(|| format!("limit the descriptors of process {pid} to {count:?}"))?.current)
+    let limit = Rlimit { current, maximum: getrlimit(resource).maximum };
+    let before = rustix::process::prlimit(Some(process), resource, limit);
+    Ok(before.with_context(|| format!("limit {resource:?} of process {pid} to {current:?}"))?.current)
 }
 
 /// The number of the next descriptor that a process gets.

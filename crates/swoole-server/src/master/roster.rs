@@ -1,8 +1,9 @@
 //! What the master knows of each worker process, and the workers that have lost their manager.
 
 use rustix::fd::{AsFd as _, OwnedFd};
+use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, pidfd_send_signal, waitid,
 };
 use swoole_reactor::{Interest, Reactor, Token, Trigger};
 use swoole_supervisor::ExitStatus;
@@ -25,6 +26,9 @@ struct Entry {
     status: Option<ExitStatus>,
     /// It had not come to serve when its manager died, and has to go.
     is_superfluous: bool,
+    /// Its manager is gone, and there was no descriptor to hold or to watch it by: it was killed, and only the master's
+    /// reaping it tells that it is dead.
+    is_unwatched: bool,
     /// The present manager has not forked it.
     is_adopted: bool,
     /// A process of this slot has started, or has failed to.
@@ -56,23 +60,33 @@ impl Entry {
 
     /// Ends a process that must not serve.
     fn dismiss(&mut self) {
+        self.is_superfluous = self.process.is_some() || self.is_unwatched;
         if let Some(process) = &self.process {
-            self.is_superfluous = true;
             // It may have ended this very moment; its watch tells.
             let _ = pidfd_send_signal(process, Signal::KILL);
         }
     }
 
-    /// Takes a process up that its manager had no time to tell of, if there is one: it is the master's child by now. A
-    /// worker has written the number, so anybody else is not believed to be it.
-    fn discover(&mut self, pid: i32) {
-        let Some(process) = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
-        else {
-            return;
+    /// Takes a process up that its manager had no time to tell of, if there is one, or that there was no descriptor for:
+    /// it is the master's child by now. A worker has written the number, so anybody else is not believed to be it.
+    fn discover(&mut self, worker: u16, pid: i32) {
+        let Some(number) = Pid::from_raw(pid) else { return };
+        let is_child = |which| {
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+            waitid(which, options).is_ok()
         };
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        if waitid(WaitId::PidFd(process.as_fd()), options).is_ok() {
-            (self.pid, self.process, self.estate) = (pid, Some(process), None);
+        match pidfd_open(number, PidfdFlags::empty()) {
+            Ok(process) if is_child(WaitId::PidFd(process.as_fd())) => {
+                (self.pid, self.process, self.estate) = (pid, Some(process), None);
+            }
+            Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) if is_child(WaitId::Pid(number)) => {
+                tracing::error!("hold worker {worker} (pid {pid}), which is killed therefore: {error}");
+                (self.pid, self.estate, self.is_unwatched) = (pid, None, true);
+                // Nobody else has its number: a child keeps it until this thread reaps it.
+                let _ = kill_process(number, Signal::KILL);
+            }
+            // There is none.
+            Ok(_) | Err(_) => {}
         }
     }
 
@@ -84,9 +98,17 @@ impl Entry {
             Err(error) => {
                 tracing::error!("watch worker {worker}, which is killed therefore: {error}");
                 let _ = pidfd_send_signal(process, Signal::KILL);
-                self.process = None;
+                self.is_unwatched = true;
             }
         }
+    }
+
+    /// The master's child has ended. To send it away was the master's own decision.
+    fn ended(&mut self, status: Option<ExitStatus>) {
+        let status = status.unwrap_or(ExitStatus::Unknown);
+        let is_superfluous = std::mem::take(&mut self.is_superfluous);
+        (self.process, self.watch, self.is_unwatched) = (None, None, false);
+        self.estate = Some(Estate::new(if is_superfluous { ExitStatus::Exited(0) } else { status }));
     }
 }
 
@@ -177,7 +199,7 @@ impl Roster {
             if let Lease::Serving { pid } | Lease::Taken { pid } = lease
                 && !is_known
             {
-                entry.discover(pid);
+                entry.discover(worker, pid);
                 entry.generation = entry.generation.max(board.generation(worker));
             }
             match lease {
@@ -185,7 +207,7 @@ impl Roster {
                 _ => entry.dismiss(),
             }
             entry.watch(reactor, worker);
-            if entry.process.is_none() && entry.estate.is_none() {
+            if entry.process.is_none() && !entry.is_unwatched && entry.estate.is_none() {
                 entry.estate = Some(Estate::new(ExitStatus::Unknown));
                 unsettled.push(worker);
             }
@@ -202,7 +224,7 @@ impl Roster {
     pub(super) fn heirs(&mut self) -> Vec<(Heir, Option<&OwnedFd>)> {
         let heir = |entry: &mut Entry| {
             entry.is_adopted = true;
-            let alive = entry.process.is_some() && !entry.is_superfluous;
+            let alive = entry.process.is_some() && !entry.is_superfluous && !entry.is_unwatched;
             // No process has number 0; who has none is nobody who can be signalled.
             Heir { generation: entry.generation, pid: entry.pid.max(1), alive }
         };
@@ -217,10 +239,18 @@ impl Roster {
         (0..).zip(&self.entries).filter(|(_, entry)| serves(entry)).map(|(worker, _)| worker).collect()
     }
 
-    /// A child of the master's was reaped: whether it was a worker.
-    pub(super) fn reaped(&mut self, pid: i32, status: ExitStatus) -> bool {
-        let entry = self.entries.iter_mut().find(|entry| entry.process.is_some() && entry.pid == pid);
-        entry.map(|entry| entry.status = Some(status)).is_some()
+    /// A child of the master's was reaped: which worker it was, if one, and whether nobody else tells of its end.
+    pub(super) fn reaped(&mut self, pid: i32, status: ExitStatus) -> Option<(u16, bool)> {
+        let exists = |entry: &Entry| entry.process.is_some() || entry.is_unwatched;
+        let worker = self.entries.iter().position(|entry| exists(entry) && entry.pid == pid)?;
+        let entry = &mut self.entries[worker];
+        let is_unwatched = entry.is_unwatched;
+        if is_unwatched {
+            entry.ended(Some(status));
+        } else {
+            entry.status = Some(status);
+        }
+        Some((worker as u16, is_unwatched))
     }
 
     /// The orphan of this watch has ended: which worker it was.
@@ -231,19 +261,13 @@ impl Roster {
         let process = entry.process.take()?;
         let reap = || waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
         let reaped = entry.status.take().or_else(|| Some(ExitStatus::from(&reap().ok()??)));
-        // To send it away was our own decision.
-        let status = if std::mem::take(&mut entry.is_superfluous) {
-            ExitStatus::Exited(0)
-        } else {
-            reaped.unwrap_or(ExitStatus::Unknown)
-        };
-        entry.estate = Some(Estate::new(status));
+        entry.ended(reaped);
         u16::try_from(worker).ok()
     }
 
     /// Whether a worker without manager lives.
     pub(super) fn has_orphans(&self) -> bool {
-        self.entries.iter().any(|entry| entry.watch.is_some())
+        self.entries.iter().any(|entry| entry.watch.is_some() || entry.is_unwatched)
     }
 
     /// Kills the workers that live without a manager: which.

@@ -21,6 +21,7 @@ mod pressure;
 mod programs;
 mod reload;
 mod shape;
+mod shortage;
 mod stop;
 mod stuck;
 mod vortex;
@@ -43,6 +44,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         config::ALL,
         operation::ALL,
         pressure::ALL,
+        shortage::ALL,
         hostile::ALL,
         base::ALL,
         base_retire::ALL,

@@ -217,7 +217,11 @@ impl Talk {
         let (got, expected) = (got?, &replies[index]);
         if got != *expected {
             let fault = judge(self.id, &got, replies, index);
-            return Err(anyhow!(fault).context(format!("got {} instead of {}", short(&got), short(expected))));
+            return Err(anyhow!(fault).context(format!(
+                "got {} instead of {}",
+                short(&got),
+                short(expected)
+            )));
         }
         self.common.counts.answered.fetch_add(1, Ordering::Relaxed);
         Ok(())

@@ -6,7 +6,7 @@ use crate::cluster::bed::Bed;
 use crate::cluster::client::Client;
 use crate::cluster::matrix::Cx;
 use crate::cluster::proc;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use std::fmt::{self, Display};
 use std::thread;
@@ -72,7 +72,7 @@ pub(super) struct Harms<'a> {
     common: &'a Common,
     rng: fastrand::Rng,
     points: Vec<&'static str>,
-    drought: Option<Drought>,
+    drought: Option<(Instant, Drought)>,
     full_until: Option<Instant>,
     struck: Struck,
 }
@@ -118,7 +118,7 @@ impl<'a> Harms<'a> {
                 }
             }
         }
-        if let Some(drought) = self.drought.take() {
+        if let Some((_, drought)) = self.drought.take() {
             drought.end(self.bed)?;
         }
         if self.full_until.take().is_some() {
@@ -147,20 +147,16 @@ impl<'a> Harms<'a> {
     }
 
     fn want_descriptors(&mut self) -> Result<()> {
-        match self.drought.take() {
-            Some(drought) if Instant::now() >= drought.until => drought.end(self.bed),
-            Some(drought) => {
-                self.drought = Some(drought);
-                Ok(())
+        if let Some((until, drought)) = self.drought.take() {
+            if Instant::now() >= until {
+                return drought.end(self.bed);
             }
-            None if self.is_time(SHORTAGE) => {
-                let until = self.shortage_end();
-                self.drought = Some(Drought::begin(self.bed, until)?);
-                self.struck.descriptors += 1;
-                Ok(())
-            }
-            None => Ok(()),
+            self.drought = Some((until, drought));
+        } else if self.is_time(SHORTAGE) {
+            self.drought = Some((self.shortage_end(), Drought::begin(self.bed, self.bed.ready.master)?));
+            self.struck.descriptors += 1;
         }
+        Ok(())
     }
 
     fn want_disk(&mut self) -> Result<()> {
@@ -178,35 +174,46 @@ impl<'a> Harms<'a> {
     }
 }
 
-/// The master may have no descriptor more than it has.
+/// A process may have no descriptor more than it has.
 pub(in crate::cluster::scenarios) struct Drought {
-    until: Instant,
+    holder: i32,
     before: Option<u64>,
     /// Nobody accepts them before the end.
     newcomers: Vec<Client>,
 }
 
 impl Drought {
-    pub(in crate::cluster::scenarios) fn begin(bed: &Bed, until: Instant) -> Result<Self> {
-        let master = bed.ready.master;
-        // The lowest number that is free is the next one's.
-        let before = proc::limit_files(master, Some(proc::lowest_free(master)?))?;
+    /// `holder` is the one that accepts. What it closes meanwhile it may have again.
+    pub(in crate::cluster::scenarios) fn begin(bed: &Bed, holder: i32) -> Result<Self> {
+        Self::limit(bed, holder, proc::lowest_free(holder)?)
+    }
+
+    /// The same, but what it closes is gone.
+    pub(in crate::cluster::scenarios) fn begin_severe(bed: &Bed, holder: i32) -> Result<Self> {
+        // Only the standard streams have numbers below this.
+        Self::limit(bed, holder, 3)
+    }
+
+    fn limit(bed: &Bed, holder: i32, count: u64) -> Result<Self> {
+        let before = proc::limit_files(holder, Some(count))?;
         let newcomers = (0..NEWCOMERS).map(|_| bed.connect()).collect::<Result<_>>()?;
-        Ok(Self { until, before, newcomers })
+        Ok(Self { holder, before, newcomers })
     }
 
     /// Those who came are served now.
     pub(in crate::cluster::scenarios) fn end(self, bed: &Bed) -> Result<()> {
-        let master = bed.ready.master;
-        proc::limit_files(master, self.before)?;
+        proc::limit_files(self.holder, self.before)?;
         // Those whom it has forked meanwhile have its limit.
-        for pid in proc::descendants(master) {
+        for pid in proc::descendants(self.holder) {
             // It may have ended this very moment.
             let _ = proc::limit_files(pid, self.before);
         }
         for mut client in self.newcomers {
-            client.expect("echo at last", "at last").context("a client that came when there was no descriptor")?;
+            client
+                .expect("echo at last", "at last")
+                .context("a client that came when there was no descriptor")?;
         }
+        ensure!(proc::alive(bed.ready.master), "the master has not survived it");
         Ok(())
     }
 }

@@ -5,7 +5,7 @@
 
 pub(super) mod clients;
 pub(super) mod disk;
-mod harms;
+pub(super) mod harms;
 mod tally;
 
 use crate::cluster::log::Source;

@@ -15,13 +15,17 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Fault {
     /// So many replies are missing before the one that came.
-    Lost { count: usize },
+    Lost {
+        count: usize,
+    },
     Duplicated,
     Misdelivered,
     /// No reply that this client could have got.
     Wrong,
     /// The server closed the connection, with so many replies still to come.
-    Dropped { lost: usize },
+    Dropped {
+        lost: usize,
+    },
 }
 
 impl Display for Fault {
@@ -199,7 +203,9 @@ mod tests {
         let tally = Tally::new(&counts, 1, Leaks { descriptors: 2, ..Leaks::default() });
         assert!(!tally.is_clean());
         let text = tally.to_string();
-        for part in ["10 sent", "1 lost by policy", "3 packets lost", "1 duplicated", "0 connections", "2 desc"] {
+        for part in
+            ["10 sent", "1 lost by policy", "3 packets lost", "1 duplicated", "0 connections", "2 desc"]
+        {
             assert!(text.contains(part), "{part}: {text}");
         }
     }
