@@ -116,6 +116,13 @@ pub(super) struct Closed {
     partial: usize,
 }
 
+impl Closed {
+    /// Whether all that came were whole replies.
+    pub(super) fn is_clean(&self) -> bool {
+        self.partial == 0
+    }
+}
+
 impl std::fmt::Display for Closed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.partial {

@@ -7,6 +7,7 @@ mod base;
 mod base_forward;
 mod base_retire;
 mod boot;
+mod breaking;
 mod commands;
 mod config;
 mod crash;
@@ -35,6 +36,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         dispatch::ALL,
         crash::ALL,
         crash_policy::ALL,
+        breaking::ALL,
         reload::ALL,
         backlog::ALL,
         manager::ALL,

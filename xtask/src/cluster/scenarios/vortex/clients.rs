@@ -1,7 +1,9 @@
 //! The clients of a storm: each knows every reply in advance, and looks at each byte that comes.
 
 use super::tally::{Counts, Fault};
+use crate::cluster::bed::PATIENCE;
 use crate::cluster::client::{Address, Client, Closed};
+use crate::cluster::proc;
 use anyhow::{Context, Result, anyhow};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -92,6 +94,16 @@ impl Crowd {
         });
         let clients = clients.collect::<Result<Vec<_>>>()?;
         Ok(Self { common, clients })
+    }
+
+    /// Waits until so many more packets are answered, or until a client has failed.
+    pub(in crate::cluster::scenarios) fn wait_more(&self, count: u64) -> Result<()> {
+        let answered = || self.common.counts.answered.load(Ordering::Relaxed);
+        let goal = answered() + count;
+        proc::until(&format!("{count} more replies"), PATIENCE, || {
+            let failed = self.clients.iter().any(JoinHandle::is_finished);
+            (failed || answered() >= goal).then_some(())
+        })
     }
 
     /// Lets them come to an end: what they found wrong.
