@@ -5,7 +5,7 @@
 
 #[cfg(any(test, feature = "breakpoints"))]
 use std::cell::Cell;
-#[cfg(feature = "breakpoints")]
+#[cfg(any(test, feature = "breakpoints"))]
 use std::{fmt, str::FromStr};
 
 /// A moment between two steps of a worker, in the order in which a packet meets them. Base mode has none of them.
@@ -92,7 +92,7 @@ impl Trap {
     }
 }
 
-#[cfg(feature = "breakpoints")]
+#[cfg(any(test, feature = "breakpoints"))]
 const NAMES: [(&str, Point); 7] = [
     ("request_fragment", Point::RequestFragment),
     ("begun", Point::Begun),
@@ -103,7 +103,7 @@ const NAMES: [(&str, Point); 7] = [
     ("after_bell", Point::AfterBell),
 ];
 
-#[cfg(feature = "breakpoints")]
+#[cfg(any(test, feature = "breakpoints"))]
 impl fmt::Display for Point {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(NAMES.iter().find(|(_, point)| point == self).map_or("", |(name, _)| name))
@@ -111,12 +111,12 @@ impl fmt::Display for Point {
 }
 
 /// There is no [`Point`] of this name.
-#[cfg(feature = "breakpoints")]
+#[cfg(any(test, feature = "breakpoints"))]
 #[derive(Debug, thiserror::Error)]
 #[error("no breakpoint `{0}`")]
 pub struct NoSuchPoint(String);
 
-#[cfg(feature = "breakpoints")]
+#[cfg(any(test, feature = "breakpoints"))]
 impl FromStr for Point {
     type Err = NoSuchPoint;
 
@@ -179,7 +179,6 @@ mod tests {
         assert!(!trap.springs(Point::Begun) && trap.springs(Point::AfterBell));
     }
 
-    #[cfg(feature = "breakpoints")]
     #[test]
     fn names_are_read_as_they_are_written() {
         for (name, point) in NAMES {

@@ -5,7 +5,7 @@ use super::vortex::harms::points;
 use crate::cluster::bed::{Bed, PATIENCE};
 use crate::cluster::client::{Client, Closed};
 use crate::cluster::log::{Source, field};
-use crate::cluster::matrix::{Cx, Scenario, full};
+use crate::cluster::matrix::{Cx, Scenario, full, once};
 use anyhow::{Context, Result, ensure};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,6 +29,7 @@ pub(super) static ALL: &[Scenario] = &[
         |cx| at_each_point(cx, "close"),
     )
     .in_process(),
+    once("break_points_absent", "the testbed that people build and measure has no breakpoints", absent),
 ];
 
 /// Points at which the worker has a packet in hand, of which nothing counts yet.
@@ -94,7 +95,12 @@ fn read(client: &mut Client, replies: &[String]) -> Result<Outcome> {
         };
         let left = expected.len();
         let found = expected.any(|reply| *reply == got);
-        ensure!(found, "{:?} of {} bytes is none of the replies to come", &got[..got.len().min(20)], got.len());
+        ensure!(
+            found,
+            "{:?} of {} bytes is none of the replies to come",
+            &got[..got.len().min(20)],
+            got.len()
+        );
         outcome.missing += left - expected.len() - 1;
         if expected.len() == 0 {
             return Ok(outcome);
@@ -149,6 +155,14 @@ fn at_each_point(cx: &Cx, policy: &str) -> Result<()> {
         ensure!(hit.iter().all(as_policy), "at {point}, under {policy}: {outcomes:?}");
         sleeper.expect("echo unharmed", "unharmed")?;
     }
+    bed.stop()?;
+    Ok(())
+}
+
+fn absent(cx: &Cx) -> Result<()> {
+    let bed = cx.testbed().start()?;
+    let reply = bed.connect()?.ask("die_at after_commit")?;
+    ensure!(reply.starts_with("error: this build has no breakpoints"), "{reply:?}");
     bed.stop()?;
     Ok(())
 }
