@@ -54,6 +54,15 @@ impl Estate {
 }
 
 impl Entry {
+    /// Takes hold of the process that the manager has told of. There is nothing to hold on to if it is dead already, or no
+    /// descriptor: then the next one who needs it tries again.
+    fn hold(&mut self) {
+        if self.process.is_none() && self.estate.is_none() && !self.is_unwatched {
+            let pid = Pid::from_raw(self.pid);
+            self.process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        }
+    }
+
     fn is_unsettled(&self) -> bool {
         self.estate.as_ref().is_some_and(|estate| !estate.is_settled)
     }
@@ -125,9 +134,8 @@ impl Roster {
     pub(super) fn forked(&mut self, worker: u16, generation: u32, pid: i32) {
         let Some(entry) = self.entries.get_mut(usize::from(worker)) else { return };
         let seen = entry.seen;
-        // Nothing to hold on to if it is dead already.
-        let process = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        *entry = Entry { generation, pid, process, seen, ..Entry::default() };
+        *entry = Entry { generation, pid, seen, ..Entry::default() };
+        entry.hold();
     }
 
     pub(super) fn ready(&mut self, worker: u16) {
@@ -176,15 +184,16 @@ impl Roster {
     }
 
     /// Sends a signal to the worker that the manager has told of, and to nobody who only has its number.
-    pub(super) fn signal(&self, worker: u16, signal: Signal) {
-        if let Some(process) = self.entries.get(usize::from(worker)).and_then(|entry| entry.process.as_ref())
-        {
+    pub(super) fn signal(&mut self, worker: u16, signal: Signal) {
+        let Some(entry) = self.entries.get_mut(usize::from(worker)) else { return };
+        entry.hold();
+        if let Some(process) = &entry.process {
             // It may have ended this very moment, of which the manager tells.
             let _ = pidfd_send_signal(process, signal);
         }
     }
 
-    pub(super) fn signal_all(&self, signal: Signal) {
+    pub(super) fn signal_all(&mut self, signal: Signal) {
         (0..self.entries.len() as u16).for_each(|worker| self.signal(worker, signal));
     }
 

@@ -24,6 +24,12 @@ pub(super) static ALL: &[Scenario] = &[
         descriptors_gone_manager,
     )
     .in_process(),
+    full(
+        "descriptors_gone_signal",
+        "a worker that the master had no descriptor for hears of signals as soon as there are some",
+        descriptors_gone_signal,
+    )
+    .in_process(),
     backends(
         "log_disk_full",
         "a log that cannot be written stops nothing, and goes on with whole lines when it can",
@@ -91,6 +97,26 @@ fn descriptors_gone_manager(cx: &Cx) -> Result<()> {
     let lies = bed.log.texts(Source::Stderr);
     let lies: Vec<_> = lies.iter().filter(|line| line.contains("cannot be true")).collect();
     ensure!(lies.is_empty(), "of the workers {before:?} some had lost their links: {lies:?}");
+    bed.stop()?;
+    Ok(())
+}
+
+fn descriptors_gone_signal(cx: &Cx) -> Result<()> {
+    let log = cx.dir.join("log");
+    let bed = cx.testbed().flag("worker-num", 1).flag("log-file", log.display()).start()?;
+    let mut client = bed.connect()?;
+    client.expect("echo before", "before")?;
+    let drought = Drought::begin_severe(&bed, bed.ready.master)?;
+    let first = bed.lives()[&0].pid;
+    proc::signal(first, Signal::KILL)?;
+    let worker = bed.wait_successor(0, first)?.pid;
+    client.expect("echo served", "served")?;
+    drought.end(&bed)?;
+    fs::rename(&log, cx.dir.join("log.1"))?;
+    bed.signal_master(Signal::HUP)?;
+    proc::until("the worker to write to the new log", PATIENCE, || {
+        proc::files(worker).ok()?.contains(&log).then_some(())
+    })?;
     bed.stop()?;
     Ok(())
 }
