@@ -112,6 +112,7 @@ impl fmt::Display for Point {
 
 /// There is no [`Point`] of this name.
 #[cfg(any(test, feature = "breakpoints"))]
+#[cfg_attr(not(feature = "breakpoints"), expect(unreachable_pub, reason = "exported with the feature only"))]
 #[derive(Debug, thiserror::Error)]
 #[error("no breakpoint `{0}`")]
 pub struct NoSuchPoint(String);
