@@ -22,7 +22,7 @@ pub enum Point {
     ReplyStaged,
     /// Replies and ack are written, and nothing of them counts.
     BeforeCommit,
-    /// They count, and the reactor has not been told.
+    /// They count, and on a ring the reactor has not been told.
     AfterCommit,
     /// The reactor has been told, and may or may not have freed what the ack has finished. Not on a socketpair, which
     /// has no doorbell.

@@ -230,11 +230,11 @@ fn append(to: impl AsFd, line: &[u8], torn: &AtomicBool) -> Result<(), Errno> {
         match rustix::io::write(&to, &left) {
             Ok(written) if written == left.len() => break,
             // All that fits, or all until a signal came.
-            Ok(written) => left = Cow::Owned(left[written..].to_vec()),
+            Ok(written @ 1..) => left = Cow::Owned(left[written..].to_vec()),
             Err(Errno::INTR) => {}
-            Err(error) => {
+            failed => {
                 torn.store(true, Ordering::Relaxed);
-                return Err(error);
+                return Err(failed.err().unwrap_or(Errno::NOSPC));
             }
         }
     }

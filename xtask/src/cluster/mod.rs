@@ -2,6 +2,8 @@
 
 mod bed;
 mod client;
+mod disk;
+mod drought;
 mod leavings;
 mod load;
 mod log;

@@ -226,7 +226,13 @@ impl Roster {
 
     /// The manager is gone, and the server stops: from now on the master waits for the workers itself.
     pub(super) fn watch_orphans(&mut self, reactor: &mut Reactor) {
-        self.entries.iter_mut().zip(0..).for_each(|(entry, worker)| entry.watch(reactor, worker));
+        for (entry, worker) in self.entries.iter_mut().zip(0..) {
+            // It may be that there was no descriptor for it.
+            if entry.process.is_none() && entry.estate.is_none() && !entry.is_unwatched {
+                entry.discover(worker, entry.pid);
+            }
+            entry.watch(reactor, worker);
+        }
     }
 
     /// What another manager finds, by worker: it adopts all.

@@ -1,8 +1,8 @@
 //! When the machine has no more of something: service goes on with what there is, and all is as before afterwards.
 
-use super::vortex::disk::Disk;
-use super::vortex::harms::Drought;
 use crate::cluster::bed::{Bed, PATIENCE};
+use crate::cluster::disk::Disk;
+use crate::cluster::drought::Drought;
 use crate::cluster::load::Load;
 use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, backends, full};

@@ -1,12 +1,12 @@
 //! What is done to the server, and when: all of it drawn from the seed.
 
 use super::clients::Common;
-use super::disk::Disk;
 use crate::cluster::bed::Bed;
-use crate::cluster::client::Client;
+use crate::cluster::disk::Disk;
+use crate::cluster::drought::Drought;
 use crate::cluster::matrix::Cx;
 use crate::cluster::proc;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rustix::process::Signal;
 use std::fmt::{self, Display};
 use std::thread;
@@ -23,9 +23,6 @@ const STOP: Duration = Duration::from_millis(100);
 /// Between two shortages of one kind, on average, and the longest that one lasts.
 const SHORTAGE: Duration = Duration::from_secs(4);
 const SHORTAGE_MAX: Duration = Duration::from_secs(1);
-/// Clients that come while there is no descriptor more.
-const NEWCOMERS: usize = 4;
-
 /// Where a worker may die, as the testbed names it, and whether a socketpair has that point.
 pub(in crate::cluster::scenarios) const POINTS: [(&str, bool); 7] = [
     ("request_fragment", true),
@@ -174,49 +171,6 @@ impl<'a> Harms<'a> {
             self.full_until = Some(self.shortage_end());
             self.struck.disks += 1;
             self.disk.fill()?;
-        }
-        Ok(())
-    }
-}
-
-/// A process may have no descriptor more than it has.
-pub(in crate::cluster::scenarios) struct Drought {
-    before: Option<u64>,
-    /// Nobody accepts them before the end.
-    newcomers: Vec<Client>,
-}
-
-impl Drought {
-    /// What `holder` closes meanwhile it may have again.
-    pub(in crate::cluster::scenarios) fn begin(bed: &Bed, holder: i32) -> Result<Self> {
-        Self::limit(bed, holder, proc::lowest_free(holder)?)
-    }
-
-    /// The same, but what it closes is gone.
-    pub(in crate::cluster::scenarios) fn begin_severe(bed: &Bed, holder: i32) -> Result<Self> {
-        // Only the standard streams have numbers below this.
-        Self::limit(bed, holder, 3)
-    }
-
-    fn limit(bed: &Bed, holder: i32, count: u64) -> Result<Self> {
-        let before = proc::limit_files(holder, Some(count))?;
-        let newcomers = (0..NEWCOMERS).map(|_| bed.connect()).collect::<Result<_>>()?;
-        Ok(Self { before, newcomers })
-    }
-
-    /// Those who came are served now.
-    pub(in crate::cluster::scenarios) fn end(self, bed: &Bed) -> Result<()> {
-        let master = bed.ready.master;
-        proc::limit_files(master, self.before)?;
-        // Those whom it has forked meanwhile have its limit.
-        for pid in proc::descendants(master) {
-            // It may have ended this very moment.
-            let _ = proc::limit_files(pid, self.before);
-        }
-        for mut client in self.newcomers {
-            client
-                .expect("echo at last", "at last")
-                .context("a client that came when there was no descriptor")?;
         }
         Ok(())
     }

@@ -4,16 +4,16 @@
 //! no connection is closed, and nothing is left behind.
 
 pub(super) mod clients;
-pub(super) mod disk;
 pub(super) mod harms;
 mod tally;
 
+use crate::cluster::disk::Disk;
 use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, full};
 use anyhow::{Result, ensure};
 use clients::Crowd;
-use disk::Disk;
 use harms::Harms;
+use std::sync::Arc;
 use tally::{Holdings, Tally, given_up};
 
 pub(super) static ALL: &[Scenario] = &[full(
@@ -31,10 +31,10 @@ fn vortex(cx: &Cx) -> Result<()> {
     let launch = launch.flag("ring-size", 65536).flag("log-file", disk.file("log").display());
     // So many retries that chance makes a poison of no packet.
     let bed = launch.flag("on-crash", "retry").flag("crash-retries", 100).start()?;
-    let log = std::sync::Arc::clone(&bed.log);
+    let log = Arc::clone(&bed.log);
     let holdings = Holdings::look(&bed)?;
     let crowd = Crowd::start(bed.address()?, cx.storm.clients, cx.seed)?;
-    let common = std::sync::Arc::clone(&crowd.common);
+    let common = Arc::clone(&crowd.common);
     let struck = Harms::new(cx, &bed, &disk, &common).strike();
     let wrongs = crowd.finish()?;
     let by_policy = given_up(&bed);

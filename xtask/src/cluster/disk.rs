@@ -1,6 +1,6 @@
 //! A small disk that can be full.
 
-use crate::cluster::matrix::Cx;
+use super::matrix::Cx;
 use anyhow::{Context, Result};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 const SIZE: usize = 4 << 20;
 
 /// A directory, by itself on a disk of few megabytes where this process may mount one.
-pub(in crate::cluster::scenarios) struct Disk {
+pub(super) struct Disk {
     dir: PathBuf,
     mounted: bool,
 }
 
 impl Disk {
-    pub(in crate::cluster::scenarios) fn mount(cx: &Cx) -> Result<Self> {
+    pub(super) fn mount(cx: &Cx) -> Result<Self> {
         let dir = cx.dir.join("disk");
         fs::create_dir(&dir)?;
         let size = std::ffi::CString::new(format!("size={SIZE}"))?;
@@ -34,20 +34,20 @@ impl Disk {
     }
 
     /// Whether it can be full.
-    pub(in crate::cluster::scenarios) fn is_small(&self) -> bool {
+    pub(super) fn is_small(&self) -> bool {
         self.mounted
     }
 
-    pub(in crate::cluster::scenarios) fn file(&self, name: &str) -> PathBuf {
+    pub(super) fn file(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    pub(in crate::cluster::scenarios) fn read(&self, name: &str) -> String {
+    pub(super) fn read(&self, name: &str) -> String {
         String::from_utf8_lossy(&fs::read(self.file(name)).unwrap_or_default()).into_owned()
     }
 
     /// Leaves no byte free, until [`clear`](Self::clear).
-    pub(in crate::cluster::scenarios) fn fill(&self) -> Result<()> {
+    pub(super) fn fill(&self) -> Result<()> {
         let mut file = fs::OpenOptions::new().append(true).create(true).open(self.file("filler"))?;
         // Pages by themselves: a large write may end early, and leave some.
         let page = [0; 4096];
@@ -60,7 +60,7 @@ impl Disk {
         anyhow::bail!("a disk of {SIZE} bytes is not full after twice as many")
     }
 
-    pub(in crate::cluster::scenarios) fn clear(&self) -> Result<()> {
+    pub(super) fn clear(&self) -> Result<()> {
         let removed = fs::remove_file(self.file("filler"));
         removed.context("make room on a disk")
     }
