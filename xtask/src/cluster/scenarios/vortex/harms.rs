@@ -150,12 +150,14 @@ impl<'a> Harms<'a> {
             }
             self.drought = Some((until, drought));
         } else if self.is_time(SHORTAGE) {
-            let holder = [Some(self.bed.ready.master), self.bed.manager()][self.rng.usize(0..2)];
-            // The manager may have ended this very moment.
-            let Some(drought) = holder.and_then(|holder| Drought::begin(self.bed, holder).ok()) else {
-                return Ok(());
-            };
-            self.drought = Some((self.shortage_end(), drought));
+            let holder = self.rng.choice([Some(self.bed.ready.master), self.bed.manager()]).flatten();
+            let Some(holder) = holder else { return Ok(()) };
+            match Drought::begin(self.bed, holder) {
+                Ok(drought) => self.drought = Some((self.shortage_end(), drought)),
+                // It has just been killed.
+                Err(_) if !proc::alive(holder) => return Ok(()),
+                Err(error) => return Err(error),
+            }
             self.struck.descriptors += 1;
         }
         Ok(())
@@ -166,6 +168,8 @@ impl<'a> Harms<'a> {
             if Instant::now() >= until {
                 self.full_until = None;
                 self.disk.clear()?;
+                // A long storm has much to tell.
+                self.disk.trim("log")?;
             }
         } else if self.disk.is_small() && self.is_time(SHORTAGE) {
             self.full_until = Some(self.shortage_end());
