@@ -209,6 +209,7 @@ impl Testbed {
                 text(format!("spun {ms}"))
             }
             Command::Crash(how) => crash(how),
+            Command::DieAt(point) => die_at(point).and_then(|()| ok()),
             Command::Hold => Ok(None),
             Command::Spawn(ms) => {
                 let sleep =
@@ -290,6 +291,17 @@ fn crash<T>(how: Crash) -> Result<T> {
     }
 }
 
+#[cfg(feature = "breakpoints")]
+fn die_at(point: &str) -> Result<()> {
+    swoole_server::breakpoint::arm(point.parse().map_err(Error::other)?);
+    Ok(())
+}
+
+#[cfg(not(feature = "breakpoints"))]
+fn die_at(_: &str) -> Result<()> {
+    Err("this build has no breakpoints: --example testbed_breakpoints --features breakpoints has".into())
+}
+
 /// Dies of a signal. Twice, because the standard library's handler of SIGSEGV takes the first for a fault, restores
 /// the default action and leaves it to the faulting instruction, of which there is none, to raise the second.
 fn raise<T>(signal: Signal) -> Result<T> {
@@ -361,7 +373,7 @@ fn run() -> Result<()> {
     Server::new(config).run(testbed)
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

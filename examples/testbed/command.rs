@@ -10,6 +10,7 @@
 //! | `close`, `close SESSION` | closes it after what was sent before; only the second replies, `ok` |
 //! | `sleep MS`, `spin MS` | blocks the worker, idle or busy; `slept MS`, `spun MS` |
 //! | `crash panic`, `abort`, `segv`, `kill`, `exit N` | the worker dies that way |
+//! | `die_at POINT` | `ok`; then the worker dies when it comes to that point (with the feature `breakpoints`) |
 //! | `hold TEXT` | no reply |
 //! | `after MS TEXT` | `timer ID`, and after MS `timer ID TEXT` |
 //! | `tick MS N TEXT` | `timer ID`, then N times `timer ID TEXT` |
@@ -41,6 +42,7 @@ pub(crate) enum Command<'a> {
     Sleep(u64),
     Spin(u64),
     Crash(Crash),
+    DieAt(&'a str),
     Hold,
     After(u64, &'a [u8]),
     Tick(u64, u64, &'a [u8]),
@@ -107,6 +109,7 @@ impl<'a> Command<'a> {
             b"spawn" => Command::Spawn(number(rest, "spawn MS")?),
             b"big" => Command::Big(amount(rest, "big")?),
             b"leak" => Command::Leak(amount(rest, "leak")?),
+            b"die_at" => Command::DieAt(std::str::from_utf8(rest).map_err(|_| usage("die_at POINT"))?),
             b"crash" => Command::Crash(Crash::parse(rest)?),
             _ if !rest.is_empty() => return Err(unknown()),
             b"whoami" => Command::Whoami,
@@ -209,6 +212,7 @@ mod tests {
             (b"leak 4096", Command::Leak(4096)),
             (b"crash exit 255", Command::Crash(Crash::Exit(255))),
             (b"crash segv", Command::Crash(Crash::Segv)),
+            (b"die_at after_commit", Command::DieAt("after_commit")),
             (b"sum a b", Command::Sum(b"a b")),
         ] {
             assert_eq!(Command::parse(packet), Ok(command), "{packet:?}");

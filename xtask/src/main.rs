@@ -20,7 +20,7 @@ cargo xtask COMMAND [OPTIONS]
 Commands:
   test           Everything that must hold: unit, doc and model tests, sanitizers, twin, fuzz, counts, test-cluster on all
   test-cluster   Scenarios that start the real process tree and drive it over sockets, signals and /proc
-  vortex         A storm of kills, stops and reloads, and clients that check every reply
+  vortex         A storm of deaths, stops, reloads and shortages, and clients that check every reply
   twin           Random schedules of a whole server in one thread, each held against every promise
   fuzz           Inputs that nobody thought of: for framers, rings, and what processes tell each other
   counts         Instructions that the hot paths take, compared with what is checked in

@@ -66,6 +66,11 @@
 mod affinity;
 mod base;
 mod board;
+#[cfg(not(feature = "breakpoints"))]
+mod breakpoint;
+#[cfg(feature = "breakpoints")]
+#[doc(hidden)]
+pub mod breakpoint;
 mod charter;
 pub mod config;
 mod control;
@@ -87,6 +92,7 @@ mod manager;
 mod master;
 mod pace;
 mod plan;
+mod rest;
 mod server;
 mod session;
 mod shared;

@@ -12,12 +12,13 @@
 //!
 //! A program that installs a `tracing` subscriber of its own before the server starts keeps it.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt::{self, Write};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{OnceLock, PoisonError, RwLock};
 
 use jiff::Timestamp;
@@ -204,16 +205,40 @@ impl io::Write for Output {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let written = match FILE.get() {
             Some(file) => {
-                rustix::io::write(&file.read().unwrap_or_else(PoisonError::into_inner).descriptor, line)
+                append(&file.read().unwrap_or_else(PoisonError::into_inner).descriptor, line, &TORN)
             }
-            None => rustix::io::write(io::stderr().as_fd(), line),
+            None => append(io::stderr(), line, &TORN),
         };
-        written.map_err(Errno::into)
+        written.map(|()| line.len()).map_err(Errno::into)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// A line could not be written, or not to its end: there was no room (`ENOSPC`, `EFBIG`).
+static TORN: AtomicBool = AtomicBool::new(false);
+
+/// Writes a whole line, and begins a new one before it if the last one may have no end. A process that has not met the
+/// want of room itself does not know of that.
+fn append(to: impl AsFd, line: &[u8], torn: &AtomicBool) -> Result<(), Errno> {
+    let end: &[u8] = if torn.swap(false, Ordering::Relaxed) { b"\n" } else { b"" };
+    // The usual case is one slice, and one call.
+    let mut left = if end.is_empty() { Cow::Borrowed(line) } else { Cow::Owned([end, line].concat()) };
+    while !left.is_empty() {
+        match rustix::io::write(&to, &left) {
+            Ok(written) if written == left.len() => break,
+            // All that fits, or all until a signal came.
+            Ok(written @ 1..) => left = Cow::Owned(left[written..].to_vec()),
+            Err(Errno::INTR) => {}
+            failed => {
+                torn.store(true, Ordering::Relaxed);
+                return Err(failed.err().unwrap_or(Errno::NOSPC));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// `[TIME MARKpid.id]\tLEVEL\tspans text fields\n`

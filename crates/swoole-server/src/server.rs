@@ -140,6 +140,11 @@ impl Server {
     /// In a program that its own server has executed to replace a manager which had died, this does not return: see
     /// [`Handler`]. That is so if the variable `SWOOLE_MANAGER_OF` names the parent process.
     ///
+    /// # What it does to the process
+    ///
+    /// `SIGXFSZ` is ignored in all processes of the server, and so in programs that a callback executes: a log that has
+    /// come to the limit of file sizes (`RLIMIT_FSIZE`) is not to end them.
+    ///
     /// Children that a callback of the master starts must be waited for in that callback: whoever ends later is reaped by
     /// the master, as what workers leave behind is.
     pub fn run<H: Handler>(self, handler: H) -> Result<()> {
@@ -162,12 +167,15 @@ impl Server {
         }
         // From here on there is something to put away: a signal ends the server in order.
         let mask = block(&SignalSet::from(master::SIGNALS)).map_err(std::io::Error::from)?;
+        // A limit of file sizes is to be an error, not the end: of the shared memory now, of the log at any time.
+        swoole_sys::signal::ignore(Signal::XFSZ).map_err(std::io::Error::from)?;
         let paths = unix_paths(&listeners);
         let result = start(config, keep, listeners, (&choice, image), handler);
         for path in paths {
             // Somebody may have put it away already.
             let _ = std::fs::remove_file(path);
         }
+        swoole_sys::signal::default(Signal::XFSZ).map_err(std::io::Error::from)?;
         set_mask(&mask).map_err(std::io::Error::from)?;
         result
     }
@@ -186,11 +194,8 @@ fn start<H: Handler>(
     let pid_file = pid_file.map_err(|error| Error::setup("start the server", error))?;
 
     log::set_identity(Identity { role: Role::Master, id: 0 });
-    // A limit of file sizes is to be an error, not the end; it applies to shared memory, too.
-    swoole_sys::signal::ignore(Signal::XFSZ).map_err(std::io::Error::from)?;
     let addresses = listeners.iter().map(|(_, listen)| listen.clone()).collect();
     let (shared, links, hold) = Shared::create(config, addresses, keep)?;
-    swoole_sys::signal::default(Signal::XFSZ).map_err(std::io::Error::from)?;
     let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     shared.board.set_server(getpid().as_raw_pid(), started_at.as_millis() as u64);
     let shared = Arc::new(shared);

@@ -4,7 +4,7 @@ use super::log::field;
 use super::proc;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::net::SendFlags;
+use rustix::net::{AddressFamily, SendFlags, SocketType, sockopt};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -116,6 +116,13 @@ pub(super) struct Closed {
     partial: usize,
 }
 
+impl Closed {
+    /// Whether all that came were whole replies.
+    pub(super) fn is_clean(&self) -> bool {
+        self.partial == 0
+    }
+}
+
 impl std::fmt::Display for Closed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.partial {
@@ -145,8 +152,24 @@ impl Client {
     /// kernel's table of connections that lasts a minute and slows down every later look at that table.
     pub(super) fn connect_small(address: &Address) -> Result<Self> {
         let stream = Stream::open(address).with_context(|| format!("connect to {address:?}"))?;
-        rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?;
+        sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?;
         Ok(Self { stream: BufReader::with_capacity(256, stream) })
+    }
+
+    /// Connects with kernel buffers of so many bytes, or the least that the kernel has, and reads without any of its own.
+    pub(super) fn connect_narrow(address: &Address, bytes: usize) -> Result<Self> {
+        let Address::Tcp(to) = address else { bail!("no narrow client for {address:?}") };
+        let family = if to.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+        let socket = rustix::net::socket(family, SocketType::STREAM, None)?;
+        // Before it connects: what it offers then is what it gets.
+        sockopt::set_socket_recv_buffer_size(&socket, bytes)?;
+        sockopt::set_socket_send_buffer_size(&socket, bytes)?;
+        rustix::net::connect(&socket, to).with_context(|| format!("connect to {address:?}"))?;
+        let stream = TcpStream::from(socket);
+        stream.set_nodelay(true)?;
+        let stream = Stream::Tcp(stream);
+        stream.set_timeout(TIMEOUT)?;
+        Ok(Self { stream: BufReader::with_capacity(1, stream) })
     }
 
     /// A second handle for writing while this one reads.

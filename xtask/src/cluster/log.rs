@@ -58,6 +58,13 @@ impl Log {
         });
     }
 
+    /// Adds what was written elsewhere.
+    pub(super) fn append(&self, source: Source, text: &str) {
+        let line = |text: &str| Line { at: Instant::now(), source, text: text.to_owned() };
+        self.lock().lines.extend(text.lines().map(line));
+        self.grown.notify_all();
+    }
+
     /// Every line so far.
     pub(super) fn all(&self) -> Vec<Line> {
         self.lock().lines.clone()

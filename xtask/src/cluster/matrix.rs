@@ -179,8 +179,17 @@ impl Cx {
 
     /// The testbed with the mode, backend and channel of this run, but no address to listen on.
     pub(super) fn testbed_bare(&self) -> Launch<'_> {
+        self.set_up(self.example("testbed"))
+    }
+
+    /// The testbed whose workers die where `die_at` says, on a free TCP port of the loopback.
+    pub(super) fn testbed_breakpoints(&self) -> Launch<'_> {
+        self.set_up(self.example("testbed_breakpoints")).flag("listen", "tcp://127.0.0.1:0")
+    }
+
+    fn set_up<'a>(&self, launch: Launch<'a>) -> Launch<'a> {
         let Setup { mode, backend, ipc } = self.setup;
-        let launch = self.example("testbed").flag("mode", mode).flag("backend", backend);
+        let launch = launch.flag("mode", mode).flag("backend", backend);
         ipc.into_iter().fold(launch, |launch, ipc| launch.flag("ipc", ipc))
     }
 

@@ -2,6 +2,9 @@
 
 mod bed;
 mod client;
+mod disk;
+mod drought;
+mod leavings;
 mod load;
 mod log;
 mod matrix;
@@ -36,13 +39,17 @@ none may leave a process, a SysV queue, shared memory or a socket file behind. E
 pub(crate) const VORTEX_HELP: &str = "\
 cargo xtask vortex [OPTIONS]
 
-A storm over a real process tree in Process mode, under on_crash = retry: workers are killed every 50 ms on average,
-processes stopped for up to 100 ms, all workers reloaded every 3 s, while clients check that each packet is answered
-once, on its own connection, in its order. Prints a tally; exit code 0 when it is clean, and no process, descriptor or
-shared memory is left. test-cluster has a short one.
+A storm over a real process tree in Process mode, under on_crash = retry. Every 50 ms on average a worker is killed, or
+armed to die at a chosen point of its way (mid-fragment, before its commit, between its commit and what follows it), or a
+process is stopped for up to 100 ms; every few seconds the manager is killed, all workers are reloaded, the master may have
+no more descriptors, the disk of the log is full (needs root). Meanwhile clients check that each packet is answered once, on
+its own connection, in its order: some as fast as they can, some through the smallest socket buffers, some a byte at a time,
+one of them a byte a second. Prints a tally; exit code 0 when nothing is lost, doubled, misdelivered or closed against the
+policy, and no process, descriptor or shared memory is left. A failure prints the command that repeats it. test-cluster has
+a short one.
 
   --seconds N       How long, for each backend and channel (60)
-  --clients C       Connections, each with up to 16 packets under way (16)
+  --clients C       Connections, each with up to 16 packets under way (16); of each 8, one has small buffers, one is slow
   --seed S          What is done when; a failure prints it
   --backend NAME    Only epoll or io_uring; may repeat
   --ipc NAME        Only ring or socketpair; may repeat (ring)
@@ -205,15 +212,21 @@ fn run_words(words: &[&str]) -> Result<Tally> {
     run(&options)
 }
 
-/// Builds the examples. For a sanitizer, into the directory where `cargo xtask test` has built what they stand on.
+/// Builds the examples as anybody does, for a sanitizer into the directory where `cargo xtask test` has built what they
+/// stand on. Beside them, under a name of its own, the testbed with breakpoints: what is measured and what is shown has
+/// none.
 fn build(asan: bool) -> Result<()> {
-    let words = ["build", "--quiet", "--package", "swoole-examples", "--examples"];
-    let mut command = if asan {
-        test::sanitized(&words, test::ASAN, "asan")
-    } else {
-        shell::cargo(&[&words[..], &["--release"]].concat())
-    };
-    ensure!(shell::succeeds(&mut command)?, "the examples do not build");
+    const EXAMPLES: [&str; 4] = ["build", "--quiet", "--package", "swoole-examples"];
+    const BREAKPOINTS: [&str; 4] = ["--example", "testbed_breakpoints", "--features", "breakpoints"];
+    for what in [&["--examples"][..], &BREAKPOINTS] {
+        let words = [&EXAMPLES, what].concat();
+        let mut build = if asan {
+            test::sanitized(&words, test::ASAN, "asan")
+        } else {
+            shell::cargo(&[&words[..], &["--release"]].concat())
+        };
+        ensure!(shell::succeeds(&mut build)?, "`{}` failed", shell::words(&build));
+    }
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! What /proc tells about the server's processes (proc(5)).
 
 use anyhow::{Context, Result, anyhow};
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
@@ -34,6 +34,10 @@ fn parse_stat(text: &str) -> Option<Stat> {
 
 pub(super) fn stat(pid: i32) -> Option<Stat> {
     parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+pub(super) fn own_pid() -> i32 {
+    rustix::process::getpid().as_raw_nonzero().get()
 }
 
 /// Whether the process exists and runs: a zombie has ended.
@@ -132,6 +136,42 @@ pub(super) fn files(pid: i32) -> Result<Vec<PathBuf>> {
         files.extend(fs::read_link(entry?.path()));
     }
     Ok(files)
+}
+
+/// Sets how many descriptors a process may have (`RLIMIT_NOFILE`); those that it has beyond stay. What it was.
+pub(super) fn limit_files(pid: i32, count: Option<u64>) -> Result<Option<u64>> {
+    limit(pid, Resource::Nofile, count)
+}
+
+/// Sets how large files may become by what a process writes, in bytes (`RLIMIT_FSIZE`). What it was.
+pub(super) fn limit_file_size(pid: i32, bytes: Option<u64>) -> Result<Option<u64>> {
+    limit(pid, Resource::Fsize, bytes)
+}
+
+fn limit(pid: i32, resource: Resource, current: Option<u64>) -> Result<Option<u64>> {
+    let process = Pid::from_raw(pid).ok_or_else(|| anyhow!("{pid} is no process id"))?;
+    // Only root may have a higher limit than before: this one comes back.
+    let limit = Rlimit { current, maximum: getrlimit(resource).maximum };
+    let before = rustix::process::prlimit(Some(process), resource, limit);
+    Ok(before.with_context(|| format!("limit {resource:?} of process {pid} to {current:?}"))?.current)
+}
+
+/// The number of the next descriptor that a process gets.
+pub(super) fn lowest_free(pid: i32) -> Result<u64> {
+    let dir = format!("/proc/{pid}/fd");
+    let mut taken = BTreeSet::new();
+    for entry in fs::read_dir(&dir).with_context(|| format!("list {dir}"))? {
+        taken.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u64>().ok()));
+    }
+    (0..).find(|number| !taken.contains(number)).context("no number is free")
+}
+
+/// The mappings of a process that it shares with others, or could: rings, boards, queues of io_uring.
+pub(super) fn shared_mappings(pid: i32) -> Result<usize> {
+    let file = format!("/proc/{pid}/maps");
+    let text = fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
+    let shared = |line: &&str| line.split_whitespace().nth(1).is_some_and(|rights| rights.ends_with('s'));
+    Ok(text.lines().filter(shared).count())
 }
 
 /// The inode numbers of the sockets a process holds.
@@ -248,7 +288,7 @@ mod tests {
 
     #[test]
     fn own_process_is_alive_and_has_threads() {
-        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        let pid = own_pid();
         assert!(alive(pid));
         assert!(!threads(pid).unwrap().is_empty());
         assert!(memory(pid, "VmRSS").unwrap() > 4096);

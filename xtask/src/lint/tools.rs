@@ -34,8 +34,10 @@ pub(super) fn clippy() -> Findings {
     let mut counts = clippy(COUNTS);
     counts.env("CARGO_TARGET_DIR", target_dir().join("counts"));
     let internals = ["--package", "swoole-reactor", "--package", "swoole-server", "--features", "internals"];
+    let breakpoints =
+        ["--package", "swoole-server", "--package", "swoole-examples", "--features", "breakpoints"];
     let fuzz = fuzz::instrumented(&["clippy", "--quiet", "--lib", "--bins", "--", "-D", "warnings"]);
-    each(&mut [clippy(&["--workspace"]), clippy(&internals), counts, fuzz])
+    each(&mut [clippy(&["--workspace"]), clippy(&internals), clippy(&breakpoints), counts, fuzz])
 }
 
 pub(super) fn docs() -> Findings {

@@ -1,5 +1,7 @@
 //! Both ends of a link over a ring, in one process.
 
+mod points;
+
 use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::Arc;

@@ -14,6 +14,7 @@ use swoole_ipc::socketpair::Endpoint;
 use swoole_ipc::{Consumer, Producer};
 
 use super::{Lane, SOCKET_PACKET, SOCKET_PIECE, UNCOMMITTED_MAX, reply_cost};
+use crate::breakpoint::{self, Point};
 use crate::crash::{CrashPolicies, CrashPolicy};
 use crate::error::Error;
 use crate::session::{Session, SessionTable};
@@ -128,6 +129,7 @@ impl Inbox {
         }
         self.assembly.extend_from_slice(payload);
         if !request.last {
+            breakpoint::pass(Point::RequestFragment);
             return Ok(Next::Fragment);
         }
         if self.assembly.len() != request.total {
@@ -257,9 +259,13 @@ impl Outlet {
             }
             self.flush()?;
         }
-        bytes
-            .chunks(self.piece_max)
-            .try_for_each(|piece| self.push(ReplyKind::Send, session, self.ack, piece))
+        bytes.chunks(self.piece_max).try_for_each(|piece| {
+            self.push(ReplyKind::Send, session, self.ack, piece)?;
+            if piece.len() == self.piece_max {
+                breakpoint::pass(Point::ReplyFragment);
+            }
+            Ok(())
+        })
     }
 
     pub(crate) fn close(&mut self, session: Session) -> Result<(), Error> {
@@ -291,6 +297,7 @@ impl Outlet {
     pub(crate) fn ring(&mut self) -> Result<(), Error> {
         if std::mem::take(&mut self.unrung) && matches!(self.way, Way::Ring(_)) {
             self.bell.ring().map_err(|error| broken(self.reactor, error))?;
+            breakpoint::pass(Point::AfterBell);
         }
         Ok(())
     }
@@ -308,15 +315,18 @@ impl Outlet {
         match &mut self.way {
             Way::Ring(replies) => {
                 replies.retag(|tag| tag | COMMIT);
+                breakpoint::pass(Point::BeforeCommit);
                 replies.publish();
             }
             Way::Socket { lane, pending } => {
                 if let Some(tag) = pending.last_mut().and_then(|record| record.first_chunk_mut()) {
                     *tag = (u32::from_le_bytes(*tag) | COMMIT).to_le_bytes();
                 }
+                breakpoint::pass(Point::BeforeCommit);
                 send_all(lane, pending, &self.lifeline, self.reactor)?;
             }
         }
+        breakpoint::pass(Point::AfterCommit);
         self.uncommitted = 0;
         self.unrung = true;
         Ok(())
@@ -335,6 +345,7 @@ impl Outlet {
             Way::Socket { lane, pending } => {
                 if self.uncommitted > 4 * SOCKET_PIECE && pending.len() > 1 {
                     send_all(lane, pending, &self.lifeline, self.reactor)?;
+                    breakpoint::pass(Point::ReplyStaged);
                 }
                 pending.push([&reply.tag().to_le_bytes(), &reply.header()[..], piece].concat());
             }
@@ -446,6 +457,7 @@ fn ask_for_room(replies: &mut Producer, need: usize, bell: &Doorbell) -> Result<
     }
     replies.publish();
     bell.ring().map_err(|error| error.to_string())?;
+    breakpoint::pass(Point::ReplyStaged);
     Ok(false)
 }
 

@@ -107,6 +107,21 @@ fn spans_are_named_with_their_fields() {
     assert!(lines[0].ends_with("\tINFO\tstart: bind{port=80}: done\n"), "{:?}", lines[0]);
 }
 
+#[test]
+fn a_line_that_found_no_room_is_not_gone_on_with() {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+    let (mut room, torn) = (vec![0; 1 << 20], AtomicBool::new(false));
+    let mut take = || rustix::io::read(&reader, &mut room).map(|count| room[..count].to_vec()).unwrap();
+    append(&writer, b"one\n", &torn).unwrap();
+    assert_eq!(take(), b"one\n");
+    // More than any pipe holds: what fits is written.
+    assert_eq!(append(&writer, &vec![b'x'; 2 << 20], &torn), Err(Errno::AGAIN));
+    assert!(take().iter().all(|byte| *byte == b'x'));
+    append(&writer, b"two\n", &torn).unwrap();
+    append(&writer, b"three\n", &torn).unwrap();
+    assert_eq!(take(), b"\ntwo\nthree\n");
+}
+
 /// The only test that touches the process's own log file and subscriber.
 #[test]
 fn a_moved_file_is_opened_again_under_the_same_descriptor() {

@@ -43,6 +43,7 @@ use crate::control::{News, Order, Orders};
 use crate::error::{Error, Result};
 use crate::handler::{Handler, Master};
 use crate::image::Image;
+use crate::rest::Rest;
 use crate::session::Arrival;
 use crate::shared::{Lanes, Links, Shared};
 use crew::Crew;
@@ -55,8 +56,6 @@ use succession::{Present, Succession};
 const GRACE: Duration = Duration::from_millis(500);
 /// How much longer than its workers the manager may take to end.
 const MANAGER_MARGIN: Duration = Duration::from_secs(2);
-/// How long accepting pauses when there are no descriptors left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Listening sockets and where they listen.
 pub(crate) type Listeners = Vec<(OwnedFd, Listen)>;
@@ -96,7 +95,7 @@ pub(crate) fn run<H: Handler>(
         accepting: Vec::new(),
         full: false,
         held: VecDeque::new(),
-        resting: Vec::new(),
+        rest: Rest::default(),
         stage: Stage::Starting,
         reload_wanted: false,
         deadline: Instant::now(),
@@ -162,8 +161,7 @@ struct Office<H> {
     full: bool,
     /// Accepted beyond `max_connection`: the next to be served.
     held: VecDeque<(OwnedFd, Arrival)>,
-    /// Listeners that pause because accepting failed, until their timer runs out.
-    resting: Vec<(TimerId, Token)>,
+    rest: Rest,
     stage: Stage,
     /// Asked for before there was anything to reload.
     reload_wanted: bool,
@@ -185,10 +183,7 @@ impl<H: Handler> Office<H> {
     fn on_event(&mut self, reactor: &mut Reactor, event: Event<'_>) {
         match event {
             Event::Accepted { listener, socket, peer } => self.accepted(reactor, listener, socket, peer),
-            Event::AcceptFailed { listener, error } => {
-                tracing::warn!("accept: {error}; next try in {ACCEPT_PAUSE:?}");
-                self.resting.push((reactor.timer(ACCEPT_PAUSE), listener));
-            }
+            Event::AcceptFailed { listener, error } => self.rest.begin(reactor, listener, &error),
             Event::Ready { token, .. } if self.is_control(token) => self.read_news(reactor),
             Event::Ready { token, .. } if self.is_manager(token) => self.manager_ended(reactor),
             Event::Ready { token, .. } => {
@@ -211,11 +206,11 @@ impl<H: Handler> Office<H> {
             Event::Timer { id } if self.progress == Some(id) => self.say_progress(reactor),
             Event::Timer { id } if self.succession.owns(id) => self.on_succession_timer(reactor),
             Event::Timer { id } => {
-                if let Some(index) = self.resting.iter().position(|(resting, _)| *resting == id) {
-                    let (_, listener) = self.resting.swap_remove(index);
-                    if !self.full && self.stage == Stage::Serving {
-                        reactor.resume_accept(listener);
-                    }
+                if let Some(listener) = self.rest.end(id)
+                    && !self.full
+                    && self.stage == Stage::Serving
+                {
+                    reactor.resume_accept(listener);
                 }
             }
             _ => {}
@@ -250,7 +245,7 @@ impl<H: Handler> Office<H> {
                 }
                 self.roster.signal_all(reactor, Signal::HUP);
             }
-            Signal::CHILD => self.reap(),
+            Signal::CHILD => self.reap(reactor),
             _ => {}
         }
     }
@@ -377,6 +372,7 @@ impl<H: Handler> Office<H> {
             None if self.stage > Stage::Serving => return,
             None => {}
         }
+        self.rest.accepted();
         let arrival = Arrival::new(&self.shared.addresses[index], index, peer);
         self.held.push_back((socket, arrival));
         self.admit(reactor);

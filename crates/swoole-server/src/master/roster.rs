@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 use swoole_supervisor::ExitStatus;
 
-use super::custody::Custody;
+use super::custody::{Custody, Hold};
 use crate::board::{Board, Lease};
 use crate::charter::Heir;
 use crate::control::Order;
@@ -21,6 +21,9 @@ struct Entry<C: Custody> {
     status: Option<ExitStatus>,
     /// It had not come to serve when its manager died, and has to go.
     is_superfluous: bool,
+    /// Its manager is gone, and there was no descriptor to hold or to watch it by: it was killed, and only the master's
+    /// reaping it tells that it is dead.
+    is_unwatched: bool,
     /// The present manager has not forked it.
     is_adopted: bool,
     /// A process of this slot has started, or has failed to.
@@ -54,10 +57,23 @@ impl<C: Custody> Entry<C> {
             watch: None,
             status: None,
             is_superfluous: false,
+            is_unwatched: false,
             is_adopted: false,
             seen: false,
             estate: None,
             settled: 0,
+        }
+    }
+
+    /// Takes hold of the process that the manager has told of. There is nothing to hold on to if it is dead already, or no
+    /// descriptor: then the next one who needs it tries again.
+    fn hold(&mut self, custody: &mut C) {
+        if self.process.is_none()
+            && self.estate.is_none()
+            && !self.is_unwatched
+            && let Hold::Held(process) = custody.hold(self.pid)
+        {
+            self.process = Some(process);
         }
     }
 
@@ -67,26 +83,37 @@ impl<C: Custody> Entry<C> {
 
     /// Ends a process that must not serve.
     fn dismiss(&mut self, custody: &mut C) {
+        self.is_superfluous = self.process.is_some() || self.is_unwatched;
         if let Some(process) = &self.process {
-            self.is_superfluous = true;
             custody.signal(process, Signal::KILL);
         }
     }
 
-    /// Takes up the process of this lease if its manager had no time to tell of it: it is the master's child by now. A
-    /// worker has written the number, so anybody else is not believed to be it.
-    fn discover(&mut self, custody: &mut C, lease: Lease, generation: u32) {
+    /// Takes up the process of this lease if its manager had no time to tell of it, or there was no descriptor for it.
+    fn discover(&mut self, custody: &mut C, worker: u16, lease: Lease, generation: u32) {
         // What is not settled yet is the lease of the dead one.
-        let (Lease::Serving { pid } | Lease::Taken { pid }, None, false) =
-            (lease, &self.process, self.is_unsettled())
-        else {
-            return;
-        };
+        let is_known = self.process.is_some() || self.is_unwatched || self.is_unsettled();
+        let (Lease::Serving { pid } | Lease::Taken { pid }, false) = (lease, is_known) else { return };
         // Dead or alive, it is not the one whose estate is settled.
         self.estate = None;
         self.generation = self.generation.max(generation);
-        if let Some(process) = custody.hold(pid).filter(|process| custody.is_child(process)) {
-            (self.pid, self.process) = (pid, Some(process));
+        self.take_up(custody, worker, pid);
+    }
+
+    /// Takes up a process that is the master's child by now. A worker has written the number, so anybody else is not
+    /// believed to be it.
+    fn take_up(&mut self, custody: &mut C, worker: u16, pid: i32) {
+        match custody.hold(pid) {
+            Hold::Held(process) if custody.is_child(&process) => {
+                (self.pid, self.process) = (pid, Some(process));
+            }
+            Hold::Unable(error) if custody.has_child(pid) => {
+                tracing::error!("hold worker {worker} (pid {pid}), which is killed therefore: {error}");
+                (self.pid, self.is_unwatched) = (pid, true);
+                custody.kill_child(pid);
+            }
+            // There is none.
+            _ => {}
         }
     }
 
@@ -95,12 +122,32 @@ impl<C: Custody> Entry<C> {
         let (Some(process), None) = (&self.process, self.watch) else { return };
         match custody.watch(process) {
             Ok(token) => self.watch = Some(token),
+            // Its manager has reaped it, and had no time to tell.
+            Err(_) if !custody.is_child(process) => self.process = None,
             Err(error) => {
                 tracing::error!("watch worker {worker}, which is killed therefore: {error}");
                 custody.signal(process, Signal::KILL);
-                self.process = None;
+                self.is_unwatched = true;
             }
         }
+    }
+
+    /// Whether its end was heard of before the manager's: there is nothing to wait for.
+    fn was_reaped(&mut self) -> bool {
+        let heard = self.status.is_some() && self.watch.is_none();
+        if heard {
+            let status = self.status.take();
+            self.ended(status);
+        }
+        heard
+    }
+
+    /// The master's child has ended. To send it away was the master's own decision.
+    fn ended(&mut self, status: Option<ExitStatus>) {
+        let status = status.unwrap_or(ExitStatus::Unknown);
+        let is_superfluous = std::mem::take(&mut self.is_superfluous);
+        (self.process, self.watch, self.is_unwatched) = (None, None, false);
+        self.estate = Some(Estate::new(if is_superfluous { ExitStatus::Exited(0) } else { status }));
     }
 }
 
@@ -116,9 +163,8 @@ impl<C: Custody> Roster<C> {
     pub(super) fn forked(&mut self, custody: &mut C, worker: u16, generation: u32, pid: i32) {
         let Some(entry) = self.entries.get_mut(usize::from(worker)) else { return };
         let seen = entry.seen;
-        // Nothing to hold on to if it is dead already.
-        let process = custody.hold(pid);
-        *entry = Entry { generation, pid, process, seen, ..Entry::new() };
+        *entry = Entry { generation, pid, seen, ..Entry::new() };
+        entry.hold(custody);
     }
 
     pub(super) fn ready(&mut self, worker: u16) {
@@ -167,14 +213,15 @@ impl<C: Custody> Roster<C> {
     }
 
     /// Sends a signal to the worker that the manager has told of, and to nobody who only has its number.
-    pub(super) fn signal(&self, custody: &mut C, worker: u16, signal: Signal) {
-        if let Some(process) = self.entries.get(usize::from(worker)).and_then(|entry| entry.process.as_ref())
-        {
+    pub(super) fn signal(&mut self, custody: &mut C, worker: u16, signal: Signal) {
+        let Some(entry) = self.entries.get_mut(usize::from(worker)) else { return };
+        entry.hold(custody);
+        if let Some(process) = &entry.process {
             custody.signal(process, signal);
         }
     }
 
-    pub(super) fn signal_all(&self, custody: &mut C, signal: Signal) {
+    pub(super) fn signal_all(&mut self, custody: &mut C, signal: Signal) {
         (0..self.entries.len() as u16).for_each(|worker| self.signal(custody, worker, signal));
     }
 
@@ -184,13 +231,17 @@ impl<C: Custody> Roster<C> {
         let mut unsettled = Vec::new();
         for (entry, worker) in self.entries.iter_mut().zip(0..) {
             let lease = board.revoke_lease(worker);
-            entry.discover(custody, lease, board.generation(worker));
+            if entry.was_reaped() {
+                unsettled.push(worker);
+                continue;
+            }
+            entry.discover(custody, worker, lease, board.generation(worker));
             match lease {
                 Lease::Serving { pid } if pid == entry.pid => {}
                 _ => entry.dismiss(custody),
             }
             entry.watch(custody, worker);
-            if entry.process.is_none() && entry.estate.is_none() {
+            if entry.process.is_none() && !entry.is_unwatched && entry.estate.is_none() {
                 entry.estate = Some(Estate::new(ExitStatus::Unknown));
                 unsettled.push(worker);
             }
@@ -201,7 +252,14 @@ impl<C: Custody> Roster<C> {
     /// The manager is gone, and the server stops: from now on the master waits for the workers itself.
     pub(super) fn watch_orphans(&mut self, custody: &mut C, board: &Board) {
         for (entry, worker) in self.entries.iter_mut().zip(0..) {
-            entry.discover(custody, board.lease(worker), board.generation(worker));
+            if entry.was_reaped() {
+                continue;
+            }
+            entry.discover(custody, worker, board.lease(worker), board.generation(worker));
+            // One that has not come so far, and that there was no descriptor for when it was forked.
+            if entry.process.is_none() && entry.estate.is_none() && !entry.is_unwatched {
+                entry.take_up(custody, worker, entry.pid);
+            }
             entry.watch(custody, worker);
         }
     }
@@ -210,7 +268,7 @@ impl<C: Custody> Roster<C> {
     pub(super) fn heirs(&mut self) -> Vec<(Heir, Option<&C::Process>)> {
         let heir = |entry: &mut Entry<C>| {
             entry.is_adopted = true;
-            let alive = entry.process.is_some() && !entry.is_superfluous;
+            let alive = entry.process.is_some() && !entry.is_superfluous && !entry.is_unwatched;
             // No process has number 0; who has none is nobody who can be signalled.
             Heir { generation: entry.generation, pid: entry.pid.max(1), alive }
         };
@@ -225,10 +283,18 @@ impl<C: Custody> Roster<C> {
         (0..).zip(&self.entries).filter(|(_, entry)| serves(entry)).map(|(worker, _)| worker).collect()
     }
 
-    /// A child of the master's was reaped: whether it was a worker.
-    pub(super) fn reaped(&mut self, pid: i32, status: ExitStatus) -> bool {
-        let entry = self.entries.iter_mut().find(|entry| entry.process.is_some() && entry.pid == pid);
-        entry.map(|entry| entry.status = Some(status)).is_some()
+    /// A child of the master's was reaped: which worker it was, if one, and whether nobody else tells of its end.
+    pub(super) fn reaped(&mut self, pid: i32, status: ExitStatus) -> Option<(u16, bool)> {
+        let exists = |entry: &Entry<C>| entry.process.is_some() || entry.is_unwatched;
+        let worker = self.entries.iter().position(|entry| exists(entry) && entry.pid == pid)?;
+        let entry = &mut self.entries[worker];
+        let is_unwatched = entry.is_unwatched;
+        if is_unwatched {
+            entry.ended(Some(status));
+        } else {
+            entry.status = Some(status);
+        }
+        Some((worker as u16, is_unwatched))
     }
 
     /// The orphan of this watch has ended: which worker it was.
@@ -238,13 +304,7 @@ impl<C: Custody> Roster<C> {
         entry.watch = None;
         let process = entry.process.take()?;
         let reaped = entry.status.take().or_else(|| custody.reap(&process));
-        // To send it away was our own decision.
-        let status = if std::mem::take(&mut entry.is_superfluous) {
-            ExitStatus::Exited(0)
-        } else {
-            reaped.unwrap_or(ExitStatus::Unknown)
-        };
-        entry.estate = Some(Estate::new(status));
+        entry.ended(reaped);
         u16::try_from(worker).ok()
     }
 
@@ -256,7 +316,7 @@ impl<C: Custody> Roster<C> {
 
     /// Whether a worker without manager lives.
     pub(super) fn has_orphans(&self) -> bool {
-        self.entries.iter().any(|entry| entry.watch.is_some())
+        self.entries.iter().any(|entry| entry.watch.is_some() || entry.is_unwatched)
     }
 
     /// Kills the workers that live without a manager: which.

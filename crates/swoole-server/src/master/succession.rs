@@ -154,12 +154,22 @@ impl<H: Handler> Office<H> {
 
     /// Children end: the manager and workers without one, of which their watches tell; and whatever workers had started
     /// and left behind, which nobody else would reap.
-    pub(super) fn reap(&mut self) {
+    pub(super) fn reap(&mut self, reactor: &mut Reactor) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             if self.manager.as_ref().is_some_and(|manager| manager.pid == pid) {
                 self.succession.status = Some(status);
-            } else if !self.roster.reaped(pid.as_raw_pid(), ExitStatus::from(status)) {
-                tracing::debug!("reaped pid {}, which a worker has left: {status:?}", pid.as_raw_pid());
+                continue;
+            }
+            match self.roster.reaped(pid.as_raw_pid(), ExitStatus::from(status)) {
+                None => {
+                    tracing::debug!("reaped pid {}, which a worker has left: {status:?}", pid.as_raw_pid())
+                }
+                Some((worker, true)) => {
+                    self.crew.tell(|| Command::Settle { worker });
+                    self.finish_if_alone(reactor);
+                }
+                // Its watch tells.
+                Some((_, false)) => {}
             }
         }
     }

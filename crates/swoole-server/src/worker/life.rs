@@ -11,6 +11,7 @@ use swoole_sys::signal::SignalSet;
 use super::drain::{Drain, Step, time_for_work};
 use super::{Duty, SIGNALS, Way, Worker, callbacks};
 use crate::board::{Lease, Phase};
+use crate::breakpoint::{self, Point};
 use crate::dispatch::reactor_of;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
@@ -266,6 +267,7 @@ impl<'a, H: Handler> Life<'a, H> {
 
     /// One record of one reactor; false if there is none.
     fn step(&mut self, reactor: usize) -> Result<bool> {
+        breakpoint::packet_begins();
         let inbox = &mut self.inboxes[reactor];
         let record = inbox.current();
         match inbox.next()? {
@@ -326,6 +328,7 @@ fn deliver<H: Handler>(
     outlets.take_up(message.session);
     duty.shared.board.start(duty.id, reactor.into(), record);
     duty.shared.board.hold(duty.id, Some((message.session, message.payload.len())));
+    breakpoint::pass(Point::Begun);
     let mut worker = Worker { duty, way: Way::Links(outlets) };
     callbacks::message(handler, &mut worker, message.kind, message.session, message.payload);
     outlets.commit(Some(reactor))

@@ -8,6 +8,7 @@ mod base_forward;
 mod base_retire;
 mod boot;
 mod bounds;
+mod breaking;
 mod commands;
 mod config;
 mod crash;
@@ -24,6 +25,7 @@ mod programs;
 mod recycle;
 mod reload;
 mod shape;
+mod shortage;
 mod stop;
 mod stuck;
 mod vortex;
@@ -37,6 +39,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         dispatch::ALL,
         crash::ALL,
         crash_policy::ALL,
+        breaking::ALL,
         reload::ALL,
         drain::ALL,
         recycle::ALL,
@@ -49,6 +52,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         operation::ALL,
         pressure::ALL,
         bounds::ALL,
+        shortage::ALL,
         hostile::ALL,
         base::ALL,
         base_retire::ALL,

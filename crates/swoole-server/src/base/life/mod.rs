@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, getppid};
-use swoole_reactor::{Event, Interest, Reactor, TimerId, Token, Trigger};
+use swoole_reactor::{Event, Interest, Reactor, Token, Trigger};
 use swoole_supervisor::Child;
 use swoole_sys::signal::SignalSet;
 
@@ -25,13 +25,12 @@ use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::link::ReplySink as _;
 use crate::pace::{Pace, Part, Spin};
+use crate::rest::Rest;
 use crate::session::Arrival;
 use crate::shared::Shared;
 use crate::wire::RequestKind;
 use crate::worker::{Duty, SIGNALS, callbacks, exit_code, introduce};
 
-/// How long accepting pauses when there are no descriptors left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a worker may take to leave when the manager is gone: the whole family has to be gone within a second.
 const ORPHAN_WAIT: Duration = Duration::from_millis(300);
 /// Messages of other workers that are taken in one go: clients wait, too.
@@ -96,8 +95,7 @@ struct Life<'a, H> {
     limit: usize,
     /// Accepting pauses at that limit.
     full: bool,
-    /// Listeners that pause because accepting failed, until their timer runs out.
-    resting: Vec<(TimerId, Token)>,
+    rest: Rest,
     /// What other workers send; watched as long as there are clients whom it could be for.
     mailbox: Option<Token>,
     lifeline: Token,
@@ -148,7 +146,7 @@ impl<'a, H: Handler> Life<'a, H> {
             listeners: Vec::new(),
             limit: shared.connection_limit.div_ceil(usize::from(config.worker_num)),
             full: false,
-            resting: Vec::new(),
+            rest: Rest::default(),
             mailbox: None,
             lifeline,
             blocked: HashMap::new(),
@@ -307,17 +305,11 @@ impl<'a, H: Handler> Life<'a, H> {
                 self.heirlooms.extend(self.desk.give_away(token, detached))
             }
             Event::Accepted { listener, socket, peer } => self.accepted(reactor, listener, socket, peer),
-            Event::AcceptFailed { listener, error } => {
-                tracing::warn!("accept: {error}; next try in {ACCEPT_PAUSE:?}");
-                self.resting.push((reactor.timer(ACCEPT_PAUSE), listener));
-            }
-            Event::Timer { id } => match self.resting.iter().position(|(resting, _)| *resting == id) {
-                Some(index) => {
-                    let (_, listener) = self.resting.swap_remove(index);
-                    if !self.full {
-                        reactor.resume_accept(listener);
-                    }
-                }
+            Event::AcceptFailed { listener, error } => self.rest.begin(reactor, listener, &error),
+            Event::Timer { id } => match self.rest.end(id) {
+                // Whoever leaves makes room again.
+                Some(_) if self.full => {}
+                Some(listener) => reactor.resume_accept(listener),
                 None => self.desk.timer(reactor, id),
             },
             Event::Ready { token, .. } if Some(token) == self.mailbox => self.take_parcels(reactor),
@@ -350,6 +342,7 @@ impl<'a, H: Handler> Life<'a, H> {
         peer: Option<SocketAddr>,
     ) {
         let Some(index) = self.listeners.iter().position(|token| *token == listener) else { return };
+        self.rest.accepted();
         let arrival = Arrival::new(&self.duty.shared.addresses[index], index, peer);
         let (mut hands, desk) = self.hands();
         if let Err(error) = desk.adopt(reactor, &mut hands, socket, &arrival) {

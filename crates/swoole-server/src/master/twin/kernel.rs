@@ -1,10 +1,11 @@
 //! What the kernel does: who lives, who is dead and not reaped yet, and whose child everybody is. A process is held by
 //! its number, which no other one gets.
 
+use rustix::io::Errno;
 use rustix::process::Signal;
 use swoole_supervisor::ExitStatus;
 
-use super::super::custody::Custody;
+use super::super::custody::{Custody, Hold};
 use super::process::{Held, Process};
 use super::tally::{Breach, Kind, breach};
 
@@ -36,12 +37,14 @@ pub(super) struct Kernel {
     pub(super) corpses: Vec<Corpse>,
     places: Vec<Place>,
     last_pid: i32,
+    /// The master has no descriptor left.
+    pub(super) is_short: bool,
 }
 
 impl Kernel {
     pub(super) fn new(workers: u16) -> Kernel {
         let places = (0..workers).map(|_| Place::default()).collect();
-        Kernel { processes: Vec::new(), corpses: Vec::new(), places, last_pid: MASTER }
+        Kernel { processes: Vec::new(), corpses: Vec::new(), places, last_pid: MASTER, is_short: false }
     }
 
     pub(super) fn next_pid(&mut self) -> i32 {
@@ -165,9 +168,21 @@ impl Custody for Kernel {
     type Process = i32;
     type Watch = i32;
 
-    fn hold(&mut self, pid: i32) -> Option<i32> {
+    fn hold(&mut self, pid: i32) -> Hold<i32> {
         let is_there = self.is_alive(pid) || self.corpses.iter().any(|corpse| corpse.pid == pid);
-        is_there.then_some(pid)
+        match is_there {
+            _ if self.is_short => Hold::Unable(Errno::MFILE),
+            true => Hold::Held(pid),
+            false => Hold::Gone,
+        }
+    }
+
+    fn has_child(&self, pid: i32) -> bool {
+        self.is_child(&pid)
+    }
+
+    fn kill_child(&mut self, pid: i32) {
+        self.signal(&pid, Signal::KILL);
     }
 
     fn is_child(&self, pid: &i32) -> bool {
@@ -183,7 +198,7 @@ impl Custody for Kernel {
     }
 
     fn watch(&mut self, pid: &i32) -> Result<i32, swoole_reactor::Error> {
-        Ok(*pid)
+        if self.is_short { Err(swoole_reactor::Error::Full) } else { Ok(*pid) }
     }
 
     fn reap(&mut self, pid: &i32) -> Option<ExitStatus> {

@@ -3,7 +3,7 @@
 //!
 //! A *schedule* is what one seed makes of it: some 150 random steps (a client connects, sends or leaves; a reactor
 //! reads, hands over, takes replies, or does what the master says; a worker takes one micro-step; the manager hears
-//! of something; the master looks at its children; time passes; a worker or the manager dies, hangs, retires, is
+//! of something; the master looks at its children; its descriptors run out or come back; time passes; a worker or the manager dies, hangs, retires, is
 //! reloaded), then a time without accidents until all is answered, then a stop, in which somebody may die again. Some are
 //! stopped amid all that. Each step is held against what was promised ([`ledger`], [`tally::Kind`]).
 //!

@@ -91,7 +91,10 @@ impl World<'_> {
     fn reap(&mut self) -> bool {
         let mut reaped = false;
         while let Some((pid, status)) = self.kernel.take_orphan() {
-            self.roster.reaped(pid, status);
+            if let Some((worker, true)) = self.roster.reaped(pid, status) {
+                self.tell_reactors(|| Command::Settle { worker });
+                self.finish_if_alone();
+            }
             reaped = true;
         }
         reaped

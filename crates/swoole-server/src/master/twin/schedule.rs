@@ -185,7 +185,11 @@ fn step(world: &mut World<'_>) -> Result<Step, Breach> {
             world.manager_hangs();
             "the manager hangs if it starts"
         }
-        995..998 => {
+        995..996 => {
+            world.lack_descriptors();
+            "the master's descriptors run out, or come back"
+        }
+        996..998 => {
             world.retire(worker)?;
             "the worker is asked to retire"
         }

@@ -292,6 +292,11 @@ impl<'a> World<'a> {
         }
     }
 
+    /// The master's descriptors run out, or come back.
+    pub(super) fn lack_descriptors(&mut self) {
+        self.kernel.is_short = !self.kernel.is_short;
+    }
+
     /// Time passes; what is due happens.
     pub(super) fn pass(&mut self, time: Duration) -> Result<(), Breach> {
         self.now += time;
@@ -321,6 +326,7 @@ impl<'a> World<'a> {
     /// Everybody has turns until nobody has anything to do.
     pub(super) fn come_to_rest(&mut self, reading: bool) -> Result<(), Breach> {
         self.kind = true;
+        self.kernel.is_short = false;
         for _ in 0..2_000 {
             let mut moved = false;
             while self.hear()? || self.manage()? || self.learn() || self.read_note() {
