@@ -223,7 +223,7 @@ mod tests {
         let (mut timers, now) = (Timers::default(), Instant::now());
         let tick = timers.set(now, Duration::from_nanos(1), Some(Duration::from_nanos(1)));
         assert_eq!(timers.take_due(now + Duration::from_secs(3600)), Some(tick));
-        assert_eq!(timers.clear(tick), true);
+        assert!(timers.clear(tick));
         let tick = timers.set(now, LONGEST, Some(LONGEST));
         assert_eq!(timers.take_due(now + LONGEST), Some(tick));
         assert_eq!(timers.next(), Some(now + 2 * LONGEST));
