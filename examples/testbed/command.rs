@@ -12,7 +12,7 @@
 //! | `crash panic`, `abort`, `segv`, `kill`, `exit N` | the worker dies that way |
 //! | `die_at POINT` | `ok`; then the worker dies when it comes to that point (with the feature `breakpoints`) |
 //! | `hold TEXT` | no reply |
-//! | `after MS TEXT` | `timer ID`, and after MS `timer ID TEXT` |
+//! | `after MS TEXT` | `timer ID`, and after MS `timer ID TEXT`; `sleep MS` as TEXT blocks the worker before that |
 //! | `tick MS N TEXT` | `timer ID`, then N times `timer ID TEXT` |
 //! | `clear ID` | `ok`, or `error: no such timer` |
 //! | `reply MS TEXT` | `TEXT` after MS; the reply is open till then |

@@ -71,6 +71,10 @@ impl Later {
     pub(crate) fn due(&mut self, worker: &mut Worker, timer: TimerId) -> Option<(Session, Vec<u8>)> {
         match self.promises.remove(&timer)? {
             Promise::Timer { session, text, times } => {
+                if let Some(ms) = text.strip_prefix(b"sleep ") {
+                    let ms = String::from_utf8_lossy(ms).parse().unwrap_or_default();
+                    std::thread::sleep(Duration::from_millis(ms));
+                }
                 let line = [format!("timer {timer} ").as_bytes(), &text].concat();
                 if times > 1 {
                     self.promises.insert(timer, Promise::Timer { session, text, times: times - 1 });

@@ -139,6 +139,9 @@ impl Generations {
     }
 }
 
+// A table's first words, as many as one entry has. One of them says how many entries were ever used: whoever walks over all
+// of them does not bring those pages into being that no client has.
+const USED: usize = 0;
 // The words of one entry. 16 of them: two cache lines, so that no two connections share one.
 const ENTRY: usize = 16;
 const SEQUENCE: usize = 0;
@@ -161,12 +164,12 @@ pub(crate) struct SessionTable {
 impl SessionTable {
     /// Bytes of shared memory for `slots` sessions on each of `reactors` reactors. Pages cost memory once they are used.
     pub(crate) fn size(reactors: usize, slots: usize) -> usize {
-        Words::size(reactors, slots * ENTRY)
+        Words::size(reactors, (1 + slots) * ENTRY)
     }
 
     /// The tables in the part of `memory` that begins at `start`.
     pub(crate) fn map(memory: &Memory, start: usize, reactors: usize, slots: usize) -> Result<SessionTable> {
-        let tables = Words::open(memory, start, reactors, slots * ENTRY).map_err(|error| {
+        let tables = Words::open(memory, start, reactors, (1 + slots) * ENTRY).map_err(|error| {
             Error::setup(format!("map the session tables ({reactors} of {slots} sessions)"), error)
         })?;
         Ok(SessionTable { tables })
@@ -211,13 +214,18 @@ impl SessionTable {
         if session.raw() == 0 {
             return None;
         }
-        let start = self.slot(session) * ENTRY;
+        let start = (1 + self.slot(session)) * ENTRY;
         self.tables[usize::from(self.reactor(session))].get(start..start + ENTRY)
     }
 
     /// The owning reactor publishes a new session.
     pub(crate) fn open(&self, session: Session, arrival: &Arrival) {
         let Some(entry) = self.entry(session) else { return };
+        let used = &self.tables[usize::from(self.reactor(session))][USED];
+        let count = self.slot(session) as u64 + 1;
+        if used.load(Ordering::Relaxed) < count {
+            used.store(count, Ordering::Relaxed);
+        }
         let (family, peer_port, high, low) = match arrival.peer {
             None => (0, 0, 0, 0),
             Some(SocketAddr::V4(peer)) => (4, peer.port(), 0, u64::from(peer.ip().to_bits())),
@@ -315,7 +323,9 @@ impl SessionTable {
 }
 
 fn tenants(table: &Words) -> impl Iterator<Item = Session> + '_ {
-    table.chunks_exact(ENTRY).filter_map(|entry| {
+    let used = table[USED].load(Ordering::Relaxed);
+    let used = usize::try_from(used).unwrap_or(usize::MAX);
+    table.chunks_exact(ENTRY).skip(1).take(used).filter_map(|entry| {
         let raw = entry[SESSION].load(Ordering::Acquire);
         (raw != 0).then(|| Session::from_raw(raw))
     })
@@ -381,6 +391,25 @@ mod tests {
             assert_eq!(table.iter().count(), 0);
             assert_eq!((table.last_generation(1, 3), table.last_generation(1, 2)), (7, 0));
         }
+    }
+
+    #[test]
+    fn a_walk_goes_no_farther_than_anybody_was() {
+        let table = SessionTable::create(2, 100).unwrap();
+        let used = |reactor: usize| table.tables[reactor][USED].load(Ordering::Relaxed);
+        let sessions = [3, 98, 0].map(|slot| table.name(1, slot, 1));
+        for (session, expected) in sessions.iter().zip([4, 99, 99]) {
+            table.open(*session, &arrival("127.0.0.1:1"));
+            assert_eq!((used(0), used(1)), (0, expected));
+        }
+        let mut found: Vec<Session> = table.iter().collect();
+        found.sort();
+        assert_eq!((found.len(), table.of_reactor(0).count()), (3, 0));
+        sessions.iter().for_each(|session| table.close(*session));
+        assert_eq!((table.iter().count(), used(1)), (0, 99));
+        // Whoever may write there may lie.
+        table.tables[1][USED].store(u64::MAX, Ordering::Relaxed);
+        assert_eq!(table.iter().count(), 0);
     }
 
     #[test]

@@ -132,14 +132,14 @@ pub struct Config {
     /// have its own, see [`Listen`].
     pub crash_retries: u32,
 
-    /// Seconds that a worker may be at one packet, 0..=86400, before the log tells of it once: which worker, the packet's
+    /// Seconds that a worker may be at one packet (or timer), 0..=86400, before the log tells of it once: which worker, the packet's
     /// session and size, and what the worker is at, as a call stack with names. Default 0: never. Found out as
     /// `request_terminate_time` is. The worker writes its stack in a handler of `SIGURG`, by which its system calls may
     /// fail with `EINTR`. php-fpm: `request_slowlog_timeout`.
     #[serde(with = "value::seconds")]
     pub request_slow_time: Duration,
 
-    /// Seconds that a worker may be at one packet, 0..=86400, before it is killed, and the packet goes the way of
+    /// Seconds that a worker may be at one packet (or timer), 0..=86400, before it is killed, and the packet goes the way of
     /// `on_crash`. Default 0: for ever. Found out within an eighth of that time more, a second at most. Counted is what
     /// passes on the clock, also while the handler waits for something or the process is stopped; a worker that starts,
     /// or leaves (`max_wait_time`), is not meant. php-fpm: `request_terminate_timeout`.

@@ -53,9 +53,10 @@ impl Watchman {
             if let Some(slow) = &mut self.slow
                 && let Some(since) = slow.look(worker, progress, now)
             {
-                let packet = board.held(worker).map_or("something".to_owned(), |held| {
-                    format!("a packet of session {} ({} bytes)", held.session, held.size)
-                });
+                let packet =
+                    board.held(worker).map_or("a callback that belongs to no packet".to_owned(), |held| {
+                        format!("a packet of session {} ({} bytes)", held.session, held.size)
+                    });
                 tracing::warn!(
                     "worker {worker} (pid {pid}) has been at {packet} for {since:.1?} (request_slow_time = {:?})",
                     slow.limit
@@ -67,7 +68,7 @@ impl Watchman {
                 && let Some(since) = stuck.look(worker, progress, now)
             {
                 tracing::error!(
-                    "worker {worker} (pid {pid}) has been at one packet for {since:.1?} (request_terminate_time = \
+                    "worker {worker} (pid {pid}) has been at the same thing for {since:.1?} (request_terminate_time = \
                      {:?}): it is killed",
                     stuck.limit
                 );

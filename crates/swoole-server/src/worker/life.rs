@@ -158,7 +158,8 @@ impl<'a, H: Handler> Life<'a, H> {
             if self.duty.retiring {
                 return Ok(());
             }
-            if !spin.until(&mut pace, || self.inboxes.iter().any(Inbox::has_news)) {
+            let is_due = || self.inboxes.iter().any(Inbox::has_news) || self.duty.timers.is_due();
+            if !spin.until(&mut pace, is_due) {
                 bell.arm();
                 let news = self.inboxes.iter().any(Inbox::has_news).then_some(Duration::ZERO);
                 self.look(news.or_else(|| self.duty.timers.wait()))?;

@@ -70,6 +70,11 @@ impl Timers {
         self.queue.first().map(|(due, _)| *due)
     }
 
+    /// Whether one is due.
+    pub(crate) fn is_due(&self) -> bool {
+        self.next().is_some_and(|due| due <= Instant::now())
+    }
+
     /// The time to the first one, for somebody who is to wait no longer.
     pub(crate) fn wait(&self) -> Option<Duration> {
         self.next().map(|due| due.saturating_duration_since(Instant::now()))

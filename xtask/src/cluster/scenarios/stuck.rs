@@ -15,6 +15,7 @@ pub(super) static ALL: &[Scenario] = &[
         "idle workers, and those with many packets one after the other, are not",
         nobody_else,
     ),
+    full("terminate_timer", "a worker that hangs at a timer is killed as well, and costs no packet", timer),
     full("slow_request", "the log tells once of a packet that takes long, and what its worker is at", slow),
     full("terminate_retry", "a packet that always takes too long is poison after its retries", retry)
         .in_process(),
@@ -34,6 +35,27 @@ fn terminate(cx: &Cx) -> Result<()> {
     bed.log.wait_line(Source::Stderr, &["request_terminate_time", &format!("pid {pid}")], PATIENCE)?;
     ensure!(bed.wait_error(pid)? == "signal:9", "not killed");
     ensure!(bed.worker_errors()[0].ends_with("requests=1"), "{:?}", bed.worker_errors());
+    bed.connect()?.expect("echo again", "again")?;
+    bed.stop()?;
+    Ok(())
+}
+
+fn timer(cx: &Cx) -> Result<()> {
+    let launch = cx.testbed().flag("worker-num", 1).flag("request-terminate-time", 0.4);
+    let bed = launch.flag("request-slow-time", 0.2).start()?;
+    let mut client = bed.connect()?;
+    let pid: i32 = client.ask_field("whoami", "pid")?;
+    client.expect("after 50 sleep 100000", "timer 1")?;
+    bed.log.wait_line(
+        Source::Stderr,
+        &["a callback that belongs to no packet", "request_slow_time"],
+        PATIENCE,
+    )?;
+    ensure!(bed.wait_error(pid)? == "signal:9", "not killed");
+    ensure!(bed.worker_errors()[0].ends_with("requests=0"), "{:?}", bed.worker_errors());
+    if !bed.is_base() {
+        client.expect("echo unharmed", "unharmed")?;
+    }
     bed.connect()?.expect("echo again", "again")?;
     bed.stop()?;
     Ok(())
