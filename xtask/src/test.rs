@@ -138,6 +138,7 @@ fn thread() -> Vec<Step> {
         (
             "tsan master",
             &[
+                "test",
                 "--package",
                 "swoole-server",
                 "--lib",

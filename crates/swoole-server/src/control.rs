@@ -27,6 +27,8 @@ pub(crate) enum Order {
     Start,
     /// Replace the workers.
     Reload,
+    /// The server is about to stop: ask nobody to leave because it is its turn.
+    HoldTurns,
     /// End all workers, kill those that live on after so many milliseconds, and leave.
     Stop { within_ms: u64 },
     /// Every reactor has settled what this worker left. Its successor may come.
@@ -61,6 +63,7 @@ impl Order {
             Order::Start => (1, vec![]),
             Order::Reload => (2, vec![]),
             Order::Stop { within_ms } => (3, vec![*within_ms]),
+            Order::HoldTurns => (6, vec![]),
             Order::Buried { worker, in_hand } => {
                 let in_hand = in_hand.iter().take(IN_HAND_MAX).flat_map(pack_in_hand);
                 (4, [u64::from(*worker)].into_iter().chain(in_hand).collect())
@@ -78,6 +81,7 @@ impl Order {
             (1, []) => Order::Start,
             (2, []) => Order::Reload,
             (3, &[within_ms]) => Order::Stop { within_ms },
+            (6, []) => Order::HoldTurns,
             (4, [worker, in_hand @ ..]) => {
                 Order::Buried { worker: (*worker).try_into().ok()?, in_hand: unpack_all_in_hand(in_hand)? }
             }
@@ -279,6 +283,7 @@ mod tests {
         let orders = [
             Order::Start,
             Order::Reload,
+            Order::HoldTurns,
             Order::Stop { within_ms: 3000 },
             Order::Buried { worker: 1023, in_hand: vec![packet, other] },
             Order::Buried { worker: 0, in_hand: vec![packet; IN_HAND_MAX] },

@@ -14,7 +14,7 @@ use crate::session::SessionTable;
 
 /// Which layout this program has, and which meanings of what stands in it: of the parts, of the words in them, and of the
 /// records in the rings. Whoever changes one of them counts this up, so that nobody who knows another one takes part.
-pub(crate) const LAYOUT: u32 = 2;
+pub(crate) const LAYOUT: u32 = 3;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {

@@ -108,6 +108,11 @@ impl Model {
         self.handle(now, Event::Recycle { slot, generation })
     }
 
+    /// Nobody is to be asked to leave any more because it is its turn.
+    pub fn hold(&mut self, now: Duration) -> Vec<Order> {
+        self.handle(now, Event::Hold)
+    }
+
     /// Somebody wants the end.
     pub fn stop(&mut self, now: Duration, within: Duration) -> Vec<Order> {
         self.handle(now, Event::Stop { within })

@@ -114,8 +114,9 @@ impl<H: Handler> Office<H> {
         if self.stop_if_nobody_waits(control, within) {
             return;
         }
-        // Each who leaves in its turn would be one more to wait for.
+        // Each who leaves in its turn would be one more to wait for, and who leaves already may not take longer than that.
         control.hold_turns();
+        self.shared().board.set_stop_time(within / 2);
         match Timer::once(within / 2) {
             Ok(timer) => {
                 control.watch(timer.as_fd().as_raw_fd());

@@ -81,8 +81,8 @@ const CORE: usize = 6;
 const RETRIED: usize = 7;
 const REACTOR_ROW: usize = 8;
 
-// The head: the phase, then when the server started, then the pids of master and manager. Behind it, two words for each
-// worker slot: the process in it, and its state.
+// The head: the phase, then when the server started, then the pids of master and manager. Behind it, three words for each
+// worker slot: the process in it, its state, and when it has to be gone, if it was asked to leave (as below).
 const HEAD: usize = 8;
 const PHASE: usize = 0;
 const STARTED_AT: usize = 1;
@@ -94,7 +94,7 @@ const REIGN: usize = 5;
 const RELOADING: usize = 6;
 // When a stop has to be over, in nanoseconds of CLOCK_MONOTONIC; 0 if there is none.
 const STOP_AT: usize = 7;
-const SLOT: usize = 2;
+const SLOT: usize = 3;
 
 /// A worker that gets on has another one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -217,15 +217,28 @@ impl Board {
         self.facts[REIGN].fetch_add(1, Ordering::AcqRel);
     }
 
-    /// The server stops, and has so long for it.
+    /// The server stops, and whoever leaves in order has so long for it.
     pub(crate) fn set_stop_time(&self, within: Duration) {
-        self.facts[STOP_AT].store((monotonic() + within).as_nanos() as u64, Ordering::Release);
+        set_deadline(&self.facts[STOP_AT], Some(within));
     }
 
     /// How long the server may take for its stop, if it stops.
     pub(crate) fn stop_time(&self) -> Option<Duration> {
-        let at = self.facts[STOP_AT].load(Ordering::Acquire);
-        (at != 0).then(|| Duration::from_nanos(at).saturating_sub(monotonic()))
+        time_to(&self.facts[STOP_AT])
+    }
+
+    /// The worker is asked to leave within this time, at the end of which it will be killed; or, with `None`, is another one.
+    pub(crate) fn set_leave_time(&self, worker: u16, within: Option<Duration>) {
+        set_deadline(self.leave_at(worker), within);
+    }
+
+    /// How long the worker has to leave, if it was asked to.
+    pub(crate) fn leave_time(&self, worker: u16) -> Option<Duration> {
+        time_to(self.leave_at(worker))
+    }
+
+    fn leave_at(&self, worker: u16) -> &AtomicU64 {
+        &self.facts[HEAD + SLOT * usize::from(worker) + 2]
     }
 
     pub(crate) fn set_reloading(&self, reloading: bool) {
@@ -359,7 +372,7 @@ impl Board {
         word.store(if busy { passes.wrapping_add(2) | 1 } else { passes }, Ordering::Relaxed);
     }
 
-    fn is_busy(&self, worker: u16) -> bool {
+    pub(crate) fn is_busy(&self, worker: u16) -> bool {
         self.worker(worker, BUSY).load(Ordering::Relaxed) & 1 != 0
     }
 
@@ -435,6 +448,17 @@ impl Board {
                 .collect(),
         }
     }
+}
+
+/// A deadline in nanoseconds of a clock; 0 for none.
+fn set_deadline(word: &AtomicU64, within: Option<Duration>) {
+    let at = within.map_or(0, |within| (monotonic() + within).as_nanos() as u64);
+    word.store(at, Ordering::Release);
+}
+
+fn time_to(word: &AtomicU64) -> Option<Duration> {
+    let at = word.load(Ordering::Acquire);
+    (at != 0).then(|| Duration::from_nanos(at).saturating_sub(monotonic()))
 }
 
 /// The clock that is the same in every process.

@@ -441,3 +441,15 @@ fn an_address_has_options_of_its_own() {
          connections go with it"
     );
 }
+
+#[test]
+fn an_address_that_cannot_be_read_back_is_refused() {
+    let mut config = Config::default();
+    config.listen.push(Address::Unix("/run/a?b.sock".into()).into());
+    assert_eq!(
+        config.validate().unwrap_err().to_string(),
+        "listen = unix:///run/a?b.sock: must be one that can be read back: UTF-8, and no `?` in a path"
+    );
+    config.listen = vec![Address::Unix("/run/a&b=c.sock".into()).into()];
+    config.validate().unwrap();
+}

@@ -7,7 +7,7 @@ use swoole_protocol::{EofOptions, LengthOptions};
 
 use super::keys::{self, Kind};
 use super::value::size;
-use super::{Config, ConfigError, DispatchMode, Framing, Ipc, KIB, Mode, OnCrash};
+use super::{Config, ConfigError, DispatchMode, Framing, Ipc, KIB, Listen, Mode, OnCrash};
 
 /// Bytes of the smallest ring.
 const RING_MIN: usize = 16 * KIB;
@@ -62,6 +62,10 @@ impl Config {
         for address in &self.listen {
             if address.tls || address.address.is_datagram() {
                 return Err(not_yet("listen", address));
+            }
+            if address.to_string().parse::<Listen>().as_ref() != Ok(address) {
+                let expected = "must be one that can be read back: UTF-8, and no `?` in a path";
+                return Err(ConfigError::value("listen", address, expected));
             }
             if let Some(retries) = address.crash_retries
                 && check_count("crash_retries", retries.into()).is_err()

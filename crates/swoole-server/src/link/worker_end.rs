@@ -358,8 +358,11 @@ impl Outlet {
 /// The replies of one worker, to all reactors.
 pub(crate) struct Outlets {
     outlets: Vec<Outlet>,
-    /// What decides on each packet whether it may be begun again, if that is not the same for all.
-    mixed: Option<(CrashPolicies, SessionTable)>,
+    /// What decides on each packet whether it may be begun again.
+    policies: CrashPolicies,
+    sessions: SessionTable,
+    /// What holds for the present callback.
+    whole: bool,
 }
 
 impl Outlets {
@@ -374,17 +377,24 @@ impl Outlets {
         let outlets = lanes.iter().zip(&shared.reactor_bells).zip(0..).map(|((lane, bell), reactor)| {
             Outlet::open(lane, reactor, bell.clone(), room.clone(), shared.lifeline.clone(), whole)
         });
-        let mixed = shared.crash_policies.only().is_none();
-        Ok(Outlets {
-            outlets: outlets.collect::<Result<_, _>>()?,
-            mixed: mixed.then(|| (shared.crash_policies.clone(), shared.sessions.clone())),
-        })
+        let outlets = outlets.collect::<Result<_, _>>()?;
+        let (policies, sessions) = (shared.crash_policies.clone(), shared.sessions.clone());
+        Ok(Outlets { outlets, policies, sessions, whole })
     }
 
     /// A packet of this client is begun.
     pub(crate) fn take_up(&mut self, session: Session) {
-        if let Some((policies, sessions)) = &self.mixed {
-            let whole = policies.of(|| sessions.listener(session)).retries();
+        let policy = self.policies.of(|| self.sessions.listener(session));
+        self.set_whole(policy.retries());
+    }
+
+    /// A callback that belongs to no packet is begun: none that can be begun again.
+    pub(crate) fn put_down(&mut self) {
+        self.set_whole(false);
+    }
+
+    fn set_whole(&mut self, whole: bool) {
+        if std::mem::replace(&mut self.whole, whole) != whole {
             self.outlets.iter_mut().for_each(|outlet| outlet.whole = whole);
         }
     }

@@ -294,6 +294,7 @@ impl<H: Handler> Office<H> {
                 }
             },
             Order::Reload => control.reload(Scope::All, None),
+            Order::HoldTurns => control.hold_turns(),
             Order::Stop { within_ms } => control.stop(Duration::from_millis(within_ms)),
             Order::Buried { worker, in_hand } => {
                 self.bury(worker, in_hand);

@@ -90,6 +90,7 @@ impl<H: Handler> Staff<H> {
     /// Its process is gone; what follows is told.
     pub(crate) fn ended(&self, worker: u16) {
         self.shared.board.set_worker_pid(worker, 0);
+        self.shared.board.set_leave_time(worker, None);
         self.shared.board.set_worker_state(worker, WorkerState::Starting);
     }
 
@@ -108,6 +109,7 @@ impl<H: Handler> Staff<H> {
 
     /// It is about to be asked to leave. If this manager dies before it has, the next one has to know.
     pub(crate) fn retires(&self, slot: SlotId) {
+        self.shared.board.set_leave_time(slot.slot, Some(self.shared.config.max_wait_time));
         self.set_state(slot, WorkerState::Retiring);
     }
 

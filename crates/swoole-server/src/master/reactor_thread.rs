@@ -280,7 +280,8 @@ impl ReactorThread {
             }
             Command::Up { worker } => self.dealer.set_up(worker, true),
             Command::Settle { worker } => self.settle(reactor, worker),
-            Command::Drain => self.stop = Stop::LastLook,
+            Command::Drain if self.stop == Stop::No => self.stop = Stop::LastLook,
+            Command::Drain => {}
             Command::Finish { within } => self.finish(reactor, within),
         }
     }

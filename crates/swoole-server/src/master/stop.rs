@@ -47,7 +47,13 @@ impl<H: Handler> Office<H> {
         self.deadline = Instant::now() + within;
         self.set_alarm(reactor, within - GRACE.min(within / 4));
         self.progress = Some(reactor.timer(PROGRESS));
+        // Some time is for the successors of those that are leaving for another reason.
+        self.shared.board.set_stop_time(within / 2);
+        self.order(&Order::HoldTurns);
         self.last_call = Some(LastCall::new(reactor));
+        if self.accepting.is_empty() {
+            self.end_last_call(reactor);
+        }
     }
 
     /// Who had connected when the stop began is served: the kernel has done its part of that already. When nobody is left
@@ -57,7 +63,7 @@ impl<H: Handler> Office<H> {
         reactor.cancel(call.timer);
         call.quiet = if std::mem::take(&mut call.heard) { 0 } else { call.quiet + 1 };
         let is_over = call.quiet >= QUIET_TURNS || call.since.elapsed() >= LAST_CALL;
-        if !is_over && self.stage == Stage::Draining {
+        if !is_over && self.stage == Stage::Draining && !self.accepting.is_empty() {
             call.timer = reactor.timer(call.quiet * QUIET);
             self.last_call = Some(call);
             return;
@@ -183,6 +189,7 @@ impl<H: Handler> Office<H> {
             return;
         }
         self.stage = Stage::Finishing;
+        self.end_last_call(reactor);
         self.alarm.take().map(|alarm| reactor.cancel(alarm));
         let within = self.time_left();
         self.crew.tell(|| Command::Finish { within });

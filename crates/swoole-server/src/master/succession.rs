@@ -186,6 +186,9 @@ impl<H: Handler> Office<H> {
                 if std::mem::take(&mut self.reload_wanted) {
                     self.order(&control::Order::Reload);
                 }
+                if self.stage == Stage::Draining {
+                    self.order(&control::Order::HoldTurns);
+                }
                 self.set_succession_timer(reactor, Some(START));
             }
             Err(error) => {

@@ -2,6 +2,7 @@
 
 use std::backtrace::Backtrace;
 
+use super::drain::Cause;
 use super::{TimerId, Worker};
 use crate::error::{Error, Result};
 use crate::handler::Handler;
@@ -39,14 +40,21 @@ pub(crate) fn stop<H: Handler>(handler: &mut H, worker: &mut Worker<'_>) -> Resu
     handler.on_worker_stop(worker).map_err(|error| Error::Start(format!("on_worker_stop: {error}")))
 }
 
-/// Asks the user to finish what is unfinished.
-pub(crate) fn exit<H: Handler>(handler: &mut H, worker: &mut Worker<'_>) {
+/// Calls the user back for another reason than a message.
+pub(crate) fn own<H: Handler>(handler: &mut H, worker: &mut Worker<'_>, cause: Cause) {
+    match cause {
+        Cause::Timer(id) => timer(handler, worker, id),
+        Cause::Exit => exit(handler, worker),
+    }
+}
+
+fn exit<H: Handler>(handler: &mut H, worker: &mut Worker<'_>) {
     if let Err(error) = handler.on_worker_exit(worker) {
         tracing::warn!("on_worker_exit: {error}");
     }
 }
 
-pub(crate) fn timer<H: Handler>(handler: &mut H, worker: &mut Worker<'_>, timer: TimerId) {
+fn timer<H: Handler>(handler: &mut H, worker: &mut Worker<'_>, timer: TimerId) {
     match handler.on_timer(worker, timer) {
         Ok(()) => {}
         Err(error) if error.is_departure() => tracing::debug!("timer {timer}: {error}"),

@@ -1,6 +1,11 @@
-//! How a worker that is to leave waits for what it has begun. Pure: time is passed in.
+//! What a worker does by itself, in either mode: timers, and how one that is to leave waits for what it has begun. When to
+//! do what ([`Drain`]) is pure: time is passed in.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use super::{Duty, TimerId};
+use crate::error::Result;
 
 /// The longest time from one `on_worker_exit` to the next.
 const EVERY: Duration = Duration::from_millis(100);
@@ -12,16 +17,85 @@ pub(crate) fn time_for_work(within: Duration) -> Duration {
     within - MARGIN.min(within / 4)
 }
 
+/// Why the user is called back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Cause {
+    Timer(TimerId),
+    /// Something is unfinished, and the worker is to leave.
+    Exit,
+}
+
+/// A worker's life, as far as this matters.
+pub(crate) trait Life {
+    fn duty(&mut self) -> &mut Duty;
+
+    /// Calls the user back, and lets out what that sends.
+    fn call(&mut self, cause: Cause) -> Result<()>;
+
+    /// Waits for something to happen, for so long at most, and runs the timers that are due then.
+    fn wait(&mut self, longest: Duration) -> Result<()>;
+
+    /// Whether nobody is there any more who could be answered.
+    fn is_pointless(&self) -> bool;
+}
+
+/// Calls the user for every timer that is due; true if there was one.
+pub(crate) fn run_timers(life: &mut impl Life) -> Result<bool> {
+    let duty = life.duty();
+    if !duty.timers.is_due() {
+        return Ok(false);
+    }
+    // One that a callback sets for at once has its turn after the packets that wait.
+    let (now, id, shared) = (Instant::now(), duty.id, Arc::clone(&duty.shared));
+    let was_busy = shared.board.is_busy(id);
+    while let Some(timer) = life.duty().timers.take_due(now) {
+        // Each is another thing to be at.
+        shared.board.set_busy(id, true);
+        shared.board.hold(id, None);
+        life.call(Cause::Timer(timer))?;
+    }
+    shared.board.set_busy(id, was_busy);
+    Ok(true)
+}
+
+/// Waits for what callbacks have begun, as long as there is time: `within`, and no longer than the manager and a stop let it.
+/// No packet is taken meanwhile.
+pub(crate) fn finish_work(life: &mut impl Life, within: Duration) -> Result<()> {
+    let (id, shared) = (life.duty().id, Arc::clone(&life.duty().shared));
+    let mut drain = Drain::new(Instant::now(), within);
+    while !life.duty().is_finished() && !life.is_pointless() {
+        let now = Instant::now();
+        for left in [shared.board.leave_time(id), shared.board.stop_time()].into_iter().flatten() {
+            drain.limit(now, time_for_work(left));
+        }
+        match drain.step(now) {
+            Step::Call => life.call(Cause::Exit)?,
+            Step::Wait(longest) => {
+                let before = life.duty().timers.taken();
+                life.wait(longest)?;
+                if life.duty().timers.taken() != before {
+                    drain.worked(Instant::now());
+                }
+            }
+            Step::GiveUp => {
+                life.duty().give_up();
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// One worker's way out.
 #[derive(Debug)]
-pub(crate) struct Drain {
+struct Drain {
     until: Instant,
     next_call: Instant,
 }
 
 /// What to do next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Step {
+enum Step {
     /// Ask the user to finish.
     Call,
     /// Let timers come, for so long at most.
@@ -32,21 +106,21 @@ pub(crate) enum Step {
 
 impl Drain {
     /// It begins now, and may take so long.
-    pub(crate) fn new(now: Instant, within: Duration) -> Drain {
+    fn new(now: Instant, within: Duration) -> Drain {
         Drain { until: now + within, next_call: now }
     }
 
     /// It may take only so long, from now on.
-    pub(crate) fn limit(&mut self, now: Instant, within: Duration) {
+    fn limit(&mut self, now: Instant, within: Duration) {
         self.until = self.until.min(now + within);
     }
 
     /// A timer has come: what has changed since the last call?
-    pub(crate) fn worked(&mut self, now: Instant) {
+    fn worked(&mut self, now: Instant) {
         self.next_call = now;
     }
 
-    pub(crate) fn step(&mut self, now: Instant) -> Step {
+    fn step(&mut self, now: Instant) -> Step {
         if now >= self.until {
             return Step::GiveUp;
         }

@@ -8,7 +8,7 @@ use swoole_reactor::{Event, Interest, Options, Reactor, Trigger};
 use swoole_supervisor::Child;
 use swoole_sys::signal::SignalSet;
 
-use super::drain::{Drain, Step, time_for_work};
+use super::drain::{self, Cause, time_for_work};
 use super::{Duty, SIGNALS, Way, Worker, callbacks};
 use crate::board::{Lease, Phase};
 use crate::breakpoint::{self, Point};
@@ -55,7 +55,7 @@ pub(crate) fn run<H: Handler>(
         }
         child.ready();
         life.serve()?;
-        life.finish_work()?;
+        drain::finish_work(&mut life, time_for_work(shared.config.max_wait_time))?;
         life.callback(callbacks::stop)
     };
     super::exit_code(id, life())
@@ -149,7 +149,11 @@ impl<'a, H: Handler> Life<'a, H> {
         let mut pace = Pace::new(&shared, reactor.map_or(Part::Alone, Part::WorkerOf));
         loop {
             shared.board.set_busy(self.duty.id, true);
-            let worked = self.pass()? | self.run_timers()?;
+            let worked = self.pass()? | drain::run_timers(self)?;
+            // Timers alone can keep it from sleeping.
+            if worked && self.looked.elapsed() > LOOK_AFTER {
+                self.look(Some(Duration::ZERO))?;
+            }
             if worked && !self.duty.retiring {
                 pace.worked();
                 continue;
@@ -166,50 +170,6 @@ impl<'a, H: Handler> Life<'a, H> {
                 bell.disarm();
             }
         }
-    }
-
-    /// Calls the user for every timer that is due; true if there was one.
-    fn run_timers(&mut self) -> Result<bool> {
-        let before = self.duty.timers.taken();
-        // One that a callback sets for at once has its turn after the packets that wait.
-        let Some(now) = self.duty.timers.next().map(|_| Instant::now()) else { return Ok(false) };
-        while let Some(timer) = self.duty.timers.take_due(now) {
-            self.duty.shared.board.hold(self.duty.id, None);
-            self.callback(|handler, worker| {
-                callbacks::timer(handler, worker, timer);
-                Ok(())
-            })?;
-        }
-        Ok(self.duty.timers.taken() != before)
-    }
-
-    /// Waits for what its callbacks have begun, as long as there is time. Takes no more packets.
-    fn finish_work(&mut self) -> Result<()> {
-        let shared = Arc::clone(&self.duty.shared);
-        let mut drain = Drain::new(Instant::now(), time_for_work(shared.config.max_wait_time));
-        // Without the master there is nobody who could be answered.
-        while !self.duty.is_finished() && !shared.lifeline.is_cut() {
-            if let Some(left) = shared.board.stop_time() {
-                drain.limit(Instant::now(), time_for_work(left));
-            }
-            match drain.step(Instant::now()) {
-                Step::Call => self.callback(|handler, worker| {
-                    callbacks::exit(handler, worker);
-                    Ok(())
-                })?,
-                Step::Wait(longest) => {
-                    self.look(Some(self.duty.timers.wait().map_or(longest, |timer| timer.min(longest))))?;
-                    if self.run_timers()? {
-                        drain.worked(Instant::now());
-                    }
-                }
-                Step::GiveUp => {
-                    self.duty.give_up();
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Waits for a doorbell, a link or a signal, and notes what the signals want.
@@ -253,7 +213,7 @@ impl<'a, H: Handler> Life<'a, H> {
                 }
                 worked = true;
                 if std::mem::take(&mut self.timer_due) {
-                    self.run_timers()?;
+                    drain::run_timers(self)?;
                     self.timed = None;
                 }
             }
@@ -309,10 +269,33 @@ impl<'a, H: Handler> Life<'a, H> {
 
     /// A callback that belongs to no packet.
     fn callback(&mut self, run: impl FnOnce(&mut H, &mut Worker<'_>) -> Result<()>) -> Result<()> {
+        self.outlets.put_down();
         let way = Way::Links(&mut self.outlets);
         run(self.handler, &mut Worker { duty: &mut self.duty, way })?;
         self.outlets.commit(None)?;
         self.outlets.ring()
+    }
+}
+
+impl<H: Handler> drain::Life for Life<'_, H> {
+    fn duty(&mut self) -> &mut Duty {
+        &mut self.duty
+    }
+
+    fn call(&mut self, cause: Cause) -> Result<()> {
+        self.callback(|handler, worker| {
+            callbacks::own(handler, worker, cause);
+            Ok(())
+        })
+    }
+
+    fn wait(&mut self, longest: Duration) -> Result<()> {
+        self.look(Some(self.duty.timers.wait().map_or(longest, |timer| timer.min(longest))))?;
+        drain::run_timers(self).map(drop)
+    }
+
+    fn is_pointless(&self) -> bool {
+        self.duty.shared.lifeline.is_cut()
     }
 }
 

@@ -3,14 +3,16 @@
 
 use crate::cluster::bed::PATIENCE;
 use crate::cluster::client::Client;
+use crate::cluster::log::field;
 use crate::cluster::matrix::{Cx, Scenario, backends, full};
 use crate::cluster::proc;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 pub(super) static ALL: &[Scenario] = &[
     full(
@@ -24,6 +26,8 @@ pub(super) static ALL: &[Scenario] = &[
         "a reactor has room for its share of max_connection, whoever leaves and comes",
         bound_sessions,
     ),
+    backends("bound_share", "Base mode: each worker has its share of max_connection, and who waits gets a place", bound_share)
+        .in_base(),
     full("bound_rings", "the smallest and the largest ring carry what is larger than they are", bound_rings)
         .in_process(),
     full(
@@ -122,6 +126,41 @@ fn bound_sessions(cx: &Cx) -> Result<()> {
             }
         }
         clients = staying;
+    }
+    bed.stop()?;
+    Ok(())
+}
+
+fn bound_share(cx: &Cx) -> Result<()> {
+    // Two each.
+    let bed = cx.testbed().flag("worker-num", 2).flag("max-connection", 3).start()?;
+    let mut served: Vec<(u32, Client)> = Vec::new();
+    let mut waiting = Vec::new();
+    // The kernel deals by chance: until both are full.
+    while served.len() < 4 {
+        ensure!(waiting.len() < 100, "of 100 connections, not two went to each worker");
+        let mut client = bed.connect()?;
+        client.tell("whoami")?;
+        let answered = proc::until("a reply, or a worker that is full", Duration::from_millis(300), || {
+            client.has_reply().is_ok_and(|has| has).then_some(())
+        });
+        if answered.is_ok() {
+            let line = client.line()?;
+            let worker = field(&line, "worker").and_then(|worker| worker.parse().ok());
+            served.push((worker.with_context(|| line.clone())?, client));
+        } else {
+            waiting.push(client);
+        }
+    }
+    for worker in 0..2 {
+        let share = served.iter().filter(|(of, _)| *of == worker).count();
+        ensure!(share == 2, "worker {worker} serves {share} of 4");
+    }
+    drop(served);
+    for client in &mut waiting {
+        client.line()?;
+        client.finish()?;
+        client.expect_close()?;
     }
     bed.stop()?;
     Ok(())

@@ -29,6 +29,21 @@ pub(super) static ALL: &[Scenario] = &[
     ),
     full("drain_stop", "a stop waits for open replies, too, and clients get them", drain_stop),
     full("drain_stop_bound", "but no longer than max_wait_time", drain_stop_bound),
+    full(
+        "drain_amid_stop",
+        "a stop shortens the drain of who was leaving already, and its successor answers",
+        drain_amid_stop,
+    ),
+    full(
+        "drain_is_not_stuck",
+        "who waits for its work to end is not at one thing for too long",
+        drain_is_not_stuck,
+    ),
+    full(
+        "timers_without_end",
+        "timers that are always due keep no worker from leaving in order",
+        timers_without_end,
+    ),
     full("drain_killed", "a worker that dies on its way out leaves the slot to a successor", drain_killed),
 ];
 
@@ -201,6 +216,59 @@ fn drain_stop_bound(cx: &Cx) -> Result<()> {
     ensure!(took < Duration::from_secs(4), "took {took:?} with a max_wait_time of 2 s");
     bed.log.wait_line(Source::Stderr, &["worker 0 leaves", "1 open reply"], PATIENCE)?;
     ensure!(count(&bed, "on_worker_stop") == 1, "it was killed");
+    Ok(())
+}
+
+fn drain_amid_stop(cx: &Cx) -> Result<()> {
+    let mut bed = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 4).start()?;
+    let mut client = bed.connect()?;
+    client.expect("forget", "ok")?;
+    bed.signal_master(Signal::USR1)?;
+    bed.log.wait_line(Source::Stdout, &["on_worker_exit"], PATIENCE)?;
+    // It is the successor's.
+    client.tell("echo for the next one")?;
+    bed.wait_accepted(&client)?;
+    bed.signal_master(Signal::TERM)?;
+    client.expect_line("for the next one")?;
+    client.expect_close()?;
+    let status = bed.wait_gone(PATIENCE)?;
+    ensure!(status.code() == Some(0), "ended with {status}");
+    ensure!(bed.worker_errors().is_empty(), "{:?}", bed.worker_errors());
+    Ok(())
+}
+
+fn drain_is_not_stuck(cx: &Cx) -> Result<()> {
+    let launch = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 20);
+    let bed = launch.flag("request-terminate-time", 0.2).start()?;
+    let mut client = bed.connect()?;
+    client.tell_all(&["after 100 rang", "reply 1200 late"])?;
+    client.expect_line("timer 1")?;
+    bed.signal_master(Signal::USR1)?;
+    client.expect_line("timer 1 rang")?;
+    client.expect_line("late")?;
+    bed.log.wait_count("on_after_reload", 1, PATIENCE)?;
+    ensure!(bed.worker_errors().is_empty(), "{:?}", bed.worker_errors());
+    client.expect("echo there", "there")?;
+    bed.stop()?;
+    Ok(())
+}
+
+fn timers_without_end(cx: &Cx) -> Result<()> {
+    let mut bed = cx.testbed().flag("worker-num", 1).flag("max-wait-time", 1).start()?;
+    let mut client = bed.connect()?;
+    // Each takes longer than its period.
+    client.expect("tick 5 1000000 sleep 10", "timer 1")?;
+    client.expect_line("timer 1 sleep 10")?;
+    let before = bed.lives()[&0].pid;
+    bed.signal_master(Signal::USR1)?;
+    bed.wait_successor(0, before)?;
+    bed.log.wait_line(Source::Stdout, &["on_worker_stop", &format!("pid={before}")], PATIENCE)?;
+    ensure!(bed.worker_errors().is_empty(), "{:?}", bed.worker_errors());
+    bed.connect()?.expect("tick 5 1000000 sleep 10", "timer 1")?;
+    bed.signal_master(Signal::TERM)?;
+    let status = bed.wait_gone(PATIENCE)?;
+    ensure!(status.code() == Some(0), "ended with {status}");
+    ensure!(count(&bed, "on_worker_stop") == 2, "one was killed");
     Ok(())
 }
 

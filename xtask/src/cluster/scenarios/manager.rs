@@ -7,9 +7,10 @@ use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, full, once};
 use crate::cluster::proc;
 use anyhow::{Context, Result, ensure};
+use rustix::net::sockopt::set_socket_recv_buffer_size;
 use rustix::process::Signal;
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(super) static ALL: &[Scenario] = &[
     full(
@@ -54,6 +55,12 @@ pub(super) static ALL: &[Scenario] = &[
     .in_process(),
     once("manager_and_workers_gone", "a stop ends when nobody is left to be stopped", nobody_left)
         .in_process(),
+    full(
+        "manager_dead_family_stopped",
+        "a stop ends though its manager is dead, and somebody asks all workers to leave as well",
+        family_stopped,
+    )
+    .in_process(),
     once(
         "manager_starting_workers",
         "a worker that has not started when its manager dies is replaced",
@@ -63,6 +70,30 @@ pub(super) static ALL: &[Scenario] = &[
     once("manager_strays_are_reaped", "what workers have started and left behind leaves no zombie", strays)
         .in_process(),
 ];
+
+fn family_stopped(cx: &Cx) -> Result<()> {
+    let mut bed = cx.testbed().flag("worker-num", 2).flag("max-wait-time", 2).start()?;
+    // Whom the reactors wait for in the end.
+    let mut silent = bed.connect()?;
+    set_socket_recv_buffer_size(silent.writer()?, 8192)?;
+    silent.tell("big 6000000")?;
+    bed.wait_accepted(&silent)?;
+    let load = Load::start(bed.address()?, 4)?;
+    load.wait_more(100)?;
+    let workers = bed.workers();
+    proc::signal(bed.manager().context("there is no manager")?, Signal::KILL)?;
+    bed.signal_master(Signal::TERM)?;
+    for worker in workers {
+        let _ = proc::signal(worker, Signal::TERM);
+    }
+    let begun = Instant::now();
+    let status = bed.wait_gone(PATIENCE)?;
+    ensure!(status.code() == Some(0), "ended with {status}");
+    ensure!(begun.elapsed() < Duration::from_secs(6), "took {:?} of 2 s", begun.elapsed());
+    // Their connections have ended in the middle of something.
+    let _ = load.finish();
+    Ok(())
+}
 
 fn killed(cx: &Cx) -> Result<()> {
     let bed = cx.testbed().flag("worker-num", 2).start()?;

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use swoole_reactor::{Close, Event, Reactor, Token};
 
-use super::Life;
+use super::{Life, Own, Voice};
 use crate::board::{Clients, Phase};
 use crate::config::CloseListen;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::shared::Shared;
 use crate::stop::{LAST_CALL, QUIET, QUIET_TURNS};
-use crate::worker::drain::{Drain, Step, time_for_work};
+use crate::worker::drain::{finish_work, time_for_work};
 use crate::worker::{Timers, callbacks};
 
 /// How long connections may take to go when they are reset.
@@ -23,7 +23,8 @@ const DETACH_WAIT: Duration = Duration::from_secs(1);
 
 /// What a worker may take for a stop.
 pub(super) fn stop_time(shared: &Shared) -> Duration {
-    time_for_work(shared.config.max_wait_time)
+    let within = shared.config.max_wait_time;
+    time_for_work(shared.board.stop_time().map_or(within, |left| left.min(within)))
 }
 
 impl<H: Handler> Life<'_, H> {
@@ -55,7 +56,7 @@ impl<H: Handler> Life<'_, H> {
             turn.map_err(|error| Error::setup("wait for the listeners", error))?;
         }
         self.tell_departed(reactor);
-        self.finish_work(reactor, stop_time(&shared))?;
+        finish_work(&mut Own { life: self, reactor }, stop_time(&shared))?;
         let result = self.say_stop(reactor);
         if let Some(mailbox) = self.mailbox.take() {
             reactor.unwatch(mailbox);
@@ -110,46 +111,20 @@ impl<H: Handler> Life<'_, H> {
         self.packing = true;
         self.desk.pause_all(reactor);
         // Clients have yet to take what comes of it.
-        self.finish_work(reactor, time_for_work(within.saturating_sub(begun.elapsed())))?;
+        let left = within.saturating_sub(begun.elapsed());
+        finish_work(&mut Own { life: self, reactor }, time_for_work(left))?;
         let result = self.say_stop(reactor);
+        self.voice = Voice::Silent;
         self.desk.close_all(reactor, Close::AfterSend);
         self.turn_until(reactor, within.saturating_sub(begun.elapsed()), |life| !life.mesh.is_blocked())?;
         self.end_connections(reactor, within.saturating_sub(begun.elapsed()))?;
         result
     }
 
-    /// Waits for what its callbacks have begun, as long as there is time. Takes no more packets.
-    fn finish_work(&mut self, reactor: &mut Reactor, within: Duration) -> Result<()> {
-        let shared = Arc::clone(&self.duty.shared);
-        let mut drain = Drain::new(Instant::now(), within);
-        while !self.duty.is_finished() {
-            if let Some(left) = shared.board.stop_time() {
-                drain.limit(Instant::now(), time_for_work(left));
-            }
-            match drain.step(Instant::now()) {
-                Step::Call => self.callback(reactor, |handler, worker| {
-                    callbacks::exit(handler, worker);
-                    Ok(())
-                })?,
-                Step::Wait(longest) => {
-                    let before = self.duty.timers.taken();
-                    self.turn(reactor, Some(longest))?;
-                    if self.duty.timers.taken() != before {
-                        drain.worked(Instant::now());
-                    }
-                }
-                Step::GiveUp => {
-                    self.duty.give_up();
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// The last callback: no timer comes after it.
     fn say_stop(&mut self, reactor: &mut Reactor) -> Result<()> {
         let result = self.callback(reactor, callbacks::stop);
+        self.voice = Voice::Farewells;
         self.duty.timers = Timers::default();
         result
     }

@@ -29,6 +29,7 @@ use crate::rest::Rest;
 use crate::session::Arrival;
 use crate::shared::Shared;
 use crate::wire::RequestKind;
+use crate::worker::drain::{self, Cause};
 use crate::worker::{Duty, SIGNALS, callbacks, exit_code, introduce};
 
 /// How long a worker may take to leave when the manager is gone: the whole family has to be gone within a second.
@@ -82,6 +83,16 @@ enum Leave {
     Orphan,
 }
 
+/// What the user is still called back for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Voice {
+    All,
+    /// `on_worker_stop` was called: clients that have left, and nothing else.
+    Farewells,
+    /// Nobody hears of the clients that a stop closes.
+    Silent,
+}
+
 struct Life<'a, H> {
     handler: &'a mut H,
     duty: Duty,
@@ -105,6 +116,7 @@ struct Life<'a, H> {
     orphan: bool,
     /// Given away, and not yet left.
     heirlooms: Vec<Heirloom>,
+    voice: Voice,
     /// No packet is handled any more: what arrives is kept for whoever comes next.
     packing: bool,
 }
@@ -154,6 +166,7 @@ impl<'a, H: Handler> Life<'a, H> {
             manager: shared.board.manager_pid(),
             orphan: false,
             heirlooms: Vec::new(),
+            voice: Voice::All,
             packing: false,
         };
         Ok((life, reactor))
@@ -253,24 +266,15 @@ impl<'a, H: Handler> Life<'a, H> {
         events: std::result::Result<usize, swoole_reactor::Error>,
     ) -> Result<usize> {
         let events = events.map_err(|error| Error::setup("wait for work", error))?;
-        self.tell_departed(reactor);
-        self.run_timers(reactor)?;
+        match self.voice {
+            Voice::Silent => drop(self.desk.take_departed()),
+            _ => self.tell_departed(reactor),
+        }
+        if self.voice == Voice::All {
+            drain::run_timers(&mut Own { life: self, reactor })?;
+        }
         self.watch_blocked(reactor)?;
         Ok(events)
-    }
-
-    /// Calls the user for every timer that is due.
-    fn run_timers(&mut self, reactor: &mut Reactor) -> Result<()> {
-        // One that a callback sets for at once has its turn after the clients that wait.
-        let Some(now) = self.duty.timers.next().map(|_| Instant::now()) else { return Ok(()) };
-        while let Some(timer) = self.duty.timers.take_due(now) {
-            self.duty.shared.board.set_busy(self.duty.id, true);
-            self.callback(reactor, |handler, worker| {
-                callbacks::timer(handler, worker, timer);
-                Ok(())
-            })?;
-        }
-        Ok(())
     }
 
     fn leaves(&self) -> bool {
@@ -309,7 +313,9 @@ impl<'a, H: Handler> Life<'a, H> {
             Event::Timer { id } => match self.rest.end(id) {
                 // Whoever leaves makes room again.
                 Some(_) if self.full => {}
-                Some(listener) => reactor.resume_accept(listener),
+                Some(listener) if self.listeners.contains(&listener) => reactor.resume_accept(listener),
+                // A stop has closed or paused it.
+                Some(_) => {}
                 None => self.desk.timer(reactor, id),
             },
             Event::Ready { token, .. } if Some(token) == self.mailbox => self.take_parcels(reactor),
@@ -442,5 +448,32 @@ impl<'a, H: Handler> Life<'a, H> {
             self.turn(reactor, Some(left))?;
         }
         Ok(true)
+    }
+}
+
+/// A worker's life with its reactor.
+struct Own<'l, 'a, H> {
+    life: &'l mut Life<'a, H>,
+    reactor: &'l mut Reactor,
+}
+
+impl<H: Handler> drain::Life for Own<'_, '_, H> {
+    fn duty(&mut self) -> &mut Duty {
+        &mut self.life.duty
+    }
+
+    fn call(&mut self, cause: Cause) -> Result<()> {
+        self.life.callback(self.reactor, |handler, worker| {
+            callbacks::own(handler, worker, cause);
+            Ok(())
+        })
+    }
+
+    fn wait(&mut self, longest: Duration) -> Result<()> {
+        self.life.turn(self.reactor, Some(longest)).map(drop)
+    }
+
+    fn is_pointless(&self) -> bool {
+        false
     }
 }

@@ -371,6 +371,7 @@ impl Manager {
         match order {
             control::Order::Start => {}
             control::Order::Reload => self.reload(),
+            control::Order::HoldTurns => self.actions.extend(self.model.hold(now)),
             control::Order::Stop { within_ms } => {
                 self.stopping = true;
                 self.actions.extend(self.model.stop(now, Duration::from_millis(within_ms)));

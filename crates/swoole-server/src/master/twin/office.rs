@@ -215,6 +215,7 @@ impl World<'_> {
     pub(super) fn stop(&mut self, within: Duration) {
         self.at = At::Draining;
         self.stop_at = self.now + within;
+        self.order(Order::HoldTurns);
     }
 
     fn time_left(&self) -> Duration {
