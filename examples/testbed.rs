@@ -251,11 +251,7 @@ impl Testbed {
 
     /// Tells this worker's share of the clients that the connection ends.
     fn say_goodbye(&self, worker: &mut Worker, text: &[u8]) -> Result<()> {
-        let (worker_num, id) = (worker.worker_pids().len() as u64, u64::from(worker.id()));
-        let is_own = |session: &Session| {
-            session.to_string().parse::<u64>().is_ok_and(|number| number % worker_num == id)
-        };
-        for session in worker.sessions().filter(is_own).collect::<Vec<_>>() {
+        for session in worker.own_sessions().collect::<Vec<_>>() {
             match self.send_line(worker, session, text) {
                 Err(Error::NoSuchSession(_)) | Ok(()) => {}
                 Err(error) => return Err(error),

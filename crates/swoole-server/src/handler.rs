@@ -127,7 +127,8 @@ pub trait Handler {
     }
 
     /// A worker retires in order: reload, `max_request`, `max_memory`, stop. Not called for one that dies. In a stop
-    /// ([`Worker::is_stopping`]) this is the time to tell clients that the connection ends: what is sent here, they get.
+    /// ([`Worker::is_stopping`]) this is the time to tell clients that the connection ends
+    /// ([`Worker::own_sessions`]): what is sent here, they get.
     fn on_worker_stop(&mut self, worker: &mut Worker) -> Result<()> {
         let _ = worker;
         Ok(())

@@ -198,6 +198,11 @@ impl SessionTable {
         (session.place() % self.tables.len() as u32) as u16
     }
 
+    /// Which of so many workers has it in its share, if they share all sessions evenly.
+    pub(crate) fn share(&self, session: Session, workers: u16) -> u16 {
+        (session.place() % u32::from(workers.max(1))) as u16
+    }
+
     /// Its slot on that reactor.
     pub(crate) fn slot(&self, session: Session) -> usize {
         (session.place() / self.tables.len() as u32) as usize

@@ -249,6 +249,17 @@ impl Worker<'_> {
         self.shared().sessions.iter()
     }
 
+    /// This worker's share of all sessions, if all workers do something to all of them, as to tell them that the server stops
+    /// ([`on_worker_stop`](crate::Handler::on_worker_stop)): each is in the share of one worker. In Base mode those are its
+    /// own clients; in Process mode, where any worker can send to any client, they need not be those that it hears of.
+    pub fn own_sessions(&self) -> impl Iterator<Item = Session> + '_ {
+        let (shared, id) = (self.shared(), self.duty.id);
+        self.sessions().filter(move |session| match self.way {
+            Way::Own(_) => shared.sessions.reactor(*session) == id,
+            Way::Links(_) => shared.sessions.share(*session, shared.config.worker_num) == id,
+        })
+    }
+
     /// Lets a worker retire and be replaced: this one (`None`), after the present callback, or another one.
     ///
     /// # Errors
