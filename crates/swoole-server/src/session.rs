@@ -439,7 +439,7 @@ mod tests {
         let peers = ["127.0.0.1:1111", "[2001:db8::1]:2222"];
         std::thread::scope(|scope| {
             let writer = table.clone();
-            scope.spawn(move || {
+            let writer = scope.spawn(move || {
                 for round in 0..20_000 {
                     writer.open(session, &arrival(peers[round % 2]));
                 }
@@ -449,6 +449,7 @@ mod tests {
                     assert!(peers.iter().any(|peer| info.peer == peer.parse().ok()), "{info:?}");
                 }
             }
+            writer.join().unwrap();
         });
     }
 }
