@@ -12,8 +12,10 @@ use std::fmt::{self, Display};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Between two strikes, on average.
-const STRIKE: Duration = Duration::from_millis(50);
+/// Between two strikes, on average. Of ten, nine are meant for a worker: one is to die every 50 ms.
+const STRIKE: Duration = Duration::from_millis(45);
+/// How far strikes may be behind their time; what is older is left out.
+const BEHIND: Duration = Duration::from_millis(500);
 /// Between two reloads.
 const RELOAD: Duration = Duration::from_secs(3);
 /// Between two managers' deaths, on average.
@@ -84,11 +86,13 @@ impl<'a> Harms<'a> {
     /// Does harm until the time is up. The seed decides on what and when; whom it meets depends on the machine, too.
     pub(super) fn strike(mut self) -> Result<Struck> {
         let begin = Instant::now();
-        let mut reload = begin + RELOAD;
+        let (mut reload, mut next) = (begin + RELOAD, begin);
         while begin.elapsed() < self.cx.storm.length {
-            // Strikes are independent of each other, so the pauses are exponential.
+            // Strikes are independent of each other, so the pauses are exponential. They are on a clock: what a strike
+            // takes, as to stop a process for a while, puts off no other one.
             let pause = STRIKE.mul_f64(-(1.0 - self.rng.f64()).ln());
-            thread::sleep(pause.min(10 * STRIKE));
+            next = (next + pause.min(10 * STRIKE)).max(Instant::now() - BEHIND);
+            thread::sleep(next.saturating_duration_since(Instant::now()));
             if Instant::now() >= reload {
                 self.bed.signal_master(Signal::USR1)?;
                 self.struck.reloads += 1;
