@@ -134,7 +134,10 @@ impl Handler for Testbed {
     fn on_worker_stop(&mut self, worker: &mut Worker) -> Result<()> {
         say(format!("on_worker_stop worker={} pid={}", worker.id(), worker.pid()))?;
         match self.goodbye.take().filter(|_| worker.is_stopping()) {
-            Some(text) => self.say_goodbye(worker, text.as_bytes()),
+            Some(text) => {
+                let own: Vec<Session> = worker.own_sessions().collect();
+                self.send_to_all(worker, &own, text.as_bytes()).map(drop)
+            }
             None => Ok(()),
         }
     }
@@ -194,7 +197,10 @@ impl Testbed {
                 ))
             }
             Command::Send(session, line) => self.send_line(worker, session, line).and_then(|()| ok()),
-            Command::Broadcast(line) => text(format!("sent {}", self.broadcast(worker, client, line)?)),
+            Command::Broadcast(line) => {
+                let others: Vec<Session> = worker.sessions().filter(|session| *session != client).collect();
+                text(format!("sent {}", self.send_to_all(worker, &others, line)?))
+            }
             Command::Close(None) => worker.close(client).map(|()| None),
             Command::Close(Some(session)) => worker.close(session).and_then(|()| ok()),
             Command::Sleep(ms) => {
@@ -249,23 +255,11 @@ impl Testbed {
         worker.send(session, &[line, &self.line_end].concat())
     }
 
-    /// Tells this worker's share of the clients that the connection ends.
-    fn say_goodbye(&self, worker: &mut Worker, text: &[u8]) -> Result<()> {
-        for session in worker.own_sessions().collect::<Vec<_>>() {
-            match self.send_line(worker, session, text) {
-                Err(Error::NoSuchSession(_)) | Ok(()) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends a line to all sessions but one; how many got it.
-    fn broadcast(&self, worker: &mut Worker, except: Session, line: &[u8]) -> Result<usize> {
-        let others: Vec<Session> = worker.sessions().filter(|session| *session != except).collect();
+    /// Sends a line to these sessions; how many got it.
+    fn send_to_all(&self, worker: &mut Worker, sessions: &[Session], line: &[u8]) -> Result<usize> {
         let mut sent = 0;
-        for session in others {
-            match self.send_line(worker, session, line) {
+        for session in sessions {
+            match self.send_line(worker, *session, line) {
                 Ok(()) => sent += 1,
                 // It has left in the meantime.
                 Err(Error::NoSuchSession(_)) => {}

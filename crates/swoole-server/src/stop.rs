@@ -1,10 +1,58 @@
-//! How a stop takes in who had connected before it, in either mode.
+//! How a stop takes in who had connected before it, in either mode: the kernel has done its part of that already. Pure: time
+//! is passed in.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// For how long at most: who comes later than that has not connected before.
-pub(crate) const LAST_CALL: Duration = Duration::from_millis(100);
+const LAST_CALL: Duration = Duration::from_millis(100);
 /// So many turns in a row without anything new are enough. The first may end early, because of a signal.
-pub(crate) const QUIET_TURNS: u32 = 2;
+const QUIET_TURNS: u32 = 2;
 /// How long the second one may take.
-pub(crate) const QUIET: Duration = Duration::from_millis(1);
+const QUIET: Duration = Duration::from_millis(1);
+
+/// The last turns that somebody is accepted in.
+#[derive(Debug)]
+pub(crate) struct LastCall {
+    until: Instant,
+    /// Turns in a row in which nothing has come.
+    quiet: u32,
+}
+
+impl LastCall {
+    /// It begins now. The first turn does not wait.
+    pub(crate) fn new(now: Instant, at_most: Duration) -> LastCall {
+        LastCall { until: now + LAST_CALL.min(at_most), quiet: 0 }
+    }
+
+    /// A turn is over, in which something has come or not: how long the next one may take. `None`: there is none.
+    pub(crate) fn next(&mut self, now: Instant, heard: bool) -> Option<Duration> {
+        self.quiet = if heard { 0 } else { self.quiet + 1 };
+        (self.quiet < QUIET_TURNS && now < self.until).then(|| self.quiet * QUIET)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_ends_when_nobody_comes_any_more() {
+        let begin = Instant::now();
+        let mut call = LastCall::new(begin, Duration::MAX);
+        assert_eq!(call.next(begin, true), Some(Duration::ZERO));
+        assert_eq!(call.next(begin, false), Some(QUIET));
+        assert_eq!(call.next(begin, true), Some(Duration::ZERO), "somebody has come after all");
+        assert_eq!(call.next(begin, false), Some(QUIET));
+        assert_eq!(call.next(begin, false), None);
+    }
+
+    #[test]
+    fn it_ends_though_they_go_on_coming() {
+        let begin = Instant::now();
+        for (at_most, until) in [(Duration::MAX, LAST_CALL), (LAST_CALL / 4, LAST_CALL / 4)] {
+            let mut call = LastCall::new(begin, at_most);
+            assert!(call.next(begin + until - Duration::from_millis(1), true).is_some());
+            assert_eq!(call.next(begin + until, true), None);
+        }
+    }
+}

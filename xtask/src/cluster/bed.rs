@@ -284,6 +284,11 @@ impl Bed {
         lives
     }
 
+    /// How many lines of stdout start like this so far.
+    pub(super) fn count(&self, prefix: &str) -> usize {
+        self.log.texts(Source::Stdout).iter().filter(|line| line.starts_with(prefix)).count()
+    }
+
     /// The lines that tell of workers that died.
     pub(super) fn worker_errors(&self) -> Vec<String> {
         let lines = self.log.texts(Source::Stdout);

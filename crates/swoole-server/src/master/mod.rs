@@ -49,7 +49,7 @@ use crate::shared::{Lanes, Links, Shared};
 use crew::Crew;
 use mailbox::{Command, Mailbox, Note};
 use roster::Roster;
-use stop::LastCall;
+use stop::Closing;
 use succession::{Present, Succession};
 
 /// What workers get at least to leave in order, and clients to take what was sent to them, at the end.
@@ -101,7 +101,7 @@ pub(crate) fn run<H: Handler>(
         deadline: Instant::now(),
         at_once: false,
         alarm: None,
-        last_call: None,
+        closing: None,
         progress: None,
         drained: 0,
         ended: 0,
@@ -170,7 +170,7 @@ struct Office<H> {
     at_once: bool,
     /// Ends the present stage of a stop, if nothing else does.
     alarm: Option<TimerId>,
-    last_call: Option<LastCall>,
+    closing: Option<Closing>,
     /// When to say what a stop waits for.
     progress: Option<TimerId>,
     /// Reactor threads that have nothing left to answer, and those that have ended.
@@ -200,8 +200,8 @@ impl<H: Handler> Office<H> {
             }
             Event::Signal { info } => self.on_signal(reactor, info.signal),
             Event::Timer { id } if self.alarm == Some(id) => self.on_alarm(reactor),
-            Event::Timer { id } if self.last_call.as_ref().is_some_and(|call| call.timer == id) => {
-                self.end_last_call(reactor);
+            Event::Timer { id } if self.closing.as_ref().is_some_and(|closing| closing.timer == id) => {
+                self.end_turn(reactor);
             }
             Event::Timer { id } if self.progress == Some(id) => self.say_progress(reactor),
             Event::Timer { id } if self.succession.owns(id) => self.on_succession_timer(reactor),
@@ -367,8 +367,8 @@ impl<H: Handler> Office<H> {
         peer: Option<SocketAddr>,
     ) {
         let Some(index) = self.accepting.iter().position(|token| *token == listener) else { return };
-        match &mut self.last_call {
-            Some(call) => call.heard = true,
+        match &mut self.closing {
+            Some(closing) => closing.heard = true,
             None if self.stage > Stage::Serving => return,
             None => {}
         }

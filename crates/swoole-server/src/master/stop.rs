@@ -12,23 +12,15 @@ use crate::config::CloseListen;
 use crate::control::Order;
 use crate::error::Error;
 use crate::handler::Handler;
-use crate::stop::{LAST_CALL, QUIET, QUIET_TURNS};
+use crate::stop::LastCall;
 
-/// The last turns that somebody is accepted in.
-pub(super) struct LastCall {
-    since: Instant,
+/// Listening sockets are about to be closed.
+pub(super) struct Closing {
+    call: LastCall,
     /// The end of the present turn.
     pub(super) timer: TimerId,
     /// Somebody has come in it.
     pub(super) heard: bool,
-    /// Turns in a row in which nobody has.
-    quiet: u32,
-}
-
-impl LastCall {
-    fn new(reactor: &mut Reactor) -> LastCall {
-        LastCall { since: Instant::now(), timer: reactor.timer(Duration::ZERO), heard: false, quiet: 0 }
-    }
 }
 
 /// How often a stop says what it waits for.
@@ -50,24 +42,27 @@ impl<H: Handler> Office<H> {
         // Some time is for the successors of those that are leaving for another reason.
         self.shared.board.set_stop_time(within / 2);
         self.order(&Order::HoldTurns);
-        self.last_call = Some(LastCall::new(reactor));
+        let call = LastCall::new(Instant::now(), within);
+        self.closing = Some(Closing { call, timer: reactor.timer(Duration::ZERO), heard: false });
         if self.accepting.is_empty() {
-            self.end_last_call(reactor);
+            self.close_listeners(reactor);
         }
     }
 
-    /// Who had connected when the stop began is served: the kernel has done its part of that already. When nobody is left
-    /// in its queue, nobody else comes in.
-    pub(super) fn end_last_call(&mut self, reactor: &mut Reactor) {
-        let Some(mut call) = self.last_call.take() else { return };
-        reactor.cancel(call.timer);
-        call.quiet = if std::mem::take(&mut call.heard) { 0 } else { call.quiet + 1 };
-        let is_over = call.quiet >= QUIET_TURNS || call.since.elapsed() >= LAST_CALL;
-        if !is_over && self.stage == Stage::Draining && !self.accepting.is_empty() {
-            call.timer = reactor.timer(call.quiet * QUIET);
-            self.last_call = Some(call);
-            return;
+    /// A turn is over: closes the listening sockets, if nobody is to be accepted any more.
+    pub(super) fn end_turn(&mut self, reactor: &mut Reactor) {
+        let Some(closing) = &mut self.closing else { return };
+        let heard = std::mem::take(&mut closing.heard);
+        match closing.call.next(Instant::now(), heard) {
+            Some(wait) => closing.timer = reactor.timer(wait),
+            None => self.close_listeners(reactor),
         }
+    }
+
+    /// Nobody comes in any more, and reactors read nothing new.
+    fn close_listeners(&mut self, reactor: &mut Reactor) {
+        let Some(closing) = self.closing.take() else { return };
+        reactor.cancel(closing.timer);
         self.listeners.clear();
         match self.shared.config.close_listen {
             CloseListen::First => {
@@ -110,7 +105,7 @@ impl<H: Handler> Office<H> {
             return;
         }
         self.stage = Stage::Leaving;
-        self.end_last_call(reactor);
+        self.close_listeners(reactor);
         let within = self.time_left();
         self.shared.board.set_stop_time(within);
         // Before they are asked: so that they know why, and for those that have not begun or have no manager any more.
@@ -189,7 +184,7 @@ impl<H: Handler> Office<H> {
             return;
         }
         self.stage = Stage::Finishing;
-        self.end_last_call(reactor);
+        self.close_listeners(reactor);
         self.alarm.take().map(|alarm| reactor.cancel(alarm));
         let within = self.time_left();
         self.crew.tell(|| Command::Finish { within });

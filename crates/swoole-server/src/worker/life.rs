@@ -149,12 +149,12 @@ impl<'a, H: Handler> Life<'a, H> {
         let mut pace = Pace::new(&shared, reactor.map_or(Part::Alone, Part::WorkerOf));
         loop {
             shared.board.set_busy(self.duty.id, true);
-            let worked = self.pass()? | drain::run_timers(self)?;
-            // Timers alone can keep it from sleeping.
-            if worked && self.looked.elapsed() > LOOK_AFTER {
+            let (handled, timed) = (self.pass()?, drain::run_timers(self)?);
+            // Timers alone can keep it from sleeping; where packets do, a look at the clock is part of the pass.
+            if timed && self.looked.elapsed() > LOOK_AFTER {
                 self.look(Some(Duration::ZERO))?;
             }
-            if worked && !self.duty.retiring {
+            if (handled || timed) && !self.duty.retiring {
                 pace.worked();
                 continue;
             }
@@ -166,7 +166,7 @@ impl<'a, H: Handler> Life<'a, H> {
             if !spin.until(&mut pace, is_due) {
                 bell.arm();
                 let news = self.inboxes.iter().any(Inbox::has_news).then_some(Duration::ZERO);
-                self.look(news.or_else(|| self.duty.timers.wait()))?;
+                self.look(self.duty.timers.wait(news))?;
                 bell.disarm();
             }
         }
@@ -290,7 +290,7 @@ impl<H: Handler> drain::Life for Life<'_, H> {
     }
 
     fn wait(&mut self, longest: Duration) -> Result<()> {
-        self.look(Some(self.duty.timers.wait().map_or(longest, |timer| timer.min(longest))))?;
+        self.look(self.duty.timers.wait(Some(longest)))?;
         drain::run_timers(self).map(drop)
     }
 

@@ -75,9 +75,10 @@ impl Timers {
         self.next().is_some_and(|due| due <= Instant::now())
     }
 
-    /// The time to the first one, for somebody who is to wait no longer.
-    pub(crate) fn wait(&self) -> Option<Duration> {
-        self.next().map(|due| due.saturating_duration_since(Instant::now()))
+    /// How long somebody may wait who would wait for so long, or with `None` for ever: no longer than to the first one.
+    pub(crate) fn wait(&self, longest: Option<Duration>) -> Option<Duration> {
+        let first = self.next().map(|due| due.saturating_duration_since(Instant::now()));
+        [longest, first].into_iter().flatten().min()
     }
 
     fn set(&mut self, now: Instant, after: Duration, period: Option<Duration>) -> TimerId {

@@ -1,6 +1,6 @@
 //! Timers, and workers that leave when they have finished what they have begun.
 
-use crate::cluster::bed::{Bed, PATIENCE};
+use crate::cluster::bed::PATIENCE;
 use crate::cluster::load::Load;
 use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, full};
@@ -46,11 +46,6 @@ pub(super) static ALL: &[Scenario] = &[
     ),
     full("drain_killed", "a worker that dies on its way out leaves the slot to a successor", drain_killed),
 ];
-
-/// How many lines of stdout start like this so far.
-fn count(bed: &Bed, prefix: &str) -> usize {
-    bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with(prefix)).count()
-}
 
 fn timers(cx: &Cx) -> Result<()> {
     let bed = cx.testbed().flag("worker-num", 1).start()?;
@@ -152,7 +147,7 @@ fn drain_retire(cx: &Cx) -> Result<()> {
     let life = bed.wait_successor(0, before)?;
     client.expect_line(&format!("worker=0 pid={} generation=2 handled=1", life.pid))?;
     bed.log.wait_count("on_after_reload", 1, PATIENCE)?;
-    let asked = count(&bed, "on_worker_exit");
+    let asked = bed.count("on_worker_exit");
     ensure!(asked >= 3, "asked {asked} times in 0.7 s");
     ensure!(bed.worker_errors().is_empty(), "a worker did not leave in order");
     // By a client's wish, as by max_request.
@@ -200,7 +195,7 @@ fn drain_stop(cx: &Cx) -> Result<()> {
     }
     let status = bed.wait_gone(PATIENCE)?;
     ensure!(status.code() == Some(0), "ended with {status}");
-    ensure!(count(&bed, "on_worker_stop") == 2, "a worker has not left in order");
+    ensure!(bed.count("on_worker_stop") == 2, "a worker has not left in order");
     Ok(())
 }
 
@@ -215,7 +210,7 @@ fn drain_stop_bound(cx: &Cx) -> Result<()> {
     ensure!(status.code() == Some(0), "ended with {status}");
     ensure!(took < Duration::from_secs(4), "took {took:?} with a max_wait_time of 2 s");
     bed.log.wait_line(Source::Stderr, &["worker 0 leaves", "1 open reply"], PATIENCE)?;
-    ensure!(count(&bed, "on_worker_stop") == 1, "it was killed");
+    ensure!(bed.count("on_worker_stop") == 1, "it was killed");
     Ok(())
 }
 
@@ -268,7 +263,7 @@ fn timers_without_end(cx: &Cx) -> Result<()> {
     bed.signal_master(Signal::TERM)?;
     let status = bed.wait_gone(PATIENCE)?;
     ensure!(status.code() == Some(0), "ended with {status}");
-    ensure!(count(&bed, "on_worker_stop") == 2, "one was killed");
+    ensure!(bed.count("on_worker_stop") == 2, "one was killed");
     Ok(())
 }
 

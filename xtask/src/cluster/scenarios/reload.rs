@@ -39,11 +39,6 @@ fn pids(bed: &Bed) -> BTreeSet<i32> {
     bed.lives().values().map(|life| life.pid).collect()
 }
 
-/// How many lines of stdout start like this so far.
-fn count(bed: &Bed, prefix: &str) -> usize {
-    bed.log.texts(Source::Stdout).iter().filter(|line| line.starts_with(prefix)).count()
-}
-
 /// Waits for the end of reload number `count`, then checks that every worker is new and that there are as many.
 fn wait_reloaded(bed: &Bed, count: usize, before: &BTreeSet<i32>) -> Result<()> {
     bed.log.wait_count("on_before_reload", count, PATIENCE)?;
@@ -67,7 +62,7 @@ fn reload_under(cx: &Cx, mode: &str) -> Result<()> {
         load.wait_more(500)?;
     }
     load.finish_unharmed()?;
-    let errors = count(&bed, "on_worker_error");
+    let errors = bed.count("on_worker_error");
     ensure!(errors == 0, "{errors} workers did not retire but die");
     bed.stop()?;
     Ok(())
@@ -95,7 +90,7 @@ fn reload_command(cx: &Cx) -> Result<()> {
     client.expect("stop", "ok")?;
     bed.wait_successor(0, zero)?;
     client.expect("echo after both", "after both")?;
-    let errors = count(&bed, "on_worker_error");
+    let errors = bed.count("on_worker_error");
     ensure!(errors == 0, "{errors} workers did not retire but die");
     bed.stop()?;
     Ok(())
@@ -128,7 +123,7 @@ fn max_request(cx: &Cx) -> Result<()> {
     // Each goes when it is its turn, so it is turns that take their time, not requests.
     bed.log.wait_count("on_worker_start", 12, PATIENCE)?;
     load.finish_unharmed()?;
-    let errors = count(&bed, "on_worker_error");
+    let errors = bed.count("on_worker_error");
     ensure!(errors == 0, "{errors} workers did not retire but die");
     bed.stop()?;
     Ok(())
@@ -142,13 +137,13 @@ fn reload_amid_log_rotation(cx: &Cx) -> Result<()> {
         bed.signal_master(Signal::USR1)?;
         // As dense as can be: the moment that matters is a new worker's first.
         let start = Instant::now();
-        while count(&bed, "on_after_reload") < round {
+        while bed.count("on_after_reload") < round {
             bed.signal_master(Signal::HUP)?;
             ensure!(start.elapsed() < PATIENCE, "reload {round} does not end amid SIGHUPs");
         }
         wait_reloaded(&bed, round, &before)?;
     }
-    let errors = count(&bed, "on_worker_error");
+    let errors = bed.count("on_worker_error");
     ensure!(errors == 0, "{errors} workers did not retire but die");
 
     fs::rename(&current, &rotated)?;

@@ -12,7 +12,7 @@ use crate::config::CloseListen;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::shared::Shared;
-use crate::stop::{LAST_CALL, QUIET, QUIET_TURNS};
+use crate::stop::LastCall;
 use crate::worker::drain::{finish_work, time_for_work};
 use crate::worker::{Timers, callbacks};
 
@@ -84,11 +84,10 @@ impl<H: Handler> Life<'_, H> {
         self.duty.has_heir = false;
         let (mut hands, desk) = self.hands();
         desk.unpark(reactor, &mut hands, 0);
-        // Who had connected when the stop began is served: the kernel has done its part of that already.
-        let mut quiet = 0;
-        while quiet < QUIET_TURNS && begun.elapsed() < LAST_CALL.min(within / 4) {
-            let some = self.turn(reactor, Some(quiet * QUIET))? > 0;
-            quiet = if some { 0 } else { quiet + 1 };
+        let (mut call, mut wait) = (LastCall::new(begun, within / 4), Some(Duration::ZERO));
+        while let Some(longest) = wait {
+            let heard = self.turn(reactor, Some(longest))? > 0;
+            wait = call.next(Instant::now(), heard);
         }
         let is_first = self.duty.shared.config.close_listen == CloseListen::First;
         for listener in self.listeners.drain(..) {

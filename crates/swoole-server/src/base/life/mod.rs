@@ -244,7 +244,7 @@ impl<'a, H: Handler> Life<'a, H> {
     fn sleep(&mut self, reactor: &mut Reactor) -> Result<usize> {
         let (shared, id) = (Arc::clone(&self.duty.shared), self.duty.id);
         shared.board.set_busy(id, false);
-        let events = reactor.turn(self.duty.timers.wait(), |reactor, event| {
+        let events = reactor.turn(self.duty.timers.wait(None), |reactor, event| {
             shared.board.set_busy(id, true);
             self.on_event(reactor, event);
         });
@@ -253,9 +253,7 @@ impl<'a, H: Handler> Life<'a, H> {
 
     /// One turn, and what follows from its events.
     fn turn(&mut self, reactor: &mut Reactor, timeout: Option<Duration>) -> Result<usize> {
-        let timer = self.duty.timers.wait();
-        let timeout =
-            timer.map_or(timeout, |timer| Some(timeout.map_or(timer, |timeout| timeout.min(timer))));
+        let timeout = self.duty.timers.wait(timeout);
         let events = reactor.turn(timeout, |reactor, event| self.on_event(reactor, event));
         self.after_turn(reactor, events)
     }
