@@ -1,9 +1,10 @@
 //! Want of descriptors in a process that runs.
 
-use super::bed::Bed;
+use super::bed::{Bed, PATIENCE};
 use super::client::Client;
 use super::proc;
 use anyhow::{Context, Result};
+use std::collections::BTreeSet;
 
 /// Clients that come while there is no descriptor more.
 const NEWCOMERS: usize = 4;
@@ -37,11 +38,15 @@ impl Drought {
     pub(super) fn end(self, bed: &Bed) -> Result<()> {
         let master = bed.ready.master;
         proc::limit_files(master, self.before)?;
-        // Those whom it has forked meanwhile have its limit.
-        for pid in proc::descendants(master) {
-            // It may have ended this very moment.
-            let _ = proc::limit_files(pid, self.before);
-        }
+        // Those whom it has forked meanwhile have its limit, and so have those whom they fork before it is theirs.
+        let mut freed = BTreeSet::new();
+        proc::until("no process to lack descriptors", PATIENCE, || {
+            let family = proc::descendants(master).into_iter();
+            let late: Vec<i32> = family.filter(|pid| freed.insert(*pid)).collect();
+            // One may have ended this very moment.
+            late.iter().for_each(|pid| _ = proc::limit_files(*pid, self.before));
+            late.is_empty().then_some(())
+        })?;
         for mut client in self.newcomers {
             client
                 .expect("echo at last", "at last")

@@ -39,14 +39,14 @@ none may leave a process, a SysV queue, shared memory or a socket file behind. E
 pub(crate) const VORTEX_HELP: &str = "\
 cargo xtask vortex [OPTIONS]
 
-A storm over a real process tree in Process mode, under on_crash = retry. Every 50 ms on average a worker is killed, or
-armed to die at a chosen point of its way (mid-fragment, before its commit, between its commit and what follows it), or a
-process is stopped for up to 100 ms; every few seconds the manager is killed, all workers are reloaded, the master may have
-no more descriptors, the disk of the log is full (needs root). Meanwhile clients check that each packet is answered once, on
-its own connection, in its order: some as fast as they can, some through the smallest socket buffers, some a byte at a time,
-one of them a byte a second. Prints a tally; exit code 0 when nothing is lost, doubled, misdelivered or closed against the
-policy, and no process, descriptor or shared memory is left. A failure prints the command that repeats it. test-cluster has
-a short one.
+A storm over a real process tree in Process mode, under on_crash = retry. A worker is killed every 50 ms on average, and
+seven times a second one is armed to die at a chosen point of its way (mid-fragment, before its commit, between its commit
+and what follows it); every 5 s the manager is killed; every 3 s all workers are reloaded; twice a second a process is
+stopped for up to 100 ms; every few seconds the master or the manager may have no more descriptors, and the disk of the log
+is full (needs root). Meanwhile clients check that each packet is answered once, on its own connection, in its order: some
+as fast as they can, some through the smallest socket buffers, some a byte at a time, one of them a byte a second. Prints a
+tally; exit code 0 when nothing is lost, doubled, misdelivered or closed against the policy, and no process, descriptor or
+shared memory is left. A failure prints the command that repeats it. test-cluster has a short one.
 
   --seconds N       How long, for each backend and channel (60)
   --clients C       Connections, each with up to 16 packets under way (16); of each 8, one has small buffers, one is slow
