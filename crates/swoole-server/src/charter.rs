@@ -15,12 +15,12 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use swoole_ipc::Memory;
 use swoole_ipc::socketpair::{self, Endpoint, FDS_MAX, Kind};
-use swoole_supervisor::{Adopted, SlotId};
+use swoole_supervisor::Adopted;
 
 use crate::config::{Config, Ipc, Listen};
 use crate::error::{Error, Result};
 use crate::link::Lane;
-use crate::manager::WORKERS;
+use crate::manager::{seat_of, slot_of};
 use crate::plan::{LAYOUT, Plan};
 use crate::shared::{Lifeline, Links, Parts, Shared};
 use crate::stats::WorkerState;
@@ -43,7 +43,7 @@ struct Text {
     heirs: Vec<Heir>,
 }
 
-/// The last process of a worker's slot.
+/// The last process of a seat.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Heir {
     pub(crate) generation: u32,
@@ -74,7 +74,7 @@ impl Charter {
         let memory = links.memory().ok_or_else(|| broken("the shared memory is closed here"))?;
         let mut descriptors =
             vec![control.as_fd(), memory.as_fd(), shared.lifeline.as_fd(), shared.manager_bell.as_fd()];
-        let bells = [&shared.bells, &shared.rooms, &shared.reactor_bells];
+        let bells = [&shared.bells, &shared.rooms, &shared.reactor_bells, &shared.task_bells];
         descriptors.extend(bells.into_iter().flatten().map(|bell| bell.as_fd()));
         descriptors.extend(links.sockets().iter().flatten().flat_map(|lane| lane.fds()));
         descriptors.extend(heirs.iter().filter_map(|(_, process)| process.map(OwnedFd::as_fd)));
@@ -156,8 +156,9 @@ impl Text {
         let memory = Memory::from_fd("swoole", next()?).map_err(failed)?;
         let (lifeline, manager_bell) = (Lifeline::new(next()?), next()?);
         let mut several = |count: usize| (0..count).map(|_| next()).collect::<Result<Vec<_>>>();
-        let [bells, rooms, reactor_bells] = plan.bell_nums();
-        let (bells, rooms, reactor_bells) = (several(bells)?, several(rooms)?, several(reactor_bells)?);
+        let [bells, rooms, reactor_bells, task_bells] = plan.bell_nums();
+        let (bells, rooms) = (several(bells)?, several(rooms)?);
+        let (reactor_bells, task_bells) = (several(reactor_bells)?, several(task_bells)?);
         let mut socket = || Lane::from_fds(next()?, next()?).map(Arc::new).map_err(failed);
         let sockets = if config.ipc == Ipc::SocketPair {
             let lanes = (0..plan.workers).map(|_| (0..plan.links).map(|_| socket()).collect());
@@ -165,20 +166,22 @@ impl Text {
         } else {
             Vec::new()
         };
-        let adopt = |(heir, slot): (Heir, u16)| {
+        let adopt = |(heir, seat): (Heir, u16)| {
             let Heir { generation, pid, alive } = heir;
             let pid = Pid::from_raw(pid).ok_or_else(|| broken("a worker has no pid"))?;
             let pidfd = if alive { Some(next()?) } else { None };
-            Ok(Adopted { slot: SlotId { group: WORKERS, slot }, generation, pid, pidfd, leaving: false })
+            Ok(Adopted { slot: slot_of(seat, &config), generation, pid, pidfd, leaving: false })
         };
         let mut adopted = heirs.into_iter().zip(0..).map(adopt).collect::<Result<Vec<_>>>()?;
-        let parts = Parts { memory, lifeline, manager_bell, bells, rooms, reactor_bells, sockets };
-        let (shared, links) = Shared::assemble(config, addresses, keep, plan, parts)?;
+        let parts =
+            Parts { memory, lifeline, manager_bell, bells, rooms, reactor_bells, task_bells, sockets };
+        let master = Pid::from_raw(master).ok_or_else(|| broken("there is no master"))?;
+        let (shared, links) = Shared::assemble(config, addresses, keep, master, plan, parts)?;
         for worker in &mut adopted {
             // Whatever it was asked for by the last manager, that one cannot see it through.
-            worker.leaving = shared.board.worker_state(worker.slot.slot) == WorkerState::Retiring;
+            let seat = seat_of(worker.slot, &shared.config);
+            worker.leaving = shared.board.worker_state(seat) == WorkerState::Retiring;
         }
-        let master = Pid::from_raw(master).ok_or_else(|| broken("there is no master"))?;
         Ok(Charter { shared, links, control, master, adopted })
     }
 }

@@ -1,4 +1,5 @@
-//! What master and manager tell each other: one packet of a socketpair each, beside the data path.
+//! What master and manager tell each other: one packet of a socketpair each, beside the data path. A "worker" may be a task
+//! worker here: its number is a seat.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -25,8 +26,10 @@ const AGELESS: u64 = u64::MAX;
 pub(crate) enum Order {
     /// `on_start` has returned: the manager's turn.
     Start,
-    /// Replace the workers.
+    /// Replace all workers and task workers.
     Reload,
+    /// Replace the task workers.
+    ReloadTaskWorkers,
     /// The server is about to stop: ask nobody to leave because it is its turn.
     HoldTurns,
     /// End all workers, kill those that live on after so many milliseconds, and leave.
@@ -64,6 +67,7 @@ impl Order {
             Order::Reload => (2, vec![]),
             Order::Stop { within_ms } => (3, vec![*within_ms]),
             Order::HoldTurns => (6, vec![]),
+            Order::ReloadTaskWorkers => (7, vec![]),
             Order::Buried { worker, in_hand } => {
                 let in_hand = in_hand.iter().take(IN_HAND_MAX).flat_map(pack_in_hand);
                 (4, [u64::from(*worker)].into_iter().chain(in_hand).collect())
@@ -82,6 +86,7 @@ impl Order {
             (2, []) => Order::Reload,
             (3, &[within_ms]) => Order::Stop { within_ms },
             (6, []) => Order::HoldTurns,
+            (7, []) => Order::ReloadTaskWorkers,
             (4, [worker, in_hand @ ..]) => {
                 Order::Buried { worker: (*worker).try_into().ok()?, in_hand: unpack_all_in_hand(in_hand)? }
             }

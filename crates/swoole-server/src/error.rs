@@ -8,6 +8,7 @@ use swoole_sys::process::ForkError;
 
 use crate::config::ConfigError;
 use crate::session::Session;
+use crate::task::TaskError;
 
 /// What can go wrong, named by operation, object and remedy.
 ///
@@ -84,6 +85,32 @@ pub enum Error {
         /// What was asked for.
         time: std::time::Duration,
     },
+    /// There are no task workers.
+    #[error("there are no task workers: task_worker_num = 0")]
+    NoTaskWorkers,
+    /// There is no task worker with this id.
+    #[error("no such task worker: {task_worker} (task_worker_num = {task_worker_num})")]
+    NoSuchTaskWorker {
+        /// The id that was asked for.
+        task_worker: u16,
+        /// How many there are.
+        task_worker_num: u16,
+    },
+    /// So many tasks of this worker are under way as may be.
+    #[error("ask for a task: {max} of this worker's are under way (task_queue_max)")]
+    TaskQueueFull {
+        /// The limit.
+        max: usize,
+    },
+    /// A task that was waited for has no result.
+    #[error("wait for a task: {0}")]
+    Task(TaskError),
+    /// There is no task in hand that could be finished.
+    #[error("finish a task: there is none in hand, or it is finished already")]
+    NoTask,
+    /// The handler has no [`on_task`](crate::Handler::on_task).
+    #[error("the handler has no on_task")]
+    NoTaskHandler,
     /// There is no worker with this id.
     #[error("no such worker: {worker} (worker_num = {worker_num})")]
     NoSuchWorker {

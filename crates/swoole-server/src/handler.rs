@@ -7,9 +7,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use swoole_supervisor::ExitStatus;
 
 use crate::crash::PacketInHand;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::session::Session;
 use crate::shared::Shared;
+use crate::task::{TaskId, TaskInHand, TaskResult, TaskWorker};
 use crate::worker::{TimerId, Worker};
 
 /// A server's program. Its value is the state that forks copy.
@@ -25,14 +26,15 @@ use crate::worker::{TimerId, Worker};
 /// |---|---|---|
 /// | master | [`Master`] | `on_start`, `on_ready`, `on_before_shutdown`, `on_shutdown` |
 /// | manager | [`Manager`] | `on_manager_start`, `on_manager_stop`, `on_worker_error`, `on_before_reload`, `on_after_reload` |
-/// | worker | [`Worker`] | `on_worker_start`, `on_worker_exit`, `on_worker_stop`, `on_connect`, `on_receive`, `on_close`, `on_timer` |
+/// | worker | [`Worker`] | `on_worker_start`, `on_worker_exit`, `on_worker_stop`, `on_connect`, `on_receive`, `on_close`, `on_timer`, `on_finish` |
+/// | task worker | [`TaskWorker`] | `on_task_worker_start`, `on_task_worker_stop`, `on_task` |
 ///
 /// In Base mode there is no master process: its callbacks run in the manager, once, in the same order among the others,
 /// and on the same value as the manager's.
 ///
 /// At the start they run in this order, each after the one before has returned: `on_start`, `on_manager_start`,
-/// `on_worker_start` in all workers side by side, `on_ready`. At the end: `on_before_shutdown`, `on_worker_exit` where a
-/// worker has something to finish, `on_worker_stop`, `on_manager_stop`, `on_shutdown`.
+/// `on_worker_start` in all workers and `on_task_worker_start` in all task workers side by side, `on_ready`. At the end: `on_before_shutdown`, `on_worker_exit` where a
+/// worker has something to finish, `on_worker_stop`; when all workers are gone, `on_task_worker_stop`; `on_manager_stop`, `on_shutdown`.
 ///
 /// **Errors.** An error from `on_receive`, `on_connect` or `on_close` is logged with its session, and closes it; it is
 /// no crash. An error from a start callback stops that process from starting. Others are logged.
@@ -86,20 +88,20 @@ pub trait Handler {
         Ok(())
     }
 
-    /// A worker has died: by a signal, by a panic, with an exit code other than 0, or while it had a packet in
+    /// A worker or a task worker has died: by a signal, by a panic, with an exit code other than 0, or while it had a packet in
     /// hand. Its successor is forked afterwards, and sees what is written here.
     fn on_worker_error(&mut self, manager: &mut Manager, error: &WorkerError) -> Result<()> {
         let _ = (manager, error);
         Ok(())
     }
 
-    /// A reload begins: workers retire, and are replaced.
+    /// A reload begins: workers, or task workers, or both retire, and are replaced.
     fn on_before_reload(&mut self, manager: &mut Manager) -> Result<()> {
         let _ = manager;
         Ok(())
     }
 
-    /// A reload is over: all workers are new. Not called for a reload that was given up.
+    /// A reload is over: all of them are new. Not called for a reload that was given up.
     fn on_after_reload(&mut self, manager: &mut Manager) -> Result<()> {
         let _ = manager;
         Ok(())
@@ -156,6 +158,37 @@ pub trait Handler {
         Ok(())
     }
 
+    /// A task of this worker's is over: its result, or why there is none. Each is told of once, in the process that has
+    /// asked, and in no other. Its replies become visible when this returns. An error is logged, and no more.
+    fn on_finish(&mut self, worker: &mut Worker, task: TaskId, result: TaskResult) -> Result<()> {
+        let _ = (worker, task, result);
+        Ok(())
+    }
+
+    /// A task worker begins, before its first task. One that fails here is replaced, with growing delays.
+    fn on_task_worker_start(&mut self, worker: &mut TaskWorker) -> Result<()> {
+        let _ = worker;
+        Ok(())
+    }
+
+    /// A task worker retires in order: reload, `task_max_request`, stop. Not called for one that dies. In a stop all tasks are
+    /// done by then.
+    fn on_task_worker_stop(&mut self, worker: &mut TaskWorker) -> Result<()> {
+        let _ = worker;
+        Ok(())
+    }
+
+    /// A task, in a task worker: the worker that has asked is told what this returns ([`on_finish`](Handler::on_finish), or
+    /// [`Worker::task_wait`]). An error is logged, and told to it as [`TaskError::Failed`](crate::TaskError::Failed). A task
+    /// worker does one task at a time, and may take any time for it.
+    ///
+    /// If it dies in here, by a panic or otherwise, the task is lost, or another task worker begins it again:
+    /// [`task_retries`](crate::Config::task_retries).
+    fn on_task(&mut self, worker: &mut TaskWorker, task: TaskId, payload: &[u8]) -> Result<Vec<u8>> {
+        let _ = (worker, task, payload);
+        Err(Error::NoTaskHandler)
+    }
+
     /// A connection is gone, whoever closed it. Always in the connection's home worker, after its last packet there.
     /// Connections that last until the server stops are closed after the workers have left: nobody hears of those.
     fn on_close(&mut self, worker: &mut Worker, session: Session) -> Result<()> {
@@ -168,7 +201,9 @@ pub trait Handler {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct WorkerError {
-    /// The worker's slot, from 0.
+    /// What it was.
+    pub kind: WorkerKind,
+    /// Its slot, from 0; workers and task workers are counted by themselves.
     pub worker: u16,
     /// Which process of the slot it was, from 1.
     pub generation: u32,
@@ -178,6 +213,27 @@ pub struct WorkerError {
     pub status: ExitStatus,
     /// The packets that it had in hand: at most one from each reactor, as a rule one in all.
     pub in_hand: Vec<PacketInHand>,
+    /// The tasks that it had in hand, if it was a task worker: at most one.
+    pub tasks: Vec<TaskInHand>,
+}
+
+/// What a process does that the manager replaces.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum WorkerKind {
+    /// It handles packets.
+    Worker,
+    /// It does tasks.
+    TaskWorker,
+}
+
+impl fmt::Display for WorkerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            WorkerKind::Worker => "worker",
+            WorkerKind::TaskWorker => "task worker",
+        })
+    }
 }
 
 impl WorkerError {
@@ -189,10 +245,13 @@ impl WorkerError {
 
 impl fmt::Display for WorkerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let WorkerError { worker, generation, pid, status, in_hand } = self;
-        write!(f, "worker {worker} (pid {pid}, generation {generation}) died: {status}")?;
+        let WorkerError { kind, worker, generation, pid, status, in_hand, tasks } = self;
+        write!(f, "{kind} {worker} (pid {pid}, generation {generation}) died: {status}")?;
         for packet in in_hand {
             write!(f, "; {packet}")?;
+        }
+        for task in tasks {
+            write!(f, "; {task}")?;
         }
         Ok(())
     }
@@ -224,18 +283,34 @@ macro_rules! common {
                 &self.shared().addresses
             }
 
-            /// The server's counters.
-            pub fn stats(&self) -> crate::stats::Stats {
-                self.shared().board.stats()
+            /// The task workers' process ids, by slot; 0 where there is none at the moment.
+            pub fn task_worker_pids(&self) -> Vec<i32> {
+                let config = &self.shared().config;
+                let seats = (0..config.task_worker_num).map(|id| config.seat_of_task_worker(id));
+                seats.map(|seat| self.shared().board.worker_pid(seat)).collect()
             }
 
-            /// Replaces all workers, as `SIGUSR1` does. Returns at once.
+            /// The server's counters.
+            pub fn stats(&self) -> crate::stats::Stats {
+                self.shared().stats()
+            }
+
+            /// Replaces all workers and task workers, as `SIGUSR1` does. Returns at once.
             ///
             /// # Errors
             ///
             /// If the master (in Base mode, the manager) is gone.
             pub fn reload(&self) -> Result<()> {
                 crate::handler::signal(self.shared().board.master_pid(), Signal::USR1)
+            }
+
+            /// Replaces all task workers, as `SIGUSR2` does. Returns at once.
+            ///
+            /// # Errors
+            ///
+            /// If the master (in Base mode, the manager) is gone.
+            pub fn reload_task_workers(&self) -> Result<()> {
+                crate::handler::signal(self.shared().board.master_pid(), Signal::USR2)
             }
 
             /// Stops the server in order, as `SIGTERM` to the master does. Returns at once.

@@ -98,15 +98,17 @@ mod session;
 mod shared;
 mod stats;
 mod stop;
+mod task;
 mod wire;
 mod worker;
 
 pub use config::Config;
 pub use crash::{Fate, PacketInHand};
 pub use error::{Error, Result};
-pub use handler::{Handler, Manager, Master, WorkerError};
+pub use handler::{Handler, Manager, Master, WorkerError, WorkerKind};
 pub use server::Server;
 pub use session::{Session, SessionInfo};
 pub use stats::{Stats, WorkerState, WorkerStats};
 pub use swoole_supervisor::ExitStatus;
+pub use task::{TaskError, TaskFate, TaskId, TaskInHand, TaskResult, TaskStats, TaskWorker};
 pub use worker::{OpenReply, TimerId, Unfinished, Worker};

@@ -11,14 +11,17 @@ use crate::board::Board;
 use crate::config::{Config, Ipc, Mode};
 use crate::error::{Error, Result};
 use crate::session::SessionTable;
+use crate::task::store::{Shape, Store};
 
 /// Which layout this program has, and which meanings of what stands in it: of the parts, of the words in them, and of the
 /// records in the rings. Whoever changes one of them counts this up, so that nobody who knows another one takes part.
-pub(crate) const LAYOUT: u32 = 3;
+pub(crate) const LAYOUT: u32 = 4;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) workers: usize,
+    pub(crate) task_workers: usize,
+    tasks_shape: Shape,
     pub(crate) reactors: usize,
     /// Reactors that every worker is linked to.
     pub(crate) links: usize,
@@ -34,6 +37,8 @@ pub(crate) struct Plan {
     bells: usize,
     rooms: usize,
     reactor_bells: usize,
+    task_bells: usize,
+    tasks: usize,
     rings: usize,
     /// Bytes of all.
     pub(crate) size: usize,
@@ -51,6 +56,12 @@ impl Plan {
             0 => 0,
             size => Ring::size(size).map_err(|error| Error::setup("lay down the rings", error))?,
         };
+        let task_workers = usize::from(config.task_worker_num);
+        let tasks_shape = Shape {
+            askers: config.worker_num,
+            task_workers: config.task_worker_num,
+            slots: config.task_queue_max,
+        };
         let mut size = 0_usize;
         let mut part = |bytes: usize| {
             let start = size;
@@ -58,13 +69,17 @@ impl Plan {
             start
         };
         Ok(Plan {
-            board: part(Board::size(workers, reactors, links)),
+            board: part(Board::size(workers + task_workers, reactors, links)),
             sessions: part(SessionTable::size(reactors, slots)),
             bells: part(Words::size(workers, 1)),
             rooms: part(Words::size(workers, 1)),
             reactor_bells: part(Words::size(links, 1)),
+            task_bells: part(Words::size(task_workers, 1)),
+            tasks: part(tasks_shape.size()),
             rings: part(2 * ring_part * workers * links),
             workers,
+            task_workers,
+            tasks_shape,
             reactors,
             links,
             connections,
@@ -76,26 +91,33 @@ impl Plan {
     }
 
     pub(crate) fn board(&self, memory: &Memory) -> Result<Board> {
-        Board::map(memory, self.board, self.workers, self.reactors, self.links)
+        Board::map(memory, self.board, self.workers + self.task_workers, self.reactors, self.links)
     }
 
     pub(crate) fn sessions(&self, memory: &Memory) -> Result<SessionTable> {
         SessionTable::map(memory, self.sessions, self.reactors, self.slots)
     }
 
-    /// How many bells workers have, how many of them one for room, and how many reactors have one.
-    pub(crate) fn bell_nums(&self) -> [usize; 3] {
-        [self.workers, if self.links > 0 { self.workers } else { 0 }, self.links]
+    /// How many bells workers have, how many of them one for room, and how many reactors and task workers have one.
+    pub(crate) fn bell_nums(&self) -> [usize; 4] {
+        let rooms = if self.links > 0 { self.workers } else { 0 };
+        [self.workers, rooms, self.links, self.task_workers]
     }
 
     /// The words of those.
-    pub(crate) fn bells(&self, memory: &Memory) -> Result<[Vec<Words>; 3], swoole_ipc::Error> {
-        let [bells, rooms, reactor_bells] = self.bell_nums();
+    pub(crate) fn bells(&self, memory: &Memory) -> Result<[Vec<Words>; 4], swoole_ipc::Error> {
+        let [bells, rooms, reactor_bells, task_bells] = self.bell_nums();
         Ok([
             Words::open(memory, self.bells, bells, 1)?,
             Words::open(memory, self.rooms, rooms, 1)?,
             Words::open(memory, self.reactor_bells, reactor_bells, 1)?,
+            Words::open(memory, self.task_bells, task_bells, 1)?,
         ])
+    }
+
+    /// Where tasks are.
+    pub(crate) fn tasks(&self, memory: &Memory) -> Result<Store, swoole_ipc::Error> {
+        Store::map(memory, self.tasks, self.tasks_shape)
     }
 
     /// The rings between this worker and this reactor: for requests, and for replies.

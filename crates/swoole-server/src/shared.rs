@@ -14,6 +14,7 @@ use std::sync::Arc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, getpid};
 use swoole_ipc::socketpair::Endpoint;
 use swoole_ipc::words::Words;
 use swoole_ipc::{Doorbell, Memory};
@@ -27,6 +28,8 @@ use crate::error::{Error, Result};
 use crate::link::Lane;
 use crate::plan::Plan;
 use crate::session::SessionTable;
+use crate::stats::Stats;
+use crate::task::Tasks;
 
 pub(crate) struct Shared {
     pub(crate) config: Config,
@@ -44,6 +47,9 @@ pub(crate) struct Shared {
     pub(crate) rooms: Vec<Doorbell>,
     /// Wakes a reactor that waits for replies, by reactor.
     pub(crate) reactor_bells: Vec<Doorbell>,
+    /// Wakes a task worker that waits for tasks, by task worker.
+    pub(crate) task_bells: Vec<Doorbell>,
+    pub(crate) tasks: Tasks,
     pub(crate) manager_bell: ManagerBell,
     pub(crate) lifeline: Lifeline,
     /// Descriptors of the user's that every process keeps.
@@ -55,10 +61,11 @@ pub(crate) struct Parts {
     pub(crate) memory: Memory,
     pub(crate) lifeline: Lifeline,
     pub(crate) manager_bell: OwnedFd,
-    /// By worker, by worker, by reactor.
+    /// By worker, by worker, by reactor, by task worker.
     pub(crate) bells: Vec<OwnedFd>,
     pub(crate) rooms: Vec<OwnedFd>,
     pub(crate) reactor_bells: Vec<OwnedFd>,
+    pub(crate) task_bells: Vec<OwnedFd>,
     /// The socketpairs by worker (outer) and reactor, where links are such.
     pub(crate) sockets: Vec<Vec<Arc<Lane>>>,
 }
@@ -89,7 +96,7 @@ impl Shared {
         };
         let memory = Memory::create("swoole", plan.size)
             .map_err(|error| Error::setup(format!("make the shared memory ({} bytes)", plan.size), error))?;
-        let [worker_bells, rooms, reactor_bells] = plan.bell_nums();
+        let [worker_bells, rooms, reactor_bells, task_bells] = plan.bell_nums();
         let manager_bell = Doorbell::event("manager-bell")
             .map_err(|error| Error::setup("make the manager's bell (an eventfd)", error))?;
         let parts = Parts {
@@ -99,26 +106,31 @@ impl Shared {
             bells: bells("worker-bells", worker_bells)?,
             rooms: bells("worker-rooms", rooms)?,
             reactor_bells: bells("reactor-bells", reactor_bells)?,
+            task_bells: bells("task-bells", task_bells)?,
             sockets,
         };
-        let (shared, links) = Shared::assemble(config, addresses, keep, plan, parts)?;
+        let (shared, links) = Shared::assemble(config, addresses, keep, getpid(), plan, parts)?;
         Ok((shared, links, hold))
     }
 
-    /// The same of what another process has created: everything but `keep` as that one has it.
+    /// The same of what another process has created, the `master`: everything but `keep` as that one has it.
     pub(crate) fn assemble(
         config: Config,
         addresses: Vec<Listen>,
         keep: Vec<RawFd>,
+        master: Pid,
         plan: Plan,
         parts: Parts,
     ) -> Result<(Shared, Links)> {
-        let Parts { memory, lifeline, manager_bell, bells, rooms, reactor_bells, sockets } = parts;
+        let Parts { memory, lifeline, manager_bell, bells, rooms, reactor_bells, task_bells, sockets } =
+            parts;
         let words = plan.bells(&memory).map_err(|error| Error::setup("map the doorbells", error))?;
         let together = |words: Vec<Words>, events: Vec<OwnedFd>| {
             words.into_iter().zip(events).map(|(word, event)| Doorbell::new(word, event)).collect()
         };
-        let [bell_words, room_words, reactor_bell_words] = words;
+        let [bell_words, room_words, reactor_bell_words, task_bell_words] = words;
+        let store = plan.tasks(&memory).map_err(|error| Error::setup("map the memory for tasks", error))?;
+        let tasks = Tasks::new(store, &config.task_tmpdir, master.as_raw_pid(), config.task_retries);
         let shared = Shared {
             placement: Placement::new(&config)?,
             board: plan.board(&memory)?,
@@ -127,6 +139,8 @@ impl Shared {
             bells: together(bell_words, bells),
             rooms: together(room_words, rooms),
             reactor_bells: together(reactor_bell_words, reactor_bells),
+            task_bells: together(task_bell_words, task_bells),
+            tasks,
             manager_bell: ManagerBell(manager_bell),
             lifeline,
             keep,
@@ -145,15 +159,21 @@ impl Shared {
     /// What a worker keeps open besides its standard streams and its links.
     pub(crate) fn worker_keep(&self, worker: u16) -> Vec<RawFd> {
         let own = [&self.bells, &self.rooms].into_iter().filter_map(|bells| bells.get(usize::from(worker)));
-        let bells = own.chain(&self.reactor_bells).map(|bell| bell.as_fd().as_raw_fd());
-        bells.chain(self.common_keep()).collect()
+        let bells = own.chain(&self.reactor_bells).chain(&self.task_bells);
+        bells.map(|bell| bell.as_fd().as_raw_fd()).chain(self.common_keep()).collect()
+    }
+
+    /// What a task worker keeps open besides its standard streams.
+    pub(crate) fn task_worker_keep(&self) -> Vec<RawFd> {
+        let bells = self.bells.iter().chain(&self.task_bells);
+        bells.map(|bell| bell.as_fd().as_raw_fd()).chain(self.common_keep()).collect()
     }
 
     /// What the manager keeps open: all that its workers need, and its own end of the control channel.
     pub(crate) fn manager_keep(&self, links: &Links, control: &Endpoint) -> Vec<RawFd> {
         let workers = 0..self.config.worker_num;
         let own = workers.flat_map(|worker| [self.worker_keep(worker), links.keep(worker)].concat());
-        own.chain([control.as_fd().as_raw_fd()]).collect()
+        own.chain(self.task_worker_keep()).chain([control.as_fd().as_raw_fd()]).collect()
     }
 
     /// Makes what this worker only reads, and what concerns other workers only, read-only in its process.
@@ -161,13 +181,35 @@ impl Shared {
         let reactor = (self.config.mode == Mode::Base).then_some(usize::from(worker));
         self.sessions.protect_from(reactor)?;
         self.board.protect_from(worker, reactor)?;
+        self.tasks.store().protect_from(worker)?;
         Doorbell::protect_others(&self.bells, worker.into())?;
         Doorbell::protect_others(&self.rooms, worker.into())
     }
 
-    /// Lets all workers look at the board: something in it concerns them.
+    /// The same for a task worker: it writes to tasks of all workers, and rings all of them.
+    pub(crate) fn protect_from_task_worker(&self, seat: u16) -> Result<(), swoole_ipc::Error> {
+        self.sessions.protect_from(None)?;
+        self.board.protect_from(seat, None)
+    }
+
+    /// This process has had its share of work, and goes on until the manager says that it is its turn to leave. If there is
+    /// no manager, the next one finds this on the board.
+    #[cold]
+    pub(crate) fn tell_due(&self, seat: u16, generation: u32) {
+        self.board.set_due(seat, generation);
+        if let Err(error) = self.manager_bell.ring() {
+            tracing::error!("tell the manager that this process is due: {error}");
+        }
+    }
+
+    /// The server's counters.
+    pub(crate) fn stats(&self) -> Stats {
+        Stats { tasks: self.tasks.stats(), ..self.board.stats(self.config.worker_num) }
+    }
+
+    /// Lets all workers and task workers look at the board: something in it concerns them.
     pub(crate) fn wake_workers(&self) {
-        for bell in &self.bells {
+        for bell in self.bells.iter().chain(&self.task_bells) {
             if let Err(error) = bell.force() {
                 tracing::error!("wake a worker: {error}");
             }

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::task::TaskStats;
+
 /// The server's counters at one moment, the same from whichever process asks.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -34,6 +36,10 @@ pub struct Stats {
     pub respawn_count: u64,
     /// Each worker slot.
     pub workers: Vec<WorkerStats>,
+    /// Each task worker slot.
+    pub task_workers: Vec<WorkerStats>,
+    /// Tasks of all workers.
+    pub tasks: TaskStats,
 }
 
 /// Where a worker slot is in its life.
@@ -80,12 +86,12 @@ pub struct WorkerStats {
     pub generation: u32,
     /// Whether it waits for work.
     pub idle: bool,
-    /// Packets that this process has handled.
+    /// Packets, or tasks, that this process has handled.
     pub handled: u64,
 }
 
 impl Stats {
-    /// One line of JSON (RFC 8259): numbers, and a list of one object for each worker.
+    /// One line of JSON (RFC 8259): numbers, and lists of one object for each worker and task worker.
     pub fn to_json(&self) -> String {
         let mut json = String::from("{");
         for (name, value) in [
@@ -103,20 +109,36 @@ impl Stats {
             ("received_bytes", self.received_bytes),
             ("sent_bytes", self.sent_bytes),
             ("respawn_count", self.respawn_count),
+            ("task_worker_num", self.task_workers.len() as u64),
+            ("task_queued", self.tasks.queued),
+            ("task_running", self.tasks.running),
+            ("task_oldest_ms", self.tasks.oldest.as_millis() as u64),
+            ("task_done", self.tasks.done),
+            ("task_failed", self.tasks.failed),
+            ("task_lost", self.tasks.lost),
+            ("task_retried", self.tasks.retried),
+            ("task_orphaned", self.tasks.orphaned),
+            ("task_expired", self.tasks.expired),
+            ("task_refused", self.tasks.refused),
         ] {
             let _ = write!(json, "\"{name}\":{value},");
         }
-        json.push_str("\"workers\":[");
-        for (index, worker) in self.workers.iter().enumerate() {
-            let comma = if index == 0 { "" } else { "," };
-            let WorkerStats { id, pid, state, generation, idle, handled } = worker;
-            let state = state.name();
-            let _ = write!(
-                json,
-                "{comma}{{\"id\":{id},\"pid\":{pid},\"state\":\"{state}\",\"generation\":{generation},\"idle\":{idle},\"handled\":{handled}}}"
-            );
+        for (name, workers, end) in
+            [("workers", &self.workers, ","), ("task_workers", &self.task_workers, "}")]
+        {
+            let _ = write!(json, "\"{name}\":[");
+            for (index, worker) in workers.iter().enumerate() {
+                let comma = if index == 0 { "" } else { "," };
+                let WorkerStats { id, pid, state, generation, idle, handled } = worker;
+                let state = state.name();
+                let _ = write!(
+                    json,
+                    "{comma}{{\"id\":{id},\"pid\":{pid},\"state\":\"{state}\",\"generation\":{generation},\"idle\":{idle},\"handled\":{handled}}}"
+                );
+            }
+            json.push(']');
+            json.push_str(end);
         }
-        json.push_str("]}");
         json
     }
 }
@@ -132,12 +154,12 @@ mod tests {
         board.enter(0, 1);
         board.set_worker_pid(0, 41);
         board.set_worker_state(0, WorkerState::Running);
-        let json = board.stats().to_json();
+        let json = board.stats(2).to_json();
         assert!(json.starts_with("{\"start_time\":0,"), "{json}");
         assert!(
             json.ends_with(
                 "\"workers\":[{\"id\":0,\"pid\":41,\"state\":\"running\",\"generation\":1,\"idle\":true,\"handled\":0},\
-             {\"id\":1,\"pid\":0,\"state\":\"starting\",\"generation\":0,\"idle\":false,\"handled\":0}]}"
+             {\"id\":1,\"pid\":0,\"state\":\"starting\",\"generation\":0,\"idle\":false,\"handled\":0}],\"task_workers\":[]}"
             ),
             "{json}"
         );

@@ -69,8 +69,9 @@ impl Control {
         self.requests.push(Event::Hold);
     }
 
-    /// Asks all processes to retire, replaces none from now on, and kills those that are alive after
-    /// `within`; zero kills at once, [`Duration::MAX`] never. [`Supervisor::run`](crate::Supervisor::run) returns when all are gone.
+    /// Asks all processes to retire, one group after the other: the next one when those of the group before are gone, so that
+    /// who is asked for something by others is there, and is replaced, for as long as they are. Kills those that are alive after
+    /// `within`, of whatever group; zero kills at once, [`Duration::MAX`] never. [`Supervisor::run`](crate::Supervisor::run) returns when all are gone.
     ///
     /// A second call can make the bound earlier, never later.
     pub fn stop(&mut self, within: Duration) {

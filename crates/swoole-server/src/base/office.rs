@@ -16,7 +16,7 @@ use crate::board::{Clients, Counter, Phase};
 use crate::config::{CloseListen, Listen};
 use crate::error::{Error, Result};
 use crate::handler::{Handler, Master};
-use crate::manager::{Staff, Timer};
+use crate::manager::{Staff, TASK_WORKERS, Timer, WORKERS, seat_of};
 use crate::shared::Shared;
 
 pub(super) struct Office<H> {
@@ -42,7 +42,7 @@ impl<H: Handler> Office<H> {
         stalls: Stalls,
     ) -> Result<Office<H>> {
         Ok(Office {
-            seen: vec![false; stalls.len()],
+            seen: vec![false; shared.config.seats().into()],
             master: Master { shared: Arc::clone(&shared) },
             staff: Staff::new(handler, shared)?,
             premises,
@@ -83,7 +83,8 @@ impl<H: Handler> Office<H> {
 
     /// A worker has started, or has failed to: clients are served when all have.
     fn see(&mut self, slot: SlotId, control: &mut Control) {
-        self.seen[usize::from(slot.slot)] = true;
+        let seat = seat_of(slot, &self.shared().config);
+        self.seen[usize::from(seat)] = true;
         if let Some(Patience { timer, since }) = self.stop_wanted.take() {
             let within = self.shared().config.max_wait_time.saturating_sub(since.elapsed());
             if self.stop_if_nobody_waits(control, within) {
@@ -179,6 +180,7 @@ impl<H: Handler> Office<H> {
 
     /// All workers are gone: the last callbacks.
     pub(super) fn finish(mut self) -> Result<()> {
+        self.staff.shared.tasks.end();
         self.staff.call("on_manager_stop", |handler, manager| handler.on_manager_stop(manager));
         self.call("on_shutdown", |handler, master| handler.on_shutdown(master));
         drop(ManuallyDrop::into_inner(self.stalls));
@@ -221,6 +223,9 @@ struct Patience {
 
 impl<H: Handler> Program for Office<H> {
     fn run(&mut self, child: Child) -> i32 {
+        if child.group == TASK_WORKERS {
+            return crate::task::run(&mut self.staff.handler, &self.staff.shared, None, child);
+        }
         let own = self.stalls.swap_remove(usize::from(child.slot));
         life::run(&mut self.staff.handler, &self.staff.shared, &self.premises, own, child)
     }
@@ -230,20 +235,26 @@ impl<H: Handler> Program for Office<H> {
     }
 
     fn keep(&self, slot: SlotId) -> Vec<RawFd> {
+        if slot.group == TASK_WORKERS {
+            return self.shared().task_worker_keep();
+        }
         let worker = usize::from(slot.slot);
         let own = self.shared().worker_keep(slot.slot);
         own.into_iter().chain(raw(&self.stalls[worker])).chain(self.premises.keep(worker)).collect()
     }
 
     fn exited(&mut self, exit: &Exited, control: &mut Control) -> Settle {
-        let worker = exit.slot.slot;
-        self.staff.ended(worker);
-        self.forget_clients(worker);
-        let held = self.shared().board.held(worker);
-        if held.is_some() {
-            self.shared().board.count(worker.into(), Counter::Lost, 1);
+        let seat = seat_of(exit.slot, &self.shared().config);
+        self.staff.ended(seat);
+        let mut held = None;
+        if exit.slot.group == WORKERS {
+            self.forget_clients(seat);
+            held = self.shared().board.held(seat);
+            if held.is_some() {
+                self.shared().board.count(seat.into(), Counter::Lost, 1);
+            }
         }
-        self.shared().board.leave(worker);
+        self.shared().board.leave(seat);
         self.staff.bury(exit, held.into_iter().collect());
         self.see(exit.slot, control);
         Settle::Now
@@ -290,7 +301,8 @@ impl<H: Handler> Program for Office<H> {
             Signal::USR1 if self.shared().board.phase() < Phase::Serving => self.reload_wanted = true,
             Signal::USR1 if self.is_stopping(control) => {}
             Signal::USR1 => control.reload(Scope::All, None),
-            Signal::USR2 => tracing::info!("no task workers to reload"),
+            Signal::USR2 if self.is_stopping(control) || self.shared().board.phase() < Phase::Serving => {}
+            Signal::USR2 => self.staff.reload_task_workers(control),
             Signal::HUP => {
                 crate::log::reopen_or_say();
                 control.signal_all(Signal::HUP);

@@ -1,5 +1,7 @@
 //! The board: small facts that every process may read, one word each, in shared memory.
 //!
+//! Task workers have rows as workers have, behind theirs: the number of a row is a seat.
+//!
 //! Each word has one writer at a time: a worker's row is that worker's (it is cleared when the worker is gone), a
 //! reactor's row is that reactor's, which in Base mode is the worker's own, the rest (process ids among it) is the
 //! master's and the manager's. In a worker, all but its own rows is read-only. Readers take the words as they are: no
@@ -20,6 +22,7 @@ use crate::crash::{Fate, PacketInHand};
 use crate::error::{Error, Result};
 use crate::session::Session;
 use crate::stats::{Stats, WorkerState, WorkerStats};
+use crate::task::TaskStats;
 pub(crate) use lease::Lease;
 
 /// Where the server is in its life.
@@ -389,7 +392,17 @@ impl Board {
         word.store(word.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
     }
 
-    pub(crate) fn stats(&self) -> Stats {
+    /// All but the tasks. The first rows are those of `worker_num` workers, the others task workers'.
+    pub(crate) fn stats(&self, worker_num: u16) -> Stats {
+        let row = |seat, id| WorkerStats {
+            id,
+            pid: self.worker_pid(seat),
+            state: self.worker_state(seat),
+            generation: self.worker(seat, GENERATION).load(Ordering::Relaxed) as u32,
+            idle: self.is_idle(seat),
+            handled: self.worker(seat, HANDLED).load(Ordering::Relaxed),
+        };
+        let seats = self.workers.len() as u16;
         let sum = |counter: Counter| {
             (0..self.reactors.len())
                 .map(|reactor| self.reactor(reactor, counter as usize).load(Ordering::Relaxed))
@@ -411,16 +424,9 @@ impl Board {
             received_bytes: sum(Counter::Received),
             sent_bytes: sum(Counter::Sent),
             respawn_count: self.facts[RESPAWNS].load(Ordering::Relaxed),
-            workers: (0..self.workers.len() as u16)
-                .map(|id| WorkerStats {
-                    id,
-                    pid: self.worker_pid(id),
-                    state: self.worker_state(id),
-                    generation: self.worker(id, GENERATION).load(Ordering::Relaxed) as u32,
-                    idle: self.is_idle(id),
-                    handled: self.worker(id, HANDLED).load(Ordering::Relaxed),
-                })
-                .collect(),
+            workers: (0..worker_num).map(|id| row(id, id)).collect(),
+            task_workers: (worker_num..seats).map(|seat| row(seat, seat - worker_num)).collect(),
+            tasks: TaskStats::default(),
         }
     }
 }
@@ -461,7 +467,7 @@ mod tests {
                 assert_eq!(board.started(worker, reactor), u64::from(worker) * 100 + reactor as u64);
             }
         }
-        assert_eq!(board.stats().lost_count, 1023);
+        assert_eq!(board.stats(3).lost_count, 1023);
         let session = Session::new(5, 3);
         board.hold(1, Some((session, 77)));
         assert_eq!(board.held(1).map(|held| (held.session, held.size)), Some((session, 77)));

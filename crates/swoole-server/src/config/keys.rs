@@ -37,7 +37,7 @@ const fn key(name: &'static str, kind: Kind, help: &'static str) -> Key {
 }
 
 /// In the order of the fields of [`Config`](super::Config).
-pub(super) static KEYS: [Key; 41] = [
+pub(super) static KEYS: [Key; 46] = [
     key("listen", Listen, "where clients connect; may repeat"),
     key("mode", Choice(&["process", "base"]), "how the work is divided between processes"),
     key("worker_num", Count(1, 1024), "worker processes"),
@@ -61,6 +61,19 @@ pub(super) static KEYS: [Key; 41] = [
     key("package_length_offset", Count(0, 65535), "length: bytes before the length field"),
     key("package_body_offset", Count(0, 65535), "length: bytes that the length does not count"),
     key("package_max_length", Size(64, GIB), "bytes of the longest packet"),
+    key("task_worker_num", Count(0, 1024), "task worker processes"),
+    key("task_queue_max", Count(1, 65535), "tasks of one worker under way at one time"),
+    key("task_retries", Count(0, 100), "how many more task workers begin a task that one has died on"),
+    key(
+        "task_max_request",
+        Count(0, i64::MAX as u64),
+        "tasks after which a task worker is replaced in its turn, 0 for no limit",
+    ),
+    key(
+        "task_tmpdir",
+        Text("DIR", "a directory"),
+        "where tasks of more than 8 KiB lie while they are under way",
+    ),
     key("dispatch_mode", Choice(&["fixed", "round_robin", "idle"]), "which worker gets a packet"),
     key("on_crash", Choice(&["close", "retry", "drop"]), "what becomes of the packet that a worker died on"),
     key("crash_retries", Count(0, 100), "on_crash = retry: how many more workers get it"),

@@ -120,6 +120,29 @@ pub struct Config {
     #[serde(with = "value::size")]
     pub package_max_length: usize,
 
+    /// Task worker processes, 0..=1024: they do what workers ask of them ([`Worker::task`](crate::Worker::task)). Default 0.
+    /// Swoole: `task_worker_num`.
+    pub task_worker_num: u16,
+
+    /// Tasks of one worker that may be under way at one time, 1..=65535: they wait, or a task worker is at them, or their
+    /// results wait. Default 1024. To ask for one more is an error. Shared memory is set aside for them, 16 KiB each, of
+    /// which the system gives out what is used. (In Swoole they wait in the socket, and then in memory, without limit.)
+    pub task_queue_max: usize,
+
+    /// How many more task workers begin a task that one has died on, 0..=100. Default 0: it is lost, and its worker is
+    /// told ([`TaskError::Lost`](crate::TaskError::Lost)). With more, a task may be begun twice: what it does to the rest
+    /// of the world should not mind. (Swoole loses it silently.)
+    pub task_retries: u32,
+
+    /// Tasks after which a task worker is due to be replaced, in its turn; 0 (default) for no limit. Above 10, half as many
+    /// more by chance, as for `max_request`. Swoole: `task_max_request`.
+    pub task_max_request: u64,
+
+    /// A directory for payloads and results of more than 8 KiB, which travel in files. Default: that for temporary files
+    /// (`TMPDIR`, `/tmp`). They are gone when the task is; what a server that was killed has left, the next one removes.
+    /// Swoole: `task_tmpdir`.
+    pub task_tmpdir: PathBuf,
+
     /// Which worker gets a packet. Default [`DispatchMode::Fixed`]. Swoole: `dispatch_mode`.
     pub dispatch_mode: DispatchMode,
 
@@ -266,6 +289,11 @@ impl Default for Config {
             package_length_offset: 0,
             package_body_offset: 4,
             package_max_length: 2 * MIB,
+            task_worker_num: 0,
+            task_queue_max: 1024,
+            task_retries: 0,
+            task_max_request: 0,
+            task_tmpdir: std::env::temp_dir(),
             dispatch_mode: DispatchMode::Fixed,
             on_crash: OnCrash::Close,
             crash_retries: 1,

@@ -34,6 +34,7 @@ impl Config {
         self.check_supported()?;
         check_count("worker_num", self.worker_num.into())?;
         check_count("reactor_num", self.reactor_num.into())?;
+        self.check_tasks()?;
         check_count("package_length_offset", self.package_length_offset as u64)?;
         check_count("package_body_offset", self.package_body_offset as u64)?;
         check_size("package_max_length", self.package_max_length)?;
@@ -93,6 +94,17 @@ impl Config {
         Ok(())
     }
 
+    fn check_tasks(&self) -> Result<(), ConfigError> {
+        check_count("task_worker_num", self.task_worker_num.into())?;
+        check_count("task_queue_max", self.task_queue_max as u64)?;
+        check_count("task_retries", self.task_retries.into())?;
+        // Where there are none, it does not matter.
+        if self.task_worker_num > 0 && !self.task_tmpdir.is_dir() {
+            return Err(wrong("task_tmpdir", self.task_tmpdir.display()));
+        }
+        Ok(())
+    }
+
     fn check_rings(&self) -> Result<(), ConfigError> {
         check_size("ring_size", self.ring_size)?;
         if !self.ring_size.is_power_of_two() {
@@ -111,6 +123,15 @@ impl Config {
             return Err(ConfigError::value("ring_memory_max", size::format(self.ring_memory_max), expected));
         }
         Ok(())
+    }
+
+    /// Places for processes that work: first the workers', then the task workers'.
+    pub(crate) fn seats(&self) -> u16 {
+        self.worker_num + self.task_worker_num
+    }
+
+    pub(crate) fn seat_of_task_worker(&self, id: u16) -> u16 {
+        self.worker_num + id
     }
 
     /// How many reactors there are: threads of the master, or in Base mode the workers themselves.
@@ -168,8 +189,12 @@ impl Config {
 
     /// How many packets at most a worker handles beyond `max_request`.
     pub fn request_grace(&self) -> u64 {
-        let default = if self.max_request > 10 { self.max_request / 2 } else { 0 };
-        self.max_request_grace.unwrap_or(default)
+        self.max_request_grace.unwrap_or(grace_of(self.max_request))
+    }
+
+    /// How many tasks at most a task worker handles beyond `task_max_request`.
+    pub fn task_request_grace(&self) -> u64 {
+        grace_of(self.task_max_request)
     }
 
     /// How many clients the server can have: `max_connection`, or less if the limit of open files
@@ -180,7 +205,7 @@ impl Config {
     /// If that limit does not even suffice for the server itself.
     pub fn connection_limit(&self) -> Result<usize, ConfigError> {
         let (workers, reactors) = (u64::from(self.worker_num), self.reactors() as u64);
-        let peers = workers + reactors;
+        let peers = workers + u64::from(self.task_worker_num) + reactors;
         let links = if self.mode == Mode::Process { workers * reactors } else { 0 };
         let lanes = if self.ipc == Ipc::SocketPair { DESCRIPTORS_PER_SOCKETPAIR * links } else { 0 };
         let reserve = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_PEER * peers + lanes;
@@ -208,6 +233,10 @@ impl Config {
         }
         Ok(limit)
     }
+}
+
+fn grace_of(limit: u64) -> u64 {
+    if limit > 10 { limit / 2 } else { 0 }
 }
 
 fn expected(key: &str) -> String {

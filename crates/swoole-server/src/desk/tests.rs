@@ -73,5 +73,5 @@ fn a_connection_whose_place_is_taken_before_it_is_reported_closed_still_leaves()
         turn.unwrap();
     }
     assert!(desk.is_empty());
-    assert_eq!(shared.board.stats().close_count, 2);
+    assert_eq!(shared.stats().close_count, 2);
 }

@@ -34,7 +34,7 @@ use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::log::{Identity, Role};
 use crate::shared::{Links, Shared};
-pub(crate) use staff::{Staff, WORKERS};
+pub(crate) use staff::{Staff, TASK_WORKERS, WORKERS, seat_of, slot_of};
 pub(crate) use timer::Timer;
 
 /// How long orphans may take to finish: the whole family has to be gone within a second.
@@ -72,7 +72,8 @@ pub(crate) fn take_over<H: Handler>(handler: H, keep: Vec<RawFd>, channel: Owned
         let mut office = Office::new(handler, shared, links, control, master)?;
         office.staff.take_over()?;
         let gone = adopted.iter().filter(|adopted| adopted.pidfd.is_none());
-        office.vanished = gone.map(|adopted| (adopted.slot.slot, adopted.generation)).collect();
+        let seat = |adopted: &Adopted| seat_of(adopted.slot, &office.staff.shared.config);
+        office.vanished = gone.map(|adopted| (seat(adopted), adopted.generation)).collect();
         office.reload_wanted = office.staff.shared.board.is_reloading();
         office
             .staff
@@ -125,6 +126,7 @@ fn serve<H: Handler>(office: Office<H>, adopted: Vec<Adopted>) -> Result<bool> {
     for worker in office.graves.keys().copied().collect::<Vec<_>>() {
         office.bury(worker, Vec::new());
     }
+    office.staff.shared.tasks.end();
     office.staff.call("on_manager_stop", |handler, manager| handler.on_manager_stop(manager));
     Ok(!office.failed)
 }
@@ -138,12 +140,12 @@ struct Office<H> {
     master: Pid,
     /// Since how many deaths of managers this one reigns.
     reign: u64,
-    /// The workers that an earlier manager has forked and that are gone, but of which the master has not told yet: each
-    /// with its generation.
+    /// The processes that an earlier manager has forked and that are gone, but of which the master has not told yet: each
+    /// by its seat, with its generation.
     vanished: HashMap<u16, u32>,
     /// What those of which it has told had in hand, until they are buried.
     estates: HashMap<u16, Vec<PacketInHand>>,
-    /// The dead whose estate the reactors have not settled yet, by worker.
+    /// The dead whose estate the reactors have not settled yet, by seat.
     graves: HashMap<u16, Exited>,
     /// The last manager was at a reload.
     reload_wanted: bool,
@@ -153,6 +155,9 @@ struct Office<H> {
 
 impl<H: Handler> Program for Office<H> {
     fn run(&mut self, child: Child) -> i32 {
+        if child.group == TASK_WORKERS {
+            return crate::task::run(&mut self.staff.handler, &self.staff.shared, Some(self.reign), child);
+        }
         // This process is none of the other workers: their sockets are closed, so that none may be put away by its
         // owner here, which stays.
         let links = self.links.open_own(child.slot);
@@ -164,11 +169,14 @@ impl<H: Handler> Program for Office<H> {
     }
 
     fn keep(&self, slot: SlotId) -> Vec<RawFd> {
+        if slot.group == TASK_WORKERS {
+            return self.staff.shared.task_worker_keep();
+        }
         [self.staff.shared.worker_keep(slot.slot), self.links.keep(slot.slot)].concat()
     }
 
     fn exited(&mut self, exit: &Exited, control: &mut Control) -> Settle {
-        let worker = exit.slot.slot;
+        let worker = self.seat(exit.slot);
         self.staff.ended(worker);
         self.graves.insert(worker, *exit);
         if let Some(in_hand) = self.estates.remove(&worker) {
@@ -208,14 +216,14 @@ impl<H: Handler> Program for Office<H> {
             Report::Started { slot, generation, pid } => {
                 let pid = pid.as_raw_pid();
                 let complete = self.staff.started(*slot, *generation, pid);
-                self.tell(&News::Forked { worker: slot.slot, generation: *generation, pid });
+                self.tell(&News::Forked { worker: self.seat(*slot), generation: *generation, pid });
                 if complete {
                     self.tell(&News::AllForked);
                 }
             }
             Report::Ready { slot, generation, .. } => {
                 self.staff.ready(*slot);
-                self.tell(&News::Ready { worker: slot.slot, generation: *generation });
+                self.tell(&News::Ready { worker: self.seat(*slot), generation: *generation });
             }
             other => self.staff.tell(other),
         }
@@ -226,7 +234,7 @@ impl<H: Handler> Program for Office<H> {
             control.ended(slot, generation, ExitStatus::Unknown);
         } else {
             // Its parent is the master, which tells.
-            self.vanished.insert(slot.slot, generation);
+            self.vanished.insert(self.seat(slot), generation);
         }
     }
 
@@ -236,7 +244,7 @@ impl<H: Handler> Program for Office<H> {
             Signal::TERM => self.tell(&News::StopWanted),
             Signal::USR1 => control.reload(Scope::All, None),
             Signal::HUP => crate::log::reopen_or_say(),
-            Signal::USR2 => tracing::info!("no task workers to reload"),
+            Signal::USR2 => self.staff.reload_task_workers(control),
             _ => {}
         }
     }
@@ -294,18 +302,27 @@ impl<H: Handler> Office<H> {
                 }
             },
             Order::Reload => control.reload(Scope::All, None),
+            Order::ReloadTaskWorkers => self.staff.reload_task_workers(control),
             Order::HoldTurns => control.hold_turns(),
             Order::Stop { within_ms } => control.stop(Duration::from_millis(within_ms)),
             Order::Buried { worker, in_hand } => {
                 self.bury(worker, in_hand);
-                control.settled(SlotId { group: WORKERS, slot: worker });
+                control.settled(self.slot(worker));
             }
             Order::Ended { worker, generation, status, in_hand } => {
                 self.vanished.remove(&worker);
                 self.estates.insert(worker, in_hand);
-                control.ended(SlotId { group: WORKERS, slot: worker }, generation, status);
+                control.ended(self.slot(worker), generation, status);
             }
         }
+    }
+
+    fn seat(&self, slot: SlotId) -> u16 {
+        seat_of(slot, &self.staff.shared.config)
+    }
+
+    fn slot(&self, seat: u16) -> SlotId {
+        slot_of(seat, &self.staff.shared.config)
     }
 
     /// What a dead worker left is settled, or will never be.
@@ -331,8 +348,8 @@ impl<H: Handler> Office<H> {
         if !control.is_stopping() {
             tracing::error!("the master (pid {}) is gone: all workers stop", self.master.as_raw_pid());
         }
-        for (worker, generation) in self.vanished.drain() {
-            control.ended(SlotId { group: WORKERS, slot: worker }, generation, ExitStatus::Unknown);
+        for (worker, generation) in std::mem::take(&mut self.vanished) {
+            control.ended(self.slot(worker), generation, ExitStatus::Unknown);
         }
         control.stop(ORPHAN_WAIT);
     }

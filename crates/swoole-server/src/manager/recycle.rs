@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::param::page_size;
 use swoole_supervisor::{Control, SlotId};
 
-use super::WORKERS;
+use super::staff::{name, slot_of};
 use super::timer::Timer;
 use crate::error::{Error, Result};
 use crate::shared::Shared;
@@ -30,8 +30,8 @@ pub(crate) struct Recycler {
 
 impl Recycler {
     pub(crate) fn new(shared: &Shared) -> Result<Recycler> {
-        let (limit, workers) = (shared.config.max_memory as u64, shared.config.worker_num);
-        let scale = if limit > 0 { Some(Scale::new(limit, workers)?) } else { None };
+        let (limit, seats) = (shared.config.max_memory as u64, shared.config.seats());
+        let scale = if limit > 0 { Some(Scale::new(limit, seats)?) } else { None };
         Ok(Recycler { scale })
     }
 
@@ -59,11 +59,11 @@ impl Recycler {
 }
 
 fn look_at_board(shared: &Shared, control: &mut Control) {
-    for worker in 0..shared.config.worker_num {
+    for seat in 0..shared.config.seats() {
         // What a worker has written there can cost itself its place, and nobody else.
-        let generation = shared.board.due(worker);
+        let generation = shared.board.due(seat);
         if generation != 0 {
-            control.recycle(SlotId { group: WORKERS, slot: worker }, generation);
+            control.recycle(slot_of(seat, &shared.config), generation);
         }
     }
 }
@@ -74,34 +74,39 @@ struct Scale {
     limit: u64,
     /// Whose turn it is.
     next: u16,
-    /// The generation that was last found too large, by worker.
+    /// The generation that was last found too large, by seat.
     told: Vec<u32>,
 }
 
 impl Scale {
-    fn new(limit: u64, workers: u16) -> Result<Scale> {
+    fn new(limit: u64, seats: u16) -> Result<Scale> {
         // Where the kernel does not tell, that is to be known at the start.
         size_above("self", 0)
             .map_err(|error| Error::setup("look how large workers are (max_memory)", error))?;
         let timer = Timer::every(PERIOD).map_err(|error| {
             Error::setup("look how large workers are (timerfd)", std::io::Error::from(error))
         })?;
-        Ok(Scale { timer, limit, next: 0, told: vec![0; workers.into()] })
+        Ok(Scale { timer, limit, next: 0, told: vec![0; seats.into()] })
     }
 
     fn weigh(&mut self, shared: &Shared, control: &mut Control) {
         let begun = Instant::now();
         for _ in 0..self.told.len() {
-            let worker = self.next;
-            self.next = (worker + 1) % self.told.len() as u16;
-            let slot = SlotId { group: WORKERS, slot: worker };
+            let seat = self.next;
+            self.next = (seat + 1) % self.told.len() as u16;
+            let slot = slot_of(seat, &shared.config);
             let process = control.pids().iter().find(|(live, ..)| *live == slot);
             // The board knows nobody who is gone and not yet accounted for, and whose number may be anybody's.
             if let Some(&(_, generation, pid)) = process
-                && self.told[usize::from(worker)] != generation
-                && shared.board.worker_pid(worker) == pid.as_raw_pid()
+                && self.told[usize::from(seat)] != generation
+                && shared.board.worker_pid(seat) == pid.as_raw_pid()
             {
-                self.weigh_one(worker, generation, pid.as_raw_pid(), control);
+                self.told[usize::from(seat)] = if self.is_large(slot, pid.as_raw_pid()) {
+                    control.recycle(slot, generation);
+                    generation
+                } else {
+                    0
+                };
             }
             if begun.elapsed() >= GO {
                 return;
@@ -109,22 +114,22 @@ impl Scale {
         }
     }
 
-    fn weigh_one(&mut self, worker: u16, generation: u32, pid: i32, control: &mut Control) {
+    /// Whether this process is larger than it may be; then the log says so.
+    fn is_large(&self, slot: SlotId, pid: i32) -> bool {
         let size = size_above(&pid.to_string(), self.limit).unwrap_or_else(|error| {
             // It may have ended this very moment.
-            tracing::debug!("worker {worker} (pid {pid}): {error}");
+            tracing::debug!("{} (pid {pid}): {error}", name(slot));
             None
         });
         if let Some(size) = size {
-            self.told[usize::from(worker)] = generation;
             tracing::warn!(
-                "worker {worker} (pid {pid}) has {} of private memory, more than max_memory = {}: it is replaced when its \
-                 turn comes",
+                "{} (pid {pid}) has {} of private memory, more than max_memory = {}: it is replaced when its turn comes",
+                name(slot),
                 mebibytes(size),
                 mebibytes(self.limit)
             );
-            control.recycle(SlotId { group: WORKERS, slot: worker }, generation);
         }
+        size.is_some()
     }
 }
 

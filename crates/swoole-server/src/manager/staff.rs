@@ -3,7 +3,9 @@
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::sync::Arc;
 
-use swoole_supervisor::{Control, ExitStatus, Exited, GroupConfig, Options, ReloadMode, Report, SlotId};
+use swoole_supervisor::{
+    Control, ExitStatus, Exited, GroupConfig, Options, ReloadMode, Report, Scope, SlotId,
+};
 
 use rustix::process::Signal;
 
@@ -12,18 +14,50 @@ use super::stuck::Watchman;
 use crate::config::{self, Config};
 use crate::crash::PacketInHand;
 use crate::error::{Error, Result};
-use crate::handler::{Handler, Manager, WorkerError};
+use crate::handler::{Handler, Manager, WorkerError, WorkerKind};
 use crate::shared::Shared;
 use crate::stats::WorkerState;
 
-/// The group of the workers; task workers will be the next.
+/// The groups, in the order in which they stop: who is asked for something goes last.
 pub(crate) const WORKERS: u16 = 0;
+pub(crate) const TASK_WORKERS: u16 = 1;
+
+/// The place of a slot among all processes that work: its row on the board, and its name between master and manager.
+pub(crate) fn seat_of(slot: SlotId, config: &Config) -> u16 {
+    if slot.group == TASK_WORKERS { config.seat_of_task_worker(slot.slot) } else { slot.slot }
+}
+
+/// The slot of this seat.
+pub(crate) fn slot_of(seat: u16, config: &Config) -> SlotId {
+    match seat.checked_sub(config.worker_num) {
+        None => SlotId { group: WORKERS, slot: seat },
+        Some(slot) => SlotId { group: TASK_WORKERS, slot },
+    }
+}
+
+fn kind_of(slot: SlotId) -> WorkerKind {
+    if slot.group == TASK_WORKERS { WorkerKind::TaskWorker } else { WorkerKind::Worker }
+}
+
+/// What to call it.
+pub(super) fn name(slot: SlotId) -> String {
+    format!("{} {}", kind_of(slot), slot.slot)
+}
+
+/// What these groups are called together.
+fn name_groups(groups: &[u16]) -> &'static str {
+    match groups {
+        [TASK_WORKERS] => "all task workers",
+        [WORKERS] => "all workers",
+        _ => "all workers and task workers",
+    }
+}
 
 pub(crate) struct Staff<H> {
     pub(crate) handler: H,
     pub(crate) context: Manager,
     pub(crate) shared: Arc<Shared>,
-    /// Workers of the first generation that exist.
+    /// Processes of the first generation that exist.
     forked: u16,
     watchman: Option<Watchman>,
     recycler: Recycler,
@@ -70,21 +104,38 @@ impl<H: Handler> Staff<H> {
             reload_parallel: config.reload_parallel,
             ..Options::default()
         };
-        (options, vec![GroupConfig { name: "worker".into(), slots: config.worker_num }])
+        let group = |name: &str, slots| GroupConfig { name: name.into(), slots };
+        let mut groups = vec![group("worker", config.worker_num)];
+        if config.task_worker_num > 0 {
+            groups.push(group("task worker", config.task_worker_num));
+        }
+        (options, groups)
     }
 
-    /// A worker process exists. True if it completes the first generation.
+    /// A process exists. True if it completes the first generation.
     pub(crate) fn started(&mut self, slot: SlotId, generation: u32, pid: i32) -> bool {
-        self.shared.board.set_worker_pid(slot.slot, pid);
-        self.shared.board.set_worker_state(slot.slot, WorkerState::Starting);
-        let worker_num = self.shared.config.worker_num;
-        if self.forked < worker_num {
+        self.shared.board.set_worker_pid(self.seat(slot), pid);
+        self.set_state(slot, WorkerState::Starting);
+        let seats = self.shared.config.seats();
+        if self.forked < seats {
             self.forked += 1;
-            return self.forked == worker_num;
+            return self.forked == seats;
         }
         self.shared.board.count_respawn();
-        tracing::info!("worker {} has a new process, pid {pid} (generation {generation})", slot.slot);
+        tracing::info!("{} has a new process, pid {pid} (generation {generation})", name(slot));
         false
+    }
+
+    fn seat(&self, slot: SlotId) -> u16 {
+        seat_of(slot, &self.shared.config)
+    }
+
+    /// Replaces the task workers, and nobody else.
+    pub(crate) fn reload_task_workers(&self, control: &mut Control) {
+        match self.shared.config.task_worker_num {
+            0 => tracing::info!("no task workers to reload"),
+            _ => control.reload(Scope::Group(TASK_WORKERS), None),
+        }
     }
 
     /// Its process is gone; what follows is told.
@@ -97,7 +148,7 @@ impl<H: Handler> Staff<H> {
     /// The first generation exists: another manager has seen to it. It may have heard of workers that are due, which have
     /// said so once and for all.
     pub(crate) fn take_over(&mut self) -> Result<()> {
-        self.forked = self.shared.config.worker_num;
+        self.forked = self.shared.config.seats();
         let rung = self.shared.manager_bell.ring();
         rung.map_err(|error| Error::setup("look for workers that are due", std::io::Error::from(error)))
     }
@@ -109,12 +160,12 @@ impl<H: Handler> Staff<H> {
 
     /// It is about to be asked to leave. If this manager dies before it has, the next one has to know.
     pub(crate) fn retires(&self, slot: SlotId) {
-        self.shared.board.set_leave_time(slot.slot, Some(self.shared.config.max_wait_time));
+        self.shared.board.set_leave_time(self.seat(slot), Some(self.shared.config.max_wait_time));
         self.set_state(slot, WorkerState::Retiring);
     }
 
     fn set_state(&self, slot: SlotId, state: WorkerState) {
-        self.shared.board.set_worker_state(slot.slot, state);
+        self.shared.board.set_worker_state(self.seat(slot), state);
     }
 
     /// Everything else worth knowing.
@@ -122,8 +173,10 @@ impl<H: Handler> Staff<H> {
         match report {
             Report::Retiring { slot, .. } => {
                 // The signal alone may be taken for the one that told of another manager's death.
-                if let Err(error) = self.shared.bells[usize::from(slot.slot)].force() {
-                    tracing::error!("wake worker {}: {error}", slot.slot);
+                let Shared { bells, task_bells, .. } = &*self.shared;
+                let bells = if slot.group == TASK_WORKERS { task_bells } else { bells };
+                if let Err(error) = bells[usize::from(slot.slot)].force() {
+                    tracing::error!("wake {}: {error}", name(*slot));
                 }
             }
             Report::BackingOff { slot, .. } => self.set_state(*slot, WorkerState::BackingOff),
@@ -132,38 +185,42 @@ impl<H: Handler> Staff<H> {
         }
         match report {
             Report::Killed { slot, pid, waited, .. } => tracing::warn!(
-                "worker {} (pid {}) had not finished after {waited:.1?} (max_wait_time) and was killed",
-                slot.slot,
+                "{} (pid {}) had not finished after {waited:.1?} (max_wait_time) and was killed",
+                name(*slot),
                 pid.as_raw_pid()
             ),
             Report::StartTimedOut { slot, pid, waited, .. } => tracing::error!(
-                "worker {} (pid {}) had not started after {waited:.1?} (worker_start_timeout) and was killed",
-                slot.slot,
+                "{} (pid {}) had not started after {waited:.1?} (worker_start_timeout) and was killed",
+                name(*slot),
                 pid.as_raw_pid()
             ),
             Report::Waiting { slots, left } => {
-                let workers: Vec<u16> = slots.iter().map(|slot| slot.slot).collect();
+                // Task workers leave after the others.
+                let first = slots.first().map_or(WORKERS, |slot| slot.group);
+                let ids = slots.iter().filter(|slot| slot.group == first).map(|slot| slot.slot);
+                let ids: Vec<u16> = ids.collect();
+                let kind = if first == TASK_WORKERS { "task workers" } else { "workers" };
                 tracing::info!(
-                    "Server is stopping: it waits for workers {workers:?} to leave, for {left:.1?} at most"
+                    "Server is stopping: it waits for {kind} {ids:?} to leave, for {left:.1?} at most"
                 );
             }
-            Report::SpawnFailed { slot, error } => tracing::error!("fork worker {}: {error}", slot.slot),
+            Report::SpawnFailed { slot, error } => tracing::error!("fork {}: {error}", name(*slot)),
             Report::BackingOff { slot, deaths, delay } => tracing::warn!(
-                "worker {} has died {deaths} times in a row: back-off, next try in {delay:.0?}",
-                slot.slot
+                "{} has died {deaths} times in a row: back-off, next try in {delay:.0?}",
+                name(*slot)
             ),
             Report::Failing { slot, deaths, delay } => tracing::error!(
-                "worker {} keeps failing ({deaths} times of late): back-off, next try in {delay:.0?}",
-                slot.slot
+                "{} keeps failing ({deaths} times of late): back-off, next try in {delay:.0?}",
+                name(*slot)
             ),
-            Report::ReloadBegun { .. } => {
+            Report::ReloadBegun { groups, .. } => {
                 self.shared.board.set_reloading(true);
-                tracing::info!("Server is reloading all workers now");
+                tracing::info!("Server is reloading {} now", name_groups(groups));
                 self.call("on_before_reload", |handler, manager| handler.on_before_reload(manager));
             }
-            Report::ReloadEnded { took, .. } => {
+            Report::ReloadEnded { groups, took } => {
                 self.shared.board.set_reloading(false);
-                tracing::info!("Server has reloaded all workers in {took:.1?}");
+                tracing::info!("Server has reloaded {} in {took:.1?}", name_groups(groups));
                 self.call("on_after_reload", |handler, manager| handler.on_after_reload(manager));
             }
             Report::ReloadAborted { .. } => {
@@ -176,15 +233,23 @@ impl<H: Handler> Staff<H> {
 
     /// A worker is gone, and this is all that was lost with it.
     pub(crate) fn bury(&mut self, exit: &Exited, in_hand: Vec<PacketInHand>) {
-        if is_orderly(exit) && in_hand.is_empty() {
+        let Shared { bells, task_bells, tasks, .. } = &*self.shared;
+        let kind = kind_of(exit.slot);
+        let tasks = match kind {
+            WorkerKind::TaskWorker => tasks.bury(exit.slot.slot, bells, task_bells),
+            WorkerKind::Worker => Vec::new(),
+        };
+        if is_orderly(exit) && in_hand.is_empty() && tasks.is_empty() {
             return;
         }
         let error = WorkerError {
+            kind,
             worker: exit.slot.slot,
             generation: exit.generation,
             pid: exit.pid.as_raw_pid(),
             status: exit.status,
             in_hand,
+            tasks,
         };
         tracing::error!("{error}");
         self.call("on_worker_error", |handler, manager| handler.on_worker_error(manager, &error));

@@ -40,6 +40,7 @@ use swoole_sys::signal::SignalSet;
 use crate::board::Phase;
 use crate::config::Listen;
 use crate::control::{News, Order, Orders};
+use crate::crash::PacketInHand;
 use crate::error::{Error, Result};
 use crate::handler::{Handler, Master};
 use crate::image::Image;
@@ -83,7 +84,7 @@ pub(crate) fn run<H: Handler>(
     let mut office = Office {
         handler,
         context: Master { shared: Arc::clone(&shared) },
-        roster: Roster::new(shared.config.worker_num),
+        roster: Roster::new(shared.config.seats()),
         shared,
         crew,
         notes,
@@ -189,7 +190,7 @@ impl<H: Handler> Office<H> {
             Event::Ready { token, .. } => {
                 if let Some(worker) = self.roster.orphan_ended(reactor, token) {
                     reactor.unwatch(token);
-                    self.crew.tell(|| Command::Settle { worker });
+                    self.settle(worker);
                     self.finish_if_alone(reactor);
                 }
             }
@@ -237,7 +238,10 @@ impl<H: Handler> Office<H> {
                 self.order(&Order::Reload)
             }
             Signal::USR1 => self.reload_wanted = self.stage <= Stage::Serving,
-            Signal::USR2 => tracing::info!("no task workers to reload"),
+            Signal::USR2 if self.stage == Stage::Serving && self.manager.is_some() => {
+                self.order(&Order::ReloadTaskWorkers);
+            }
+            Signal::USR2 => {}
             Signal::HUP => {
                 crate::log::reopen_or_say();
                 if let Some(manager) = &self.manager {
@@ -282,12 +286,12 @@ impl<H: Handler> Office<H> {
             }
             News::Ready { worker, .. } => {
                 self.roster.ready(worker);
-                self.crew.tell(|| Command::Up { worker });
+                self.tell_up(worker);
                 self.serve_if_ready(reactor);
             }
             News::Died { worker, generation, status } => {
                 self.roster.died(worker, generation, status);
-                self.crew.tell(|| Command::Settle { worker });
+                self.settle(worker);
                 self.serve_if_ready(reactor);
             }
             News::StopWanted => self.stop(reactor),
@@ -296,13 +300,7 @@ impl<H: Handler> Office<H> {
 
     fn read_note(&mut self, reactor: &mut Reactor, note: Note) {
         match note {
-            Note::Settled { worker, in_hand } => {
-                if self.roster.settled(worker, in_hand, self.crew.len()) {
-                    self.shared.board.leave(worker);
-                    self.shared.board.free_lease(worker);
-                    self.tell_of_end(worker);
-                }
-            }
+            Note::Settled { worker, in_hand } => self.settled(worker, in_hand, self.crew.len()),
             Note::Fault { worker, reason } => {
                 tracing::error!("worker {worker} is killed, what it writes cannot be true: {reason}");
                 self.roster.signal(reactor, worker, Signal::KILL);
@@ -322,6 +320,31 @@ impl<H: Handler> Office<H> {
                 }
                 self.end_if_finished();
             }
+        }
+    }
+
+    /// A process is dead: the reactors see to what a worker left. They know no task workers.
+    fn settle(&mut self, worker: u16) {
+        if worker < self.shared.config.worker_num {
+            self.crew.tell(|| Command::Settle { worker });
+        } else {
+            self.settled(worker, Vec::new(), 1);
+        }
+    }
+
+    /// One more of so many parties has settled what this process left.
+    fn settled(&mut self, worker: u16, in_hand: Vec<PacketInHand>, parties: usize) {
+        if self.roster.settled(worker, in_hand, parties) {
+            self.shared.board.leave(worker);
+            self.shared.board.free_lease(worker);
+            self.tell_of_end(worker);
+        }
+    }
+
+    /// The reactors learn that a worker is there.
+    fn tell_up(&self, worker: u16) {
+        if worker < self.shared.config.worker_num {
+            self.crew.tell(|| Command::Up { worker });
         }
     }
 

@@ -82,9 +82,9 @@ impl<H: Handler> Office<H> {
             Stage::Draining => format!("answers to packets, in {} of {crew} reactors", crew - self.drained),
             // Else the manager says it.
             Stage::Leaving if self.manager.is_none() => {
-                let workers = 0..self.shared.config.worker_num;
-                let staying = workers.filter(|worker| self.shared.board.worker_pid(*worker) != 0);
-                format!("workers {:?} to leave", staying.collect::<Vec<_>>())
+                let seats = 0..self.shared.config.seats();
+                let pids = seats.map(|seat| self.shared.board.worker_pid(seat)).filter(|pid| *pid != 0);
+                format!("the processes {:?} to leave", pids.collect::<Vec<_>>())
             }
             Stage::Finishing => format!("{} clients to take what was sent to them", self.crew.total()),
             _ => return,

@@ -17,7 +17,6 @@ use rustix::process::{
 use swoole_reactor::{Interest, Reactor, TimerId, Token, Trigger};
 use swoole_supervisor::{Backoff, ExitStatus};
 
-use super::mailbox::Command;
 use super::{Office, Stage};
 use crate::charter::Charter;
 use crate::control::{self, Orders};
@@ -99,11 +98,11 @@ impl<H: Handler> Office<H> {
     pub(super) fn succeed(&mut self, reactor: &mut Reactor) {
         self.shared.board.next_reign();
         for worker in self.roster.take_in(reactor, &self.shared.board) {
-            self.crew.tell(|| Command::Settle { worker });
+            self.settle(worker);
         }
         for worker in self.roster.serving() {
             // Its manager may have had no time to tell.
-            self.crew.tell(|| Command::Up { worker });
+            self.tell_up(worker);
         }
         let wait = self.succession.died();
         if wait.is_zero() {
@@ -165,7 +164,7 @@ impl<H: Handler> Office<H> {
                     tracing::debug!("reaped pid {}, which a worker has left: {status:?}", pid.as_raw_pid())
                 }
                 Some((worker, true)) => {
-                    self.crew.tell(|| Command::Settle { worker });
+                    self.settle(worker);
                     self.finish_if_alone(reactor);
                 }
                 // Its watch tells.
@@ -180,7 +179,7 @@ impl<H: Handler> Office<H> {
             Ok(manager) => {
                 tracing::debug!("a new manager starts, pid {}", manager.pid.as_raw_pid());
                 self.manager = Some(manager);
-                for worker in 0..self.shared.config.worker_num {
+                for worker in 0..self.shared.config.seats() {
                     self.tell_of_end(worker);
                 }
                 if std::mem::take(&mut self.reload_wanted) {

@@ -7,6 +7,7 @@ use super::{TimerId, Worker};
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::session::Session;
+use crate::task::Finished;
 use crate::wire::RequestKind;
 
 /// Calls the callback for one message. An error of it costs its session the connection.
@@ -27,24 +28,39 @@ pub(crate) fn message<H: Handler>(
         RequestKind::Connect => handler.on_connect(worker, session),
         RequestKind::Close => handler.on_close(worker, session),
     };
+    worker.publish_tasks();
     if let Err(error) = result {
         fail(worker, session, &error);
     }
 }
 
 pub(crate) fn start<H: Handler>(handler: &mut H, worker: &mut Worker<'_>) -> Result<()> {
-    handler.on_worker_start(worker).map_err(|error| Error::Start(format!("on_worker_start: {error}")))
+    let result = handler.on_worker_start(worker);
+    worker.publish_tasks();
+    result.map_err(|error| Error::Start(format!("on_worker_start: {error}")))
 }
 
 pub(crate) fn stop<H: Handler>(handler: &mut H, worker: &mut Worker<'_>) -> Result<()> {
-    handler.on_worker_stop(worker).map_err(|error| Error::Start(format!("on_worker_stop: {error}")))
+    let result = handler.on_worker_stop(worker);
+    worker.publish_tasks();
+    result.map_err(|error| Error::Start(format!("on_worker_stop: {error}")))
 }
 
 /// Calls the user back for another reason than a message.
 pub(crate) fn own<H: Handler>(handler: &mut H, worker: &mut Worker<'_>, cause: Cause) {
     match cause {
         Cause::Timer(id) => timer(handler, worker, id),
+        Cause::Finished(finished) => finish(handler, worker, finished),
         Cause::Exit => exit(handler, worker),
+    }
+    worker.publish_tasks();
+}
+
+fn finish<H: Handler>(handler: &mut H, worker: &mut Worker<'_>, Finished { id, result }: Finished) {
+    match handler.on_finish(worker, id, result) {
+        Ok(()) => {}
+        Err(error) if error.is_departure() => tracing::debug!("task {id}: {error}"),
+        Err(error) => tracing::warn!("task {id}: {error}"),
     }
 }
 
@@ -75,7 +91,7 @@ fn fail(worker: &mut Worker<'_>, session: Session, error: &Error) {
 }
 
 /// The panic's message and backtrace belong in the log, not on a stream that may lead nowhere.
-pub(super) fn log_panics() {
+pub(crate) fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let backtrace = Backtrace::force_capture().to_string();
         tracing::error!("{panic}\n{}", of_the_user(&backtrace));

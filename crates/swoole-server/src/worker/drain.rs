@@ -1,4 +1,4 @@
-//! What a worker does by itself, in either mode: timers, and how one that is to leave waits for what it has begun. When to
+//! What a worker does by itself, in either mode: timers, tasks that are over, and how one that is to leave waits for what it has begun. When to
 //! do what ([`Drain`]) is pure: time is passed in.
 
 use std::sync::Arc;
@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 
 use super::{Duty, TimerId};
 use crate::error::Result;
+use crate::task::Finished;
 
 /// The longest time from one `on_worker_exit` to the next.
 const EVERY: Duration = Duration::from_millis(100);
+/// Tasks that are told of in one go: packets wait, too.
+const BUDGET: usize = 64;
 /// What a worker leaves of its time, at the end of which it would be killed: for `on_worker_stop`, and for its clients.
 const MARGIN: Duration = Duration::from_millis(500);
 
@@ -18,9 +21,11 @@ pub(crate) fn time_for_work(within: Duration) -> Duration {
 }
 
 /// Why the user is called back.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) enum Cause {
     Timer(TimerId),
+    /// A task is over.
+    Finished(Finished),
     /// Something is unfinished, and the worker is to leave.
     Exit,
 }
@@ -32,17 +37,17 @@ pub(crate) trait Life {
     /// Calls the user back, and lets out what that sends.
     fn call(&mut self, cause: Cause) -> Result<()>;
 
-    /// Waits for something to happen, for so long at most, and runs the timers that are due then.
+    /// Waits for something to happen, for so long at most, and tells the user of it.
     fn wait(&mut self, longest: Duration) -> Result<()>;
 
     /// Whether nobody is there any more who could be answered.
     fn is_pointless(&self) -> bool;
 }
 
-/// Calls the user for every timer that is due; true if there was one.
-pub(crate) fn run_timers(life: &mut impl Life) -> Result<bool> {
+/// Calls the user for every timer that is due and for tasks that are over; true if there was one.
+pub(crate) fn tell_news(life: &mut impl Life) -> Result<bool> {
     let duty = life.duty();
-    if !duty.timers.is_due() {
+    if !duty.has_news() {
         return Ok(false);
     }
     // One that a callback sets for at once has its turn after the packets that wait.
@@ -53,6 +58,12 @@ pub(crate) fn run_timers(life: &mut impl Life) -> Result<bool> {
         shared.board.set_busy(id, true);
         shared.board.hold(id, None);
         life.call(Cause::Timer(timer))?;
+    }
+    for _ in 0..BUDGET {
+        let Some(finished) = life.duty().next_finished() else { break };
+        shared.board.set_busy(id, true);
+        shared.board.hold(id, None);
+        life.call(Cause::Finished(finished))?;
     }
     shared.board.set_busy(id, was_busy);
     Ok(true)
@@ -71,9 +82,9 @@ pub(crate) fn finish_work(life: &mut impl Life, within: Duration) -> Result<()> 
         match drain.step(now) {
             Step::Call => life.call(Cause::Exit)?,
             Step::Wait(longest) => {
-                let before = life.duty().timers.taken();
+                let before = life.duty().news_told();
                 life.wait(longest)?;
-                if life.duty().timers.taken() != before {
+                if life.duty().news_told() != before {
                     drain.worked(Instant::now());
                 }
             }
@@ -115,7 +126,7 @@ impl Drain {
         self.until = self.until.min(now + within);
     }
 
-    /// A timer has come: what has changed since the last call?
+    /// The user was told of something: what has changed since the last call?
     fn worked(&mut self, now: Instant) {
         self.next_call = now;
     }

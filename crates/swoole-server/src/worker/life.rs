@@ -3,13 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, getpid, getppid};
-use swoole_reactor::{Event, Interest, Options, Reactor, Trigger};
+use rustix::process::getpid;
 use swoole_supervisor::Child;
-use swoole_sys::signal::SignalSet;
 
 use super::drain::{self, Cause, time_for_work};
-use super::{Duty, SIGNALS, Way, Worker, callbacks};
+use super::{Duty, Lookout, Way, Worker, callbacks};
 use crate::board::{Lease, Phase};
 use crate::breakpoint::{self, Point};
 use crate::dispatch::reactor_of;
@@ -18,7 +16,6 @@ use crate::handler::Handler;
 use crate::link::{Inbox, Lane, Message, Next, Outlets};
 use crate::pace::{Pace, Part, Spin};
 use crate::shared::Shared;
-use crate::stats::WorkerState;
 
 /// Packets taken from one reactor before the next one's turn.
 const BUDGET: usize = 64;
@@ -58,7 +55,7 @@ pub(crate) fn run<H: Handler>(
         drain::finish_work(&mut life, time_for_work(shared.config.max_wait_time))?;
         life.callback(callbacks::stop)
     };
-    super::exit_code(id, life())
+    super::exit_code("worker", id, life())
 }
 
 struct Life<'a, H> {
@@ -66,13 +63,7 @@ struct Life<'a, H> {
     duty: Duty,
     outlets: Outlets,
     inboxes: Vec<Inbox>,
-    reactor: Reactor,
-    /// Who has forked it.
-    manager: Option<Pid>,
-    /// The manager that has forked it is gone, and the parent is the master. Another manager says by the board when it is
-    /// time to go.
-    orphan: bool,
-    looked: Instant,
+    lookout: Lookout,
     /// Packets since the clock was read, and when that was; `None` before the first one of a pass.
     untimed: u32,
     timed: Option<Instant>,
@@ -94,16 +85,11 @@ impl<'a, H: Handler> Life<'a, H> {
         shared
             .protect_from(child.slot)
             .map_err(|error| Error::setup("make what other processes own read-only", error))?;
-        let mut reactor =
-            Reactor::new(Options { backend: swoole_reactor::Backend::Epoll, ..Options::default() })
-                .map_err(|error| Error::setup("make the worker's event loop", error))?;
-        let watch = |error| Error::setup("watch the worker's signals and links", error);
-        reactor.signals(&SignalSet::from(SIGNALS)).map_err(watch)?;
-        reactor.watch(&shared.bells[id], Interest::READABLE, Trigger::Edge).map_err(watch)?;
-        reactor.watch(&shared.lifeline, Interest::READABLE, Trigger::Edge).map_err(watch)?;
+        let mut lookout = Lookout::new(shared, child.slot)?;
+        lookout.watch(&shared.bells[id])?;
         for lane in lanes {
             if let Lane::Socket { worker, .. } = &**lane {
-                reactor.watch(worker, Interest::READABLE, Trigger::Edge).map_err(watch)?;
+                lookout.watch(worker)?;
             }
         }
         let claim = |error| Error::setup("take over the links to the reactors", error);
@@ -115,11 +101,7 @@ impl<'a, H: Handler> Life<'a, H> {
             duty: Duty::new(child.slot, child.generation, shared)?,
             outlets,
             inboxes,
-            reactor,
-            // Not whoever is the parent now: the manager may be dead already.
-            manager: Pid::from_raw(shared.board.manager_pid()),
-            orphan: false,
-            looked: Instant::now(),
+            lookout,
             untimed: 0,
             timed: None,
             timer_due: false,
@@ -142,19 +124,18 @@ impl<'a, H: Handler> Life<'a, H> {
 
     fn serve(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.duty.shared);
-        let bell = &shared.bells[usize::from(self.duty.id)];
         let config = &shared.config;
         let mut spin = Spin::new(config.busy_poll);
         let reactor = reactor_of(self.duty.id, config.worker_num, config.reactor_num);
         let mut pace = Pace::new(&shared, reactor.map_or(Part::Alone, Part::WorkerOf));
         loop {
             shared.board.set_busy(self.duty.id, true);
-            let (handled, timed) = (self.pass()?, drain::run_timers(self)?);
-            // Timers alone can keep it from sleeping; where packets do, a look at the clock is part of the pass.
-            if timed && self.looked.elapsed() > LOOK_AFTER {
+            let (handled, told) = (self.pass()?, drain::tell_news(self)?);
+            // Timers and tasks alone can keep it from sleeping; where packets do, a look at the clock is part of the pass.
+            if told && self.lookout.looked().elapsed() > LOOK_AFTER {
                 self.look(Some(Duration::ZERO))?;
             }
-            if (handled || timed) && !self.duty.retiring {
+            if (handled || told) && !self.duty.retiring {
                 pace.worked();
                 continue;
             }
@@ -162,42 +143,29 @@ impl<'a, H: Handler> Life<'a, H> {
             if self.duty.retiring {
                 return Ok(());
             }
-            let is_due = || self.inboxes.iter().any(Inbox::has_news) || self.duty.timers.is_due();
+            let is_due = || self.inboxes.iter().any(Inbox::has_news) || self.duty.has_news();
             if !spin.until(&mut pace, is_due) {
-                bell.arm();
-                let news = self.inboxes.iter().any(Inbox::has_news).then_some(Duration::ZERO);
-                self.look(self.duty.timers.wait(news))?;
-                bell.disarm();
+                self.sleep(None, Inbox::has_news)?;
             }
         }
     }
 
+    /// Sleeps until the doorbell is rung, or a timer is due, or for so long; not at all if there is news already, of itself
+    /// or in an inbox that `matters`.
+    fn sleep(&mut self, longest: Option<Duration>, matters: impl Fn(&Inbox) -> bool) -> Result<()> {
+        let shared = Arc::clone(&self.duty.shared);
+        let bell = &shared.bells[usize::from(self.duty.id)];
+        bell.arm();
+        let has_news = self.inboxes.iter().any(matters) || self.duty.has_news();
+        let longest = if has_news { Some(Duration::ZERO) } else { longest };
+        self.look(self.duty.timers.wait(longest))?;
+        bell.disarm();
+        Ok(())
+    }
+
     /// Waits for a doorbell, a link or a signal, and notes what the signals want.
     fn look(&mut self, timeout: Option<Duration>) -> Result<()> {
-        let manager = self.manager;
-        let (mut asked, mut asked_by_manager) = (false, false);
-        let turn = self.reactor.turn(timeout, |_, event| {
-            if let Event::Signal { info } = event {
-                match info.signal {
-                    Signal::TERM if info.pid.is_some() && info.pid == manager => asked_by_manager = true,
-                    Signal::TERM => asked = true,
-                    Signal::HUP => crate::log::reopen_or_say(),
-                    _ => {}
-                }
-            }
-        });
-        turn.map_err(|error| Error::setup("wait for work", error))?;
-        self.looked = Instant::now();
-        self.orphan |= getppid() != manager;
-        // The kernel asks the same in the manager's name when that dies, be it after the parent is another one; and two
-        // requests may have become one. What it had asked for stands on the board.
-        self.duty.retiring |= asked || asked_by_manager && !self.orphan;
-        if self.orphan {
-            let Duty { shared, id, .. } = &self.duty;
-            let wanted = shared.board.worker_state(*id) == WorkerState::Retiring;
-            self.duty.retiring |=
-                wanted || shared.lifeline.is_cut() || shared.board.phase() == Phase::Stopping;
-        }
+        self.duty.retiring |= self.lookout.look(timeout)?;
         Ok(())
     }
 
@@ -213,7 +181,7 @@ impl<'a, H: Handler> Life<'a, H> {
                 }
                 worked = true;
                 if std::mem::take(&mut self.timer_due) {
-                    drain::run_timers(self)?;
+                    drain::tell_news(self)?;
                     self.timed = None;
                 }
             }
@@ -261,7 +229,7 @@ impl<'a, H: Handler> Life<'a, H> {
         let took = now - self.timed.replace(now).unwrap_or(now);
         self.timer_due = self.duty.timers.next().is_some_and(|due| due <= now);
         self.usual = (self.usual * 7 + took / std::mem::take(&mut self.untimed).max(1)) / 8;
-        if now - self.looked > LOOK_AFTER {
+        if now - self.lookout.looked() > LOOK_AFTER {
             self.look(Some(Duration::ZERO))?;
         }
         Ok(())
@@ -290,8 +258,9 @@ impl<H: Handler> drain::Life for Life<'_, H> {
     }
 
     fn wait(&mut self, longest: Duration) -> Result<()> {
-        self.look(self.duty.timers.wait(Some(longest)))?;
-        drain::run_timers(self).map(drop)
+        // What comes from reactors is the successor's.
+        self.sleep(Some(longest), |_| false)?;
+        drain::tell_news(self).map(drop)
     }
 
     fn is_pointless(&self) -> bool {

@@ -5,12 +5,16 @@
 //! | `mod` | [`Worker`]: what a callback may do, in either mode |
 //! | `callbacks` | where the user's code is called |
 //! | `timers` | what comes by itself |
+//! | `tasks` | what it asks of task workers |
 //! | `unfinished` | what a callback leaves to later ones, and `drain`, how a worker that is to leave waits for it |
+//! | `lookout` | signals, bells, and whether the manager is there |
 //! | `life` | Process mode, from the fork to the exit: start, serve, retire |
 
 pub(crate) mod callbacks;
 pub(crate) mod drain;
 mod life;
+mod lookout;
+mod tasks;
 mod timers;
 mod unfinished;
 
@@ -20,14 +24,17 @@ use rustix::process::{Signal, getpid};
 
 use crate::base::Till;
 use crate::board::Phase;
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::handler::common;
 use crate::link::Outlets;
 use crate::log::{Identity, Role};
 use crate::session::{Session, SessionInfo};
 use crate::shared::Shared;
+use crate::task::{Asker, Finished};
 
 pub(crate) use life::run;
+pub(crate) use lookout::Lookout;
 pub use timers::TimerId;
 pub(crate) use timers::Timers;
 pub(crate) use unfinished::OpenReplies;
@@ -60,6 +67,8 @@ pub(crate) struct Duty {
     pub(crate) has_heir: bool,
     pub(crate) timers: Timers,
     replies: OpenReplies,
+    /// Its end of the tasks; `None` where there are no task workers.
+    pub(crate) tasks: Option<Asker>,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -73,7 +82,9 @@ pub(crate) enum Way<'a> {
 
 impl Duty {
     pub(crate) fn new(id: u16, generation: u32, shared: &Arc<Shared>) -> Result<Duty> {
-        let request_limit = request_limit(shared)?;
+        let Config { max_request, .. } = shared.config;
+        let request_limit = request_limit("max_request", max_request, shared.config.request_grace())?;
+        let tasks = Asker::open(shared, id, generation);
         let shared = Arc::clone(shared);
         Ok(Duty {
             id,
@@ -84,6 +95,7 @@ impl Duty {
             has_heir: true,
             timers: Timers::default(),
             replies: OpenReplies::default(),
+            tasks,
             shared,
         })
     }
@@ -92,32 +104,35 @@ impl Duty {
         self.handled += 1;
         self.shared.board.set_handled(self.id, self.handled);
         if self.handled == self.request_limit {
-            self.tell_due();
+            self.shared.tell_due(self.id, self.generation);
         }
     }
 
-    /// It has had its share of packets, and goes on until the manager says that it is its turn to leave. If there is no
-    /// manager, the next one finds this on the board.
-    #[cold]
-    fn tell_due(&self) {
-        let Shared { board, manager_bell, .. } = &*self.shared;
-        board.set_due(self.id, self.generation);
-        if let Err(error) = manager_bell.ring() {
-            tracing::error!("tell the manager that this worker is due (max_request): {error}");
-        }
+    /// Whether something has come to be that the user is to be told of: a timer is due, a task is over.
+    pub(crate) fn has_news(&self) -> bool {
+        self.timers.is_due() || self.tasks.as_ref().is_some_and(Asker::has_news)
+    }
+
+    /// The next task that is over.
+    fn next_finished(&mut self) -> Option<Finished> {
+        self.tasks.as_mut().and_then(Asker::next_finished)
+    }
+
+    /// How many such things the user was told of.
+    fn news_told(&self) -> u64 {
+        self.timers.taken() + self.tasks.as_ref().map_or(0, Asker::told)
     }
 }
 
-/// `max_request`, and some more so that workers which started together do not retire together. The seed is drawn
-/// here, after the fork: one drawn before it would be the same in every worker.
-fn request_limit(shared: &Shared) -> Result<u64> {
-    let grace = shared.config.request_grace();
-    match shared.config.max_request {
+/// What this key limits, and some more so that processes which started together do not retire together. The seed is drawn
+/// here, after the fork: one drawn before it would be the same in every process.
+pub(crate) fn request_limit(key: &str, limit: u64, grace: u64) -> Result<u64> {
+    match limit {
         0 => Ok(u64::MAX),
         limit if grace == 0 => Ok(limit),
         limit => {
             let random =
-                getrandom::u64().map_err(|error| Error::setup("draw the jitter of max_request", error))?;
+                getrandom::u64().map_err(|error| Error::setup(format!("draw the jitter of {key}"), error))?;
             Ok(limit.saturating_add(random % grace + 1))
         }
     }
@@ -137,12 +152,12 @@ pub(crate) fn introduce(id: u16, shared: &Shared) {
     callbacks::log_panics();
 }
 
-/// The exit code of a worker whose life went like this.
-pub(crate) fn exit_code(id: u16, life: Result<()>) -> i32 {
+/// The exit code of a process of this kind whose life went like this.
+pub(crate) fn exit_code(kind: &str, id: u16, life: Result<()>) -> i32 {
     match life {
         Ok(()) => 0,
         Err(error) => {
-            tracing::error!("worker {id}: {error}");
+            tracing::error!("{kind} {id}: {error}");
             1
         }
     }
@@ -213,7 +228,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Lets out what this callback has sent so far, before it returns. If the worker dies later in the same callback,
+    /// Lets out what this callback has sent, and asked of task workers, so far, before it returns. If the worker dies later in the same callback,
     /// this much has been sent all the same. Waits for a reactor that has no room at the moment, for no client.
     ///
     /// # Errors
@@ -221,6 +236,7 @@ impl Worker<'_> {
     /// [`Error::Link`] if the link to a reactor is broken: the worker is of no use then, so return it.
     /// [`Error::Uncommitted`] under `on_crash = retry`, in a callback that belongs to a client.
     pub fn flush(&mut self) -> Result<()> {
+        self.publish_tasks();
         match &mut self.way {
             Way::Links(outlets) => outlets.flush(),
             Way::Own(till) => {

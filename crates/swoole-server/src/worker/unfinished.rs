@@ -1,4 +1,4 @@
-//! What a worker has begun and not ended when a callback returns: timers, and replies that come later.
+//! What a worker has begun and not ended when a callback returns: timers, tasks, and replies that come later.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -9,6 +9,7 @@ use slab::Slab;
 
 use super::Worker;
 use crate::session::Session;
+use crate::task::Asker;
 
 /// How many open replies are named.
 const NAMED: usize = 3;
@@ -100,14 +101,17 @@ pub struct Unfinished {
     pub ticks: usize,
     /// Who waits for a reply, and since when; the longest first.
     pub replies: Vec<(Session, Duration)>,
+    /// Tasks of which no result has come yet.
+    pub tasks: usize,
 }
 
 impl fmt::Display for Unfinished {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Unfinished { timers, ticks, replies } = self;
+        let Unfinished { timers, ticks, replies, tasks } = self;
         let counts = [
             (*timers, "timer", "timers"),
             (*ticks, "tick", "ticks"),
+            (*tasks, "task", "tasks"),
             (replies.len(), "open reply", "open replies"),
         ];
         let some = counts.iter().filter(|(count, ..)| *count > 0);
@@ -141,7 +145,7 @@ impl Worker<'_> {
 impl super::Duty {
     /// Whether nothing is left to wait for.
     pub(crate) fn is_finished(&self) -> bool {
-        self.timers.is_empty() && self.replies.is_empty()
+        self.timers.is_empty() && self.replies.is_empty() && self.tasks_under_way() == 0
     }
 
     /// What is left is left to nobody.
@@ -156,7 +160,12 @@ impl super::Duty {
 
     pub(crate) fn unfinished(&self) -> Unfinished {
         let ticks = self.timers.ticks();
-        Unfinished { timers: self.timers.len() - ticks, ticks, replies: self.replies.list(Instant::now()) }
+        let (timers, tasks) = (self.timers.len() - ticks, self.tasks_under_way());
+        Unfinished { timers, ticks, replies: self.replies.list(Instant::now()), tasks }
+    }
+
+    fn tasks_under_way(&self) -> usize {
+        self.tasks.as_ref().map_or(0, Asker::unfinished)
     }
 }
 
@@ -182,7 +191,8 @@ mod tests {
     fn it_is_told_in_words() {
         let told = |timers, ticks, replies| {
             let reply = |slot| (Session::from_raw(slot as u64 + 1), Duration::from_millis(1500));
-            Unfinished { timers, ticks, replies: (0..replies).map(reply).collect() }.to_string()
+            let replies = (0..replies).map(reply).collect();
+            Unfinished { timers, ticks, replies, tasks: 0 }.to_string()
         };
         assert_eq!(told(0, 0, 0), "nothing");
         assert_eq!(told(1, 0, 0), "1 timer");

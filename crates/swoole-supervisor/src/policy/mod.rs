@@ -13,7 +13,8 @@
 //!                          '---- Settled ----- Burying (the process is gone)
 //! ```
 //!
-//! A stop leads all of them to `Stopped`, through `Retiring` where there is a process.
+//! A stop leads all of them to `Stopped`, through `Retiring` where there is a process: one group after the other, so that
+//! who is asked for something by others is there for as long as they are.
 //!
 //! What always holds, and [`tests`] tries to break: a slot has at most one live process; its generations
 //! increase; nothing is spawned after a stop, and a stop ends; a process is asked to retire before it is
@@ -127,6 +128,8 @@ pub(crate) struct Policy {
     turns: Turns,
     /// When a stop, once it was asked for, has to be over, and when to say next what it waits for.
     stop_at: Option<Duration>,
+    /// The last group whose turn to stop has come, if there is a stop.
+    stop_turn: u16,
     say_at: Option<Duration>,
     random: u64,
     actions: Vec<Action>,
@@ -154,6 +157,7 @@ impl Policy {
             reloads: Reloads::default(),
             turns,
             stop_at: None,
+            stop_turn: 0,
             say_at: None,
             random: seed,
             actions: Vec::new(),
@@ -162,6 +166,8 @@ impl Policy {
 
     /// Takes in what has happened and says what is to be done, in this order.
     pub(crate) fn handle(&mut self, now: Duration, event: Event) -> Vec<Action> {
+        // It may be later than the last event has known.
+        self.pass_stop_on(now);
         match event {
             Event::Adopted { slot, generation, pid, is_alive, is_leaving } => {
                 self.with(slot, |policy, at| {
@@ -187,6 +193,7 @@ impl Policy {
             Event::Hold => self.hold_turns(),
             Event::Stop { within } => self.stop(now, within),
         }
+        self.pass_stop_on(now);
         std::mem::take(&mut self.actions)
     }
 
@@ -277,7 +284,7 @@ impl Policy {
         slot.state = State::Starting { pid, since: now, kill_at, killed: false };
         let (slot, generation) = (slot.id, slot.generation);
         self.report(Report::Started { slot, generation, pid });
-        if let Some(stop_at) = self.stop_at {
+        if let Some(stop_at) = self.stop_at.filter(|_| self.is_stopping(at)) {
             self.end_by(now, at, stop_at);
         }
     }
@@ -287,10 +294,11 @@ impl Policy {
         if slot.state != State::Spawning {
             return;
         }
-        if self.stop_at.is_some() {
-            slot.state = State::Stopped;
+        if self.is_stopping(at) {
+            self.slots[at].state = State::Stopped;
             return;
         }
+        let slot = &mut self.slots[at];
         // What the kernel has just refused, it refuses again: this is never tried again at once.
         slot.streak = slot.streak.max(1);
         let until = self.setback(now, at, false);
@@ -334,9 +342,9 @@ impl Policy {
             State::Retiring { .. } => (true, false),
             _ => return,
         };
-        if self.stop_at.is_some() {
+        if self.is_stopping(at) {
             // No successor, so nothing to hold back until things are settled.
-            slot.state = State::Stopped;
+            self.slots[at].state = State::Stopped;
             return;
         }
         let until = if wanted { now } else { self.setback(now, at, was_ready) };
@@ -401,8 +409,28 @@ impl Policy {
     }
 
     fn retire(&mut self, now: Duration, at: usize) {
-        if self.stop_at.is_none() {
-            self.end_by(now, at, now.saturating_add(self.options.max_wait));
+        if !self.is_stopping(at) {
+            let bound = now.saturating_add(self.options.max_wait);
+            self.end_by(now, at, self.stop_at.map_or(bound, |stop_at| stop_at.min(bound)));
+        }
+    }
+
+    /// Whether there is a stop, and the turn of this slot's group has come.
+    fn is_stopping(&self, at: usize) -> bool {
+        self.stop_at.is_some() && self.slots[at].id.group <= self.stop_turn
+    }
+
+    /// The next group stops when those before it are gone, or when it is time.
+    fn pass_stop_on(&mut self, now: Duration) {
+        let Some(stop_at) = self.stop_at else { return };
+        if now >= stop_at && self.stop_turn < u16::MAX {
+            self.stop_turn = u16::MAX;
+            self.stop_turn_now(now, stop_at);
+        }
+        let first = |policy: &Self| policy.slots.iter().position(|slot| slot.state != State::Stopped);
+        while let Some(next) = first(self).filter(|at| !self.is_stopping(*at)) {
+            self.stop_turn = self.slots[next].id.group;
+            self.stop_turn_now(now, stop_at);
         }
     }
 
@@ -412,7 +440,11 @@ impl Policy {
         self.stop_at = Some(stop_at);
         self.say_at.get_or_insert(now.saturating_add(PROGRESS));
         self.report(Report::Stopping { within: stop_at.saturating_sub(now) });
-        for at in 0..self.slots.len() {
+        self.stop_turn_now(now, stop_at);
+    }
+
+    fn stop_turn_now(&mut self, now: Duration, stop_at: Duration) {
+        for at in (0..self.slots.len()).filter(|at| self.is_stopping(*at)).collect::<Vec<_>>() {
             match self.slots[at].state {
                 State::Idle | State::Burying { .. } | State::Backoff { .. } => {
                     self.slots[at].state = State::Stopped;

@@ -69,7 +69,7 @@ pub(super) fn run<H: Handler>(
             Leave::Orphan => life.stop(reactor, ORPHAN_WAIT),
         }
     };
-    exit_code(id, life())
+    exit_code("worker", id, life())
 }
 
 /// Why a worker leaves.
@@ -244,7 +244,8 @@ impl<'a, H: Handler> Life<'a, H> {
     fn sleep(&mut self, reactor: &mut Reactor) -> Result<usize> {
         let (shared, id) = (Arc::clone(&self.duty.shared), self.duty.id);
         shared.board.set_busy(id, false);
-        let events = reactor.turn(self.duty.timers.wait(None), |reactor, event| {
+        let longest = self.before_wait(None);
+        let events = reactor.turn(self.duty.timers.wait(longest), |reactor, event| {
             shared.board.set_busy(id, true);
             self.on_event(reactor, event);
         });
@@ -253,9 +254,19 @@ impl<'a, H: Handler> Life<'a, H> {
 
     /// One turn, and what follows from its events.
     fn turn(&mut self, reactor: &mut Reactor, timeout: Option<Duration>) -> Result<usize> {
+        let timeout = if timeout == Some(Duration::ZERO) { timeout } else { self.before_wait(timeout) };
         let timeout = self.duty.timers.wait(timeout);
         let events = reactor.turn(timeout, |reactor, event| self.on_event(reactor, event));
         self.after_turn(reactor, events)
+    }
+
+    /// It may sleep, for so long: whoever has the result of a task for it has to ring. Not at all if one has come.
+    fn before_wait(&self, longest: Option<Duration>) -> Option<Duration> {
+        if self.duty.tasks.is_none() {
+            return longest;
+        }
+        self.duty.shared.bells[usize::from(self.duty.id)].arm();
+        if self.duty.has_news() { Some(Duration::ZERO) } else { longest }
     }
 
     fn after_turn(
@@ -264,12 +275,15 @@ impl<'a, H: Handler> Life<'a, H> {
         events: std::result::Result<usize, swoole_reactor::Error>,
     ) -> Result<usize> {
         let events = events.map_err(|error| Error::setup("wait for work", error))?;
+        if self.duty.tasks.is_some() {
+            self.duty.shared.bells[usize::from(self.duty.id)].disarm();
+        }
         match self.voice {
             Voice::Silent => drop(self.desk.take_departed()),
             _ => self.tell_departed(reactor),
         }
         if self.voice == Voice::All {
-            drain::run_timers(&mut Own { life: self, reactor })?;
+            drain::tell_news(&mut Own { life: self, reactor })?;
         }
         self.watch_blocked(reactor)?;
         Ok(events)

@@ -371,6 +371,7 @@ impl Manager {
         match order {
             control::Order::Start => {}
             control::Order::Reload => self.reload(),
+            control::Order::ReloadTaskWorkers => unreachable!("nobody asks for it here"),
             control::Order::HoldTurns => self.actions.extend(self.model.hold(now)),
             control::Order::Stop { within_ms } => {
                 self.stopping = true;

@@ -419,3 +419,26 @@ fn without_slots_a_stop_is_over_at_once() {
     world.event(Event::Stop { within: ms(1_000) });
     assert!(world.policy.is_finished());
 }
+
+#[test]
+fn groups_stop_one_after_the_other() {
+    let mut world = World::serving(&[2, 0, 1]);
+    world.event(Event::Stop { within: ms(1_000) });
+    assert_eq!(world.retiring(), [slot(0, 0), slot(0, 1)]);
+    // Who is needed meanwhile is replaced.
+    world.succeed(slot(2, 0), CRASH);
+    world.exit(slot(0, 1), CLEAN);
+    assert!(!world.live[&slot(2, 0)].retired);
+    world.exit(slot(0, 0), CLEAN);
+    assert_eq!(world.retiring(), [slot(2, 0)]);
+    world.exit(slot(2, 0), CLEAN);
+    assert!(world.policy.is_finished());
+}
+
+#[test]
+fn the_bound_of_a_stop_is_the_same_for_all_groups() {
+    let mut world = World::serving(&[1, 1]);
+    world.event(Event::Stop { within: ms(1_000) });
+    world.advance(ms(1_000));
+    assert_eq!(world.killed(), [slot(0, 0), slot(1, 0)]);
+}

@@ -147,7 +147,7 @@ impl World {
     fn perform(&mut self, action: Action, asked: Option<SlotId>) {
         match action {
             Action::Spawn { slot, generation } => {
-                assert!(self.stop_at.is_none(), "spawn of {slot} after a stop");
+                assert!(!self.stops(slot), "spawn of {slot} after a stop");
                 assert!(!self.live.contains_key(&slot), "two live processes in {slot}");
                 assert!(!self.buried.contains(&slot), "spawn in {slot} before it is settled");
                 assert!(self.asked.insert(slot, generation).is_none(), "{slot} is spawned twice");
@@ -161,8 +161,10 @@ impl World {
                 let live = self.live.get_mut(&slot).expect("only a live process can retire");
                 assert!(!live.retired && !live.killed, "{slot} was asked to retire already");
                 live.retired = true;
-                if asked != Some(slot) && self.stop_at.is_none() {
-                    self.leaves_in_turn(slot);
+                match self.stop_at {
+                    _ if asked == Some(slot) => {}
+                    None => self.leaves_in_turn(slot),
+                    Some(_) => assert!(self.stops(slot), "{slot} is to stop before its turn"),
                 }
             }
             Action::Kill { slot } => {
@@ -187,6 +189,13 @@ impl World {
                 self.log.push(brief(&report));
             }
         }
+    }
+
+    /// Whether it is the turn of this slot to stop: those of the groups before it have, or the time is over.
+    fn stops(&self, slot: SlotId) -> bool {
+        let mut before = self.policy.slots.iter().filter(|other| other.id.group < slot.group);
+        self.stop_at
+            .is_some_and(|stop_at| stop_at <= self.now || before.all(|other| other.state == State::Stopped))
     }
 
     fn leaves_in_turn(&mut self, slot: SlotId) {
@@ -221,7 +230,7 @@ impl World {
                         let wakes = self.policy.next_deadline().is_some_and(|deadline| deadline <= until);
                         wakes && !self.live.contains_key(&id) && !self.asked.contains_key(&id)
                     }
-                    State::Stopped => self.stop_at.is_some() && !self.live.contains_key(&id),
+                    State::Stopped => self.stops(id) && !self.live.contains_key(&id),
                 };
             assert!(agrees, "{id} is {:?}, but the world has {:?} live", slot.state, self.live.get(&id));
         }
@@ -262,7 +271,7 @@ impl World {
     fn exit(&mut self, slot: SlotId, status: ExitStatus) {
         let Live { generation, .. } = self.live.remove(&slot).expect("a live process ends");
         self.gone.remove(&slot);
-        if self.stop_at.is_none() {
+        if !self.stops(slot) {
             self.buried.insert(slot);
         }
         self.event(Event::Exited { slot, generation, status });

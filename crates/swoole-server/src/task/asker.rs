@@ -1,0 +1,348 @@
+//! A worker's end of its tasks: asks, collects, waits.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use swoole_ipc::Doorbell;
+
+use super::spill::{Part, Spill};
+use super::store::{CAN_BE_INLINE, Count, Ready, Reclaimed, Status, Store};
+use super::{TaskError, TaskId, TaskResult};
+use crate::error::{Error, Result};
+use crate::shared::Shared;
+
+/// The longest sleep of one who waits for a task: then it looks whether the server is still there.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+
+/// A task that is over.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) id: TaskId,
+    pub(crate) result: TaskResult,
+}
+
+/// What a task's result is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Purpose {
+    /// `on_finish`.
+    Finish,
+    /// A callback that waits for it, in this place of its list.
+    Wait(usize),
+    /// Nobody waits for it any longer.
+    Nobody,
+}
+
+/// What this process has in a slot.
+#[derive(Clone, Copy, Debug)]
+struct Own {
+    ticket: u64,
+    id: TaskId,
+    purpose: Purpose,
+}
+
+/// What was asked and cannot be found yet.
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    slot: u16,
+    ticket: u64,
+    queue: usize,
+}
+
+/// Asks in the name of one worker process.
+pub(crate) struct Asker {
+    shared: Arc<Shared>,
+    store: Store,
+    spill: Spill,
+    asker: u16,
+    generation: u32,
+    /// Of the last task.
+    number: u64,
+    free: Vec<u16>,
+    own: Vec<Option<Own>>,
+    /// Own ones that are not over.
+    under_way: usize,
+    pending: Vec<Pending>,
+    /// Over, and not yet told of.
+    finished: VecDeque<Finished>,
+    /// For the callback that waits: in the places of its list.
+    awaited: Vec<Option<TaskResult>>,
+    told: u64,
+}
+
+impl Asker {
+    /// That of a worker; `None` where there are no task workers. What is left of the last process of the slot is taken up.
+    pub(crate) fn open(shared: &Arc<Shared>, asker: u16, generation: u32) -> Option<Asker> {
+        let store = shared.tasks.store().clone();
+        if store.shape().is_empty() {
+            return None;
+        }
+        let slots = store.shape().slots;
+        let mut own = Asker {
+            shared: Arc::clone(shared),
+            spill: shared.tasks.spill().clone(),
+            asker,
+            generation,
+            number: 0,
+            free: Vec::with_capacity(slots),
+            own: vec![None; slots],
+            under_way: 0,
+            pending: Vec::new(),
+            finished: VecDeque::new(),
+            awaited: Vec::new(),
+            told: 0,
+            store,
+        };
+        // The last one freed is the first one used: those that are in the cache.
+        for slot in (0..slots as u16).rev() {
+            match own.store.reclaim(asker, slot) {
+                Reclaimed::Free => own.free.push(slot),
+                Reclaimed::Abandoned { ticket } => {
+                    own.spill.remove(asker, slot, ticket, Part::Payload);
+                    own.free.push(slot);
+                }
+                Reclaimed::UnderWay => {}
+                Reclaimed::Done(ready) => own.take(ready),
+            }
+        }
+        Some(own)
+    }
+
+    /// Own tasks that have not come to their end in a callback.
+    pub(crate) fn unfinished(&self) -> usize {
+        self.under_way + self.finished.len()
+    }
+
+    /// How many were told of.
+    pub(crate) fn told(&self) -> u64 {
+        self.told
+    }
+
+    /// Whether something is over that was not told of.
+    pub(crate) fn has_news(&self) -> bool {
+        !self.finished.is_empty() || self.store.has_marks(self.asker)
+    }
+
+    /// The next one to tell of, in a callback by itself.
+    pub(crate) fn next_finished(&mut self) -> Option<Finished> {
+        if self.finished.is_empty() && self.store.has_marks(self.asker) {
+            self.collect();
+        }
+        let finished = self.finished.pop_front();
+        self.told += u64::from(finished.is_some());
+        finished
+    }
+
+    /// A task for the given task worker, or for whoever is free.
+    pub(crate) fn ask(&mut self, to: Option<u16>, payload: &[u8]) -> Result<TaskId> {
+        self.put(to, payload, Purpose::Finish).map(|own| own.id)
+    }
+
+    fn put(&mut self, to: Option<u16>, payload: &[u8], purpose: Purpose) -> Result<Own> {
+        let task_worker_num = self.store.shape().task_workers;
+        if let Some(task_worker) = to.filter(|to| *to >= task_worker_num) {
+            return Err(Error::NoSuchTaskWorker { task_worker, task_worker_num });
+        }
+        let queue = to.map_or(0, |to| usize::from(to) + 1);
+        let ahead = self.pending.iter().filter(|pending| pending.queue == queue).count() as u64;
+        if self.free.is_empty() {
+            self.collect();
+        }
+        let position = self.store.position(self.asker, queue);
+        let has_room = self.store.has_room(self.asker, queue, position + ahead);
+        let Some(slot) = (if has_room { self.free.pop() } else { None }) else {
+            self.store.count(self.asker, Count::Refused);
+            return Err(Error::TaskQueueFull { max: self.store.shape().slots });
+        };
+        self.number += 1;
+        let id = TaskId { asker: self.asker, generation: self.generation, number: self.number };
+        let ticket = self.store.fill(id, slot, payload, super::now());
+        if payload.len() > CAN_BE_INLINE {
+            let written = self.spill.write(self.asker, slot, ticket, Part::Payload, payload);
+            if let Err(error) = written {
+                self.store.free(self.asker, slot, ticket);
+                self.free.push(slot);
+                return Err(Error::setup(format!("keep a task of {} bytes", payload.len()), error));
+            }
+        }
+        let own = Own { ticket, id, purpose };
+        self.own[usize::from(slot)] = Some(own);
+        self.under_way += 1;
+        self.pending.push(Pending { slot, ticket, queue });
+        Ok(own)
+    }
+
+    /// What was asked so far can be found from now on. Wakes as many task workers as there is work for.
+    pub(crate) fn publish(&mut self) -> Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        for Pending { slot, ticket, queue } in &self.pending {
+            // One after the other: what is behind the last head cannot be found, except by its successor.
+            let position = self.store.position(self.asker, *queue);
+            self.store.queue(self.asker, *slot, *ticket, *queue, position);
+            self.store.publish(self.asker, *queue, position + 1);
+        }
+        let for_anybody = self.pending.iter().filter(|pending| pending.queue == 0).count();
+        let bells = &self.shared.task_bells;
+        for pending in self.pending.drain(..).filter(|pending| pending.queue > 0) {
+            wake(&bells[pending.queue - 1])?;
+        }
+        let mut woken = 0;
+        for bell in bells {
+            if woken == for_anybody {
+                break;
+            }
+            woken += usize::from(wake(bell)?);
+        }
+        Ok(())
+    }
+
+    /// Takes what is over.
+    fn collect(&mut self) {
+        let (store, mut ready) = (self.store.clone(), Vec::new());
+        store.ready(self.asker, |found| ready.push(found));
+        ready.into_iter().for_each(|ready| self.take(ready));
+    }
+
+    fn take(&mut self, ready: Ready) {
+        let own = self.own[usize::from(ready.slot)].filter(|own| own.ticket == ready.ticket);
+        // Somebody else's, or one that nobody wants any more, is not worth reading a file for.
+        let result = match own {
+            Some(Own { purpose: Purpose::Finish | Purpose::Wait(_), .. }) => Some(self.result(&ready)),
+            _ => None,
+        };
+        for (is_spilled, part) in [(ready.payload_spilled, Part::Payload), (ready.spilled, Part::Result)] {
+            if is_spilled {
+                self.spill.remove(self.asker, ready.slot, ready.ticket, part);
+            }
+        }
+        self.store.free(self.asker, ready.slot, ready.ticket);
+        self.free.push(ready.slot);
+        let count = match (own.map(|own| own.purpose), &result) {
+            (None, _) => Count::Orphaned,
+            (Some(Purpose::Nobody), _) => Count::Expired,
+            (_, Some(Ok(_))) => Count::Done,
+            (_, Some(Err(TaskError::Lost))) => {
+                // The manager has counted it.
+                return self.end(own, ready.slot, result);
+            }
+            _ => Count::Failed,
+        };
+        self.store.count(self.asker, count);
+        self.end(own, ready.slot, result);
+    }
+
+    /// Gives the result to whom it is for.
+    fn end(&mut self, own: Option<Own>, slot: u16, result: Option<TaskResult>) {
+        let Some(Own { id, purpose, .. }) = own else { return };
+        self.own[usize::from(slot)] = None;
+        self.under_way -= usize::from(purpose != Purpose::Nobody);
+        match (purpose, result) {
+            (Purpose::Finish, Some(result)) => self.finished.push_back(Finished { id, result }),
+            (Purpose::Wait(place), Some(result)) => {
+                if let Some(awaited) = self.awaited.get_mut(place) {
+                    *awaited = Some(result);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn result(&self, ready: &Ready) -> TaskResult {
+        let mut bytes = Vec::new();
+        if ready.spilled {
+            let (slot, ticket, len) = (ready.slot, ready.ticket, ready.len);
+            let read = self.spill.read(self.asker, slot, ticket, Part::Result, len, &mut bytes);
+            read.map_err(|error| TaskError::File(error.to_string()))?;
+        } else {
+            bytes = self.store.result(self.asker, ready);
+        }
+        match ready.status {
+            Status::Done => Ok(bytes),
+            Status::Failed => Err(TaskError::Failed(String::from_utf8_lossy(&bytes).into_owned())),
+            Status::Lost => Err(TaskError::Lost),
+        }
+    }
+
+    /// Asks all of these, and waits for so long at most: each with its result, in their order. `bell` is that of the worker,
+    /// whose callback this is.
+    pub(crate) fn ask_and_wait(
+        &mut self,
+        payloads: &[&[u8]],
+        timeout: Duration,
+        bell: &Doorbell,
+    ) -> Result<Vec<TaskResult>> {
+        let deadline = Instant::now().checked_add(timeout);
+        self.awaited = vec![None; payloads.len()];
+        let asked: Result<Vec<Own>> = payloads
+            .iter()
+            .enumerate()
+            .map(|(place, payload)| self.put(None, payload, Purpose::Wait(place)))
+            .collect();
+        let asked = match asked {
+            Ok(asked) => asked,
+            Err(error) => {
+                self.forget_awaited();
+                return Err(error);
+            }
+        };
+        self.publish()?;
+        let waited = self.wait(deadline, bell);
+        self.forget_awaited();
+        waited?;
+        debug_assert_eq!(asked.len(), self.awaited.len());
+        let results = std::mem::take(&mut self.awaited).into_iter();
+        Ok(results.map(|result| result.unwrap_or(Err(TaskError::TimedOut))).collect())
+    }
+
+    /// Until all have come that are awaited, or it is time.
+    fn wait(&mut self, deadline: Option<Instant>, bell: &Doorbell) -> Result<()> {
+        loop {
+            self.collect();
+            if self.awaited.iter().all(Option::is_some) {
+                return Ok(());
+            }
+            let left =
+                deadline.map_or(LOOK_AFTER, |deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return Ok(());
+            }
+            bell.arm();
+            if self.store.has_marks(self.asker) {
+                bell.disarm();
+                continue;
+            }
+            bell.wait(Some(left.min(LOOK_AFTER)))?;
+            if self.shared.lifeline.is_cut() {
+                return Err(Error::setup("wait for a task", "the server is gone"));
+            }
+        }
+    }
+
+    /// Nobody waits any longer for what has not come: what nobody has begun is taken back.
+    fn forget_awaited(&mut self) {
+        let (store, asker) = (&self.store, self.asker);
+        for (slot, entry) in (0..).zip(&mut self.own) {
+            let Some(own) = entry.as_mut().filter(|own| matches!(own.purpose, Purpose::Wait(_))) else {
+                continue;
+            };
+            let is_pending = self.pending.iter().any(|pending| pending.slot == slot);
+            self.under_way -= 1;
+            if is_pending || store.withdraw(asker, slot, own.ticket) {
+                self.pending.retain(|pending| pending.slot != slot);
+                self.spill.remove(asker, slot, own.ticket, Part::Payload);
+                store.free(asker, slot, own.ticket);
+                self.free.push(slot);
+                *entry = None;
+                store.count(asker, if is_pending { Count::Refused } else { Count::Expired });
+            } else {
+                own.purpose = Purpose::Nobody;
+            }
+        }
+    }
+}
+
+fn wake(bell: &Doorbell) -> Result<bool> {
+    bell.ring().map_err(|error| Error::setup("wake a task worker", error))
+}

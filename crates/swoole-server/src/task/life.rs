@@ -1,0 +1,312 @@
+//! A task worker's life, in either mode, from the fork to the exit.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::process::getpid;
+use swoole_supervisor::Child;
+
+use super::spill::Part;
+use super::store::{CAN_BE_INLINE, Status, Store, Taken};
+use super::{TaskId, TaskWorker};
+use crate::board::{Lease, Phase};
+use crate::config::Mode;
+use crate::error::{Error, Result};
+use crate::handler::Handler;
+use crate::log::{Identity, Role};
+use crate::pace::{Pace, Part as PacePart, Spin};
+use crate::shared::Shared;
+use crate::worker::{Lookout, callbacks, exit_code, request_limit};
+
+/// Tasks that are done in one go before somebody else's turn: signals, and askers that sleep.
+const BUDGET: usize = 64;
+/// How long signals may go unseen while there is no reason to sleep, a handler's own time apart.
+const LOOK_AFTER: Duration = Duration::from_millis(5);
+/// Tasks that take longer are not made to hold back the results of those before them.
+const SLOW: Duration = Duration::from_micros(20);
+/// How long a task worker of Base mode may go on without the manager.
+const ORPHAN_WAIT: Duration = Duration::from_millis(600);
+
+/// Runs a task worker to its end; the exit code. `reign`: that of the manager that has forked it, in Process mode.
+pub(crate) fn run<H: Handler>(
+    handler: &mut H,
+    shared: &Arc<Shared>,
+    reign: Option<u64>,
+    mut child: Child,
+) -> i32 {
+    let (id, pid) = (child.slot, getpid().as_raw_pid());
+    let seat = shared.config.seat_of_task_worker(id);
+    let taken = Lease::Taken { pid };
+    // The manager that has forked it is dead, and the next one fills the slot: there is nobody here.
+    if reign.is_some_and(|reign| !shared.board.move_lease(seat, Lease::Free { reign }, taken)) {
+        return 0;
+    }
+    introduce(id);
+    let mut life = || -> Result<()> {
+        let mut life = Life::start(handler, shared, &child, seat)?;
+        if !life.wait_for_start()? {
+            return Ok(());
+        }
+        let mut worker = TaskWorker { duty: &mut life.duty };
+        let started = life.handler.on_task_worker_start(&mut worker);
+        started.map_err(|error| Error::Start(format!("on_task_worker_start: {error}")))?;
+        if reign.is_some() && !shared.board.move_lease(seat, taken, Lease::Serving { pid }) {
+            return Ok(());
+        }
+        child.ready();
+        life.serve()?;
+        let stopped = life.handler.on_task_worker_stop(&mut TaskWorker { duty: &mut life.duty });
+        stopped.map_err(|error| Error::Start(format!("on_task_worker_stop: {error}")))
+    };
+    exit_code("task worker", id, life())
+}
+
+fn introduce(id: u16) {
+    crate::log::set_identity(Identity { role: Role::TaskWorker, id: u32::from(id) });
+    // A title is a comfort, not a need.
+    let _ = swoole_sys::title::set(&format!("swoole: task worker {id}"));
+    callbacks::log_panics();
+}
+
+/// Who a task worker is, and what it has in hand.
+pub(super) struct TaskDuty {
+    pub(super) id: u16,
+    /// Its place among all processes that work.
+    seat: u16,
+    pub(super) generation: u32,
+    pub(super) handled: u64,
+    /// Tasks after which it is due to be replaced.
+    limit: u64,
+    pub(super) retiring: bool,
+    pub(super) shared: Arc<Shared>,
+    store: Store,
+    hand: Option<(Taken, TaskId)>,
+    /// Who has a result, and was not woken for it.
+    unrung: BTreeSet<u16>,
+}
+
+impl TaskDuty {
+    pub(super) fn task(&self) -> Option<TaskId> {
+        self.hand.map(|(_, id)| id)
+    }
+
+    pub(super) fn finish(&mut self, result: &[u8]) -> Result<()> {
+        self.end(Status::Done, result)
+            .map_err(|error| Error::setup(format!("keep a result of {} bytes", result.len()), error))
+    }
+
+    /// The task in hand is done.
+    fn end(&mut self, status: Status, result: &[u8]) -> std::io::Result<()> {
+        let Some((taken, id)) = self.hand else { return Ok(()) };
+        let kept = if result.len() > CAN_BE_INLINE {
+            let (slot, ticket) = taken.place();
+            self.shared.tasks.spill().write(id.asker, slot, ticket, Part::Result, result)?;
+            Err(result.len())
+        } else {
+            Ok(result)
+        };
+        self.store.finish(&taken, status, kept);
+        self.hand = None;
+        self.unrung.insert(taken.asker());
+        Ok(())
+    }
+
+    /// Wakes those who wait for what is done.
+    fn ring(&mut self) -> Result<()> {
+        while let Some(asker) = self.unrung.pop_first() {
+            if let Some(bell) = self.shared.bells.get(usize::from(asker)) {
+                bell.ring().map_err(|error| Error::setup(format!("wake worker {asker}"), error))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&mut self) {
+        self.handled += 1;
+        self.shared.board.set_handled(self.seat, self.handled);
+        if self.handled == self.limit {
+            self.shared.tell_due(self.seat, self.generation);
+        }
+    }
+}
+
+struct Life<'a, H> {
+    handler: &'a mut H,
+    duty: TaskDuty,
+    lookout: Lookout,
+    /// Whose task is next.
+    turn: u16,
+    /// The number of revivals after which nothing was found.
+    revivals: u64,
+    payload: Vec<u8>,
+    /// Moving average of what a task takes.
+    usual: Duration,
+}
+
+impl<'a, H: Handler> Life<'a, H> {
+    fn start(handler: &'a mut H, shared: &Arc<Shared>, child: &Child, seat: u16) -> Result<Life<'a, H>> {
+        shared.board.enter(seat, child.generation);
+        shared
+            .protect_from_task_worker(seat)
+            .map_err(|error| Error::setup("make what other processes own read-only", error))?;
+        let mut lookout = Lookout::new(shared, seat)?;
+        lookout.watch(&shared.task_bells[usize::from(child.slot)])?;
+        if shared.config.mode == Mode::Base {
+            lookout.outlive_manager(ORPHAN_WAIT)?;
+        }
+        let duty = TaskDuty {
+            id: child.slot,
+            seat,
+            generation: child.generation,
+            handled: 0,
+            limit: request_limit(
+                "task_max_request",
+                shared.config.task_max_request,
+                shared.config.task_request_grace(),
+            )?,
+            retiring: false,
+            store: shared.tasks.store().clone(),
+            shared: Arc::clone(shared),
+            hand: None,
+            unrung: BTreeSet::new(),
+        };
+        Ok(Life { handler, duty, lookout, turn: 0, revivals: 0, payload: Vec::new(), usual: Duration::ZERO })
+    }
+
+    /// The callbacks of master and manager come first. False if the server stops before it has begun.
+    fn wait_for_start(&mut self) -> Result<bool> {
+        loop {
+            match self.duty.shared.board.phase() {
+                Phase::Running | Phase::Serving => return Ok(true),
+                Phase::Stopping => return Ok(false),
+                Phase::Booting if self.duty.retiring => return Ok(false),
+                Phase::Booting => self.look(None)?,
+            }
+        }
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.duty.shared);
+        let (seat, bell) = (self.duty.seat, &shared.task_bells[usize::from(self.duty.id)]);
+        let mut spin = Spin::new(shared.config.busy_poll);
+        let mut pace = Pace::new(&shared, PacePart::Alone);
+        loop {
+            shared.board.set_busy(seat, true);
+            let worked = self.pass()?;
+            // Who stops has no successor, and leaves nothing that was asked.
+            if self.duty.retiring && !(worked && shared.board.phase() == Phase::Stopping) {
+                break;
+            }
+            if worked {
+                pace.worked();
+                continue;
+            }
+            shared.board.set_busy(seat, false);
+            if !spin.until(&mut pace, || self.has_work()) {
+                bell.arm();
+                let work = self.has_work().then_some(Duration::ZERO);
+                self.look(work)?;
+                bell.disarm();
+            }
+        }
+        shared.board.set_busy(seat, false);
+        Ok(())
+    }
+
+    fn look(&mut self, timeout: Option<Duration>) -> Result<()> {
+        self.duty.retiring |= self.lookout.look(timeout)?;
+        Ok(())
+    }
+
+    /// Does what there is, some of it; true if there was anything.
+    fn pass(&mut self) -> Result<bool> {
+        let mut done = 0;
+        let mut begun = Instant::now();
+        while done < BUDGET {
+            let Some(taken) = self.take() else { break };
+            if self.usual > SLOW {
+                self.duty.ring()?;
+            }
+            self.work(taken);
+            done += 1;
+            let now = Instant::now();
+            self.usual = (self.usual * 7 + (now - begun)) / 8;
+            begun = now;
+            if now - self.lookout.looked() > LOOK_AFTER {
+                self.duty.ring()?;
+                self.look(Some(Duration::ZERO))?;
+            }
+            if self.duty.retiring && self.duty.shared.board.phase() != Phase::Stopping {
+                break;
+            }
+        }
+        self.duty.ring()?;
+        Ok(done > 0)
+    }
+
+    /// The next task: one that was begun before, or that of the asker whose turn it is.
+    fn take(&mut self) -> Option<Taken> {
+        let (store, id, askers) = (&self.duty.store, self.duty.id, self.duty.store.shape().askers);
+        let revivals = store.revivals();
+        if revivals != self.revivals {
+            if let Some(taken) = store.take_revived(id, super::now()) {
+                return Some(taken);
+            }
+            self.revivals = revivals;
+        }
+        let taken = (0..askers).find_map(|step| {
+            let asker = (self.turn + step) % askers;
+            store.has_work(asker, id).then(|| store.take(asker, id, super::now())).flatten()
+        })?;
+        self.turn = (taken.asker() + 1) % askers;
+        Some(taken)
+    }
+
+    fn has_work(&self) -> bool {
+        let (store, id) = (&self.duty.store, self.duty.id);
+        store.revivals() != self.revivals || (0..store.shape().askers).any(|asker| store.has_work(asker, id))
+    }
+
+    fn work(&mut self, taken: Taken) {
+        let Life { handler, duty, payload, .. } = self;
+        let id = duty.store.id_of(&taken);
+        duty.hand = Some((taken, id));
+        duty.count();
+        let whole = duty.payload(&taken, payload);
+        let result = whole.and_then(|()| handler.on_task(&mut TaskWorker { duty }, id, payload));
+        let is_finished = duty.hand.is_none();
+        let ended = match &result {
+            Ok(result) => duty.end(Status::Done, result),
+            Err(error) => {
+                tracing::warn!("task {id}: {error}");
+                duty.end(Status::Failed, error.to_string().as_bytes())
+            }
+        };
+        if is_finished && result.is_ok_and(|result| !result.is_empty()) {
+            tracing::debug!("task {id} was finished before it has returned another result");
+        }
+        if let Err(error) = ended {
+            tracing::warn!("task {id}: its result could not be kept: {error}");
+            // A text of one line has room.
+            let _ = duty.end(Status::Failed, format!("its result could not be kept: {error}").as_bytes());
+        }
+        if payload.capacity() > KEEP {
+            *payload = Vec::new();
+        }
+    }
+}
+
+/// Bytes of a payload whose memory is kept for the next one.
+const KEEP: usize = 256 * 1024;
+
+impl TaskDuty {
+    fn payload(&self, taken: &Taken, bytes: &mut Vec<u8>) -> Result<()> {
+        let Some(len) = self.store.payload(taken, bytes) else { return Ok(()) };
+        let (slot, ticket) = taken.place();
+        let spill = self.shared.tasks.spill();
+        spill
+            .read(taken.asker(), slot, ticket, Part::Payload, len, bytes)
+            .map_err(|error| Error::setup("read a large task", error))
+    }
+}

@@ -1,0 +1,79 @@
+//! The manager's part in tasks: what a dead task worker was at, and what is left at the end.
+
+use std::path::Path;
+use std::time::Duration;
+
+use swoole_ipc::Doorbell;
+
+use super::spill::Spill;
+use super::store::{Count, Depth, Store};
+use super::{TaskFate, TaskInHand, TaskStats};
+
+/// All tasks of a server.
+#[derive(Debug)]
+pub(crate) struct Tasks {
+    store: Store,
+    spill: Spill,
+    retries: u32,
+}
+
+impl Tasks {
+    /// `server`: the master's process id.
+    pub(crate) fn new(store: Store, dir: &Path, server: i32, retries: u32) -> Tasks {
+        Tasks { store, spill: Spill::new(dir, server), retries }
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(crate) fn spill(&self) -> &Spill {
+        &self.spill
+    }
+
+    /// A task worker is dead and reaped, and there is no successor yet: what it had in hand.
+    pub(crate) fn bury(
+        &self,
+        task_worker: u16,
+        bells: &[Doorbell],
+        task_bells: &[Doorbell],
+    ) -> Vec<TaskInHand> {
+        let (in_hand, askers) = self.store.settle(task_worker, self.retries, super::now());
+        let askers = askers.iter().filter_map(|asker| bells.get(usize::from(*asker)));
+        let is_retried = in_hand.iter().any(|task| task.fate == TaskFate::Retried);
+        for bell in askers.chain(if is_retried { task_bells } else { &[] }) {
+            // The dead one may have taken the word, and not rung.
+            if let Err(error) = bell.force() {
+                tracing::error!("tell of the death of task worker {task_worker}: {error}");
+            }
+        }
+        in_hand
+    }
+
+    pub(crate) fn stats(&self) -> TaskStats {
+        let Depth { queued, running, oldest } = self.store.depth();
+        let age = oldest.map_or(0, |since| super::now().saturating_sub(since));
+        let count = |count| self.store.counted(count);
+        TaskStats {
+            queued,
+            running,
+            oldest: Duration::from_nanos(age),
+            done: count(Count::Done),
+            failed: count(Count::Failed),
+            lost: count(Count::Lost),
+            retried: count(Count::Retried),
+            orphaned: count(Count::Orphaned),
+            expired: count(Count::Expired),
+            refused: count(Count::Refused),
+        }
+    }
+
+    /// Every process that could ask or work is gone.
+    pub(crate) fn end(&self) {
+        let Depth { queued, running, .. } = self.store.depth();
+        if queued + running > 0 {
+            tracing::warn!("the server stops with {} tasks that are not done", queued + running);
+        }
+        self.spill.sweep();
+    }
+}

@@ -1,0 +1,99 @@
+//! What a process of the manager's looks out for beside its work: signals, doorbells, and whether the manager and the
+//! server are still there.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, getppid};
+use swoole_reactor::{Backend, Event, Interest, Options, Reactor, Trigger};
+use swoole_sys::signal::SignalSet;
+
+use super::SIGNALS;
+use crate::board::Phase;
+use crate::error::{Error, Result};
+use crate::shared::Shared;
+use crate::stats::WorkerState;
+
+/// One process's.
+pub(crate) struct Lookout {
+    shared: Arc<Shared>,
+    seat: u16,
+    reactor: Reactor,
+    /// Who has forked it.
+    manager: Option<Pid>,
+    /// The manager that has forked it is gone, and the parent is the master. Another manager says by the board when it is
+    /// time to go.
+    orphan: bool,
+    looked: Instant,
+}
+
+impl Lookout {
+    /// Of the process in this seat. From here on its signals wait to be seen.
+    pub(crate) fn new(shared: &Arc<Shared>, seat: u16) -> Result<Lookout> {
+        let reactor = Reactor::new(Options { backend: Backend::Epoll, ..Options::default() })
+            .map_err(|error| Error::setup("make the process's event loop", error))?;
+        let mut lookout = Lookout {
+            shared: Arc::clone(shared),
+            seat,
+            reactor,
+            // Not whoever is the parent now: the manager may be dead already.
+            manager: Pid::from_raw(shared.board.manager_pid()),
+            orphan: false,
+            looked: Instant::now(),
+        };
+        let watch = |error| Error::setup("watch the process's signals", error);
+        lookout.reactor.signals(&SignalSet::from(SIGNALS)).map_err(watch)?;
+        lookout.watch(&shared.lifeline)?;
+        Ok(lookout)
+    }
+
+    /// Wakes when this becomes readable.
+    pub(crate) fn watch(&mut self, descriptor: &impl AsFd) -> Result<()> {
+        self.reactor
+            .watch(descriptor, Interest::READABLE, Trigger::Edge)
+            .map(drop)
+            .map_err(|error| Error::setup("watch the process's bells and links", error))
+    }
+
+    /// Has the kernel end this process so long after its manager, if it is too busy to notice that it is an orphan.
+    pub(crate) fn outlive_manager(&self, within: Duration) -> Result<()> {
+        let Some(manager) = self.manager else { return Ok(()) };
+        swoole_sys::process::outlive_parent(within, manager).map_err(|error| {
+            Error::setup("limit the life without a manager (a timer)", std::io::Error::from(error))
+        })
+    }
+
+    /// When it was last looked.
+    pub(crate) fn looked(&self) -> Instant {
+        self.looked
+    }
+
+    /// Waits for something to happen, for ever with `None`. Whether this process was asked to leave.
+    pub(crate) fn look(&mut self, timeout: Option<Duration>) -> Result<bool> {
+        let manager = self.manager;
+        let (mut asked, mut asked_by_manager) = (false, false);
+        let turn = self.reactor.turn(timeout, |_, event| {
+            if let Event::Signal { info } = event {
+                match info.signal {
+                    Signal::TERM if info.pid.is_some() && info.pid == manager => asked_by_manager = true,
+                    Signal::TERM => asked = true,
+                    Signal::HUP => crate::log::reopen_or_say(),
+                    _ => {}
+                }
+            }
+        });
+        turn.map_err(|error| Error::setup("wait for work", error))?;
+        self.looked = Instant::now();
+        self.orphan |= getppid() != manager;
+        // The kernel asks the same in the manager's name when that dies, be it after the parent is another one; and two
+        // requests may have become one. What it had asked for stands on the board.
+        let mut leaves = asked || asked_by_manager && !self.orphan;
+        if self.orphan {
+            let Shared { board, lifeline, .. } = &*self.shared;
+            let wanted = board.worker_state(self.seat) == WorkerState::Retiring;
+            leaves |= wanted || lifeline.is_cut() || board.phase() == Phase::Stopping;
+        }
+        Ok(leaves)
+    }
+}

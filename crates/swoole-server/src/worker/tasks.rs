@@ -1,0 +1,70 @@
+//! What a worker may ask of task workers.
+
+use std::time::Duration;
+
+use super::{Duty, Worker};
+use crate::error::{Error, Result};
+use crate::task::{Asker, TaskId, TaskResult};
+
+impl Worker<'_> {
+    /// Hands a task to whichever task worker is free, or will be first. What comes of it,
+    /// [`on_finish`](crate::Handler::on_finish) is told. It can be begun as soon as the present callback returns, or
+    /// [flushes](Worker::flush).
+    ///
+    /// `payload` is any bytes, of any number; more than 8 KiB travel in a file (`task_tmpdir`). Swoole: `task`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoTaskWorkers`] without task workers; [`Error::TaskQueueFull`] if `task_queue_max` of this worker's tasks are
+    /// under way; [`Error::Setup`] if a large one could not be written down. Nothing was asked then.
+    pub fn task(&mut self, payload: &[u8]) -> Result<TaskId> {
+        self.asker()?.ask(None, payload)
+    }
+
+    /// As [`task`](Worker::task), for the given task worker, from 0: after what this worker has asked of that one before.
+    /// While there is no process in its slot, it waits there.
+    ///
+    /// # Errors
+    ///
+    /// As for [`task`](Worker::task); [`Error::NoSuchTaskWorker`].
+    pub fn task_to(&mut self, task_worker: u16, payload: &[u8]) -> Result<TaskId> {
+        self.asker()?.ask(Some(task_worker), payload)
+    }
+
+    /// As [`task`](Worker::task), and waits for the result: meanwhile this worker does nothing else. `timeout` is any time; a
+    /// task that nobody has begun by then is taken back. Swoole: `taskwait`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`task`](Worker::task); [`Error::Task`] if the task came to no result, or to none in time.
+    pub fn task_wait(&mut self, payload: &[u8], timeout: Duration) -> Result<Vec<u8>> {
+        let mut results = self.task_wait_all(&[payload], timeout)?;
+        results.pop().unwrap_or(Err(crate::TaskError::TimedOut)).map_err(Error::Task)
+    }
+
+    /// As [`task_wait`](Worker::task_wait) for several, which go to as many task workers as are free. The results are in the
+    /// order of the payloads, each by itself or why there is none. What was asked and sent before in this callback leaves
+    /// first. Swoole: `taskWaitMulti`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`task`](Worker::task): then none of them was asked.
+    pub fn task_wait_all(&mut self, payloads: &[&[u8]], timeout: Duration) -> Result<Vec<TaskResult>> {
+        let Duty { tasks, shared, id, .. } = &mut *self.duty;
+        let tasks = tasks.as_mut().ok_or(Error::NoTaskWorkers)?;
+        tasks.ask_and_wait(payloads, timeout, &shared.bells[usize::from(*id)])
+    }
+
+    fn asker(&mut self) -> Result<&mut Asker> {
+        self.duty.tasks.as_mut().ok_or(Error::NoTaskWorkers)
+    }
+
+    /// What this callback has asked for can be begun.
+    pub(super) fn publish_tasks(&mut self) {
+        if let Some(tasks) = &mut self.duty.tasks
+            && let Err(error) = tasks.publish()
+        {
+            tracing::error!("{error}");
+        }
+    }
+}
