@@ -17,6 +17,8 @@
 mod command;
 #[path = "testbed/later.rs"]
 mod later;
+#[path = "testbed/tasks.rs"]
+mod tasks;
 
 use std::hint::spin_loop;
 use std::io::Write;
@@ -28,9 +30,10 @@ use later::Later;
 use rustix::process::{Signal, getpid, kill_process};
 use swoole_server::config::{Config, Framing, Listen, Sources};
 use swoole_server::{
-    Error, ExitStatus, Handler, Manager, Master, Result, Server, Session, TimerId, Unfinished, Worker,
-    WorkerError,
+    Error, ExitStatus, Handler, Manager, Master, Result, Server, Session, TaskFate, TaskId, TaskResult,
+    TaskWorker, TimerId, Unfinished, Worker, WorkerError, WorkerKind,
 };
+use tasks::Tasks;
 
 struct Testbed {
     /// Whether packets are commands, or are to be echoed.
@@ -43,6 +46,7 @@ struct Testbed {
     /// What clients are told when the server stops.
     goodbye: Option<String>,
     later: Later,
+    tasks: Tasks,
     /// How long each takes to start.
     start_time: Duration,
 }
@@ -66,10 +70,11 @@ impl Handler for Testbed {
 
     fn on_ready(&mut self, master: &mut Master) -> Result<()> {
         say(format!(
-            "ready master={} manager={} workers={} tasks= listen={}",
+            "ready master={} manager={} workers={} tasks={} listen={}",
             master.master_pid(),
             master.manager_pid(),
             join(master.worker_pids()),
+            join(master.task_worker_pids()),
             join(master.addresses().iter().map(Listen::url)),
         ))
     }
@@ -95,11 +100,21 @@ impl Handler for Testbed {
             ExitStatus::Signaled { signal, .. } => format!("signal:{signal}"),
             other => other.to_string(),
         };
-        let WorkerError { worker, pid, .. } = error;
-        say(format!(
-            "on_worker_error worker={worker} pid={pid} status={status} requests={}",
-            error.lost().count()
-        ))
+        let WorkerError { kind, worker, pid, .. } = error;
+        match kind {
+            WorkerKind::TaskWorker => {
+                let fates = error.tasks.iter().map(|task| match task.fate {
+                    TaskFate::Retried => format!("retried:{}", task.id),
+                    _ => format!("lost:{}", task.id),
+                });
+                let tasks = join(fates);
+                say(format!("on_worker_error task={worker} pid={pid} status={status} tasks={tasks}"))
+            }
+            _ => {
+                let lost = error.lost().count();
+                say(format!("on_worker_error worker={worker} pid={pid} status={status} requests={lost}"))
+            }
+        }
     }
 
     fn on_before_reload(&mut self, manager: &mut Manager) -> Result<()> {
@@ -144,6 +159,26 @@ impl Handler for Testbed {
 
     fn on_timer(&mut self, worker: &mut Worker, timer: TimerId) -> Result<()> {
         match self.later.due(worker, timer) {
+            Some((session, line)) => self.send_line(worker, session, &line),
+            None => Ok(()),
+        }
+    }
+
+    fn on_task_worker_start(&mut self, worker: &mut TaskWorker) -> Result<()> {
+        let (id, pid, generation) = (worker.id(), worker.pid(), worker.generation());
+        say(format!("on_worker_start task={id} pid={pid} generation={generation}"))
+    }
+
+    fn on_task_worker_stop(&mut self, worker: &mut TaskWorker) -> Result<()> {
+        say(format!("on_worker_stop task={} pid={}", worker.id(), worker.pid()))
+    }
+
+    fn on_task(&mut self, worker: &mut TaskWorker, _: TaskId, payload: &[u8]) -> Result<Vec<u8>> {
+        tasks::work(worker, payload)
+    }
+
+    fn on_finish(&mut self, worker: &mut Worker, task: TaskId, result: TaskResult) -> Result<()> {
+        match self.tasks.finished(task, result) {
             Some((session, line)) => self.send_line(worker, session, &line),
             None => Ok(()),
         }
@@ -237,6 +272,12 @@ impl Testbed {
                 self.later.forget(worker, client);
                 ok()
             }
+            Command::Task(to, line) => {
+                let id = self.tasks.ask(worker, client, to, line)?;
+                text(format!("task {id}"))
+            }
+            Command::TaskWait(ms, line) => tasks::wait(worker, ms, line).map(Some),
+            Command::TaskAll(ms, lines) => tasks::wait_all(worker, ms, lines).map(Some),
             Command::Big(bytes) => Ok(Some(vec![b'x'; bytes])),
             Command::Leak(bytes) => {
                 // Written to, or the kernel would not have to give it.
@@ -246,6 +287,7 @@ impl Testbed {
             Command::Sum(bytes) => text(format!("{:08x}", command::crc32(bytes))),
             Command::Stats => text(worker.stats().to_json()),
             Command::Reload => worker.reload().and_then(|()| ok()),
+            Command::ReloadTasks => worker.reload_task_workers().and_then(|()| ok()),
             Command::Shutdown => worker.shutdown().and_then(|()| ok()),
             Command::Stop(which) => worker.retire(which).and_then(|()| ok()),
         }
@@ -358,6 +400,7 @@ fn run() -> Result<()> {
         hang_on_start,
         goodbye,
         later: Later::default(),
+        tasks: Tasks::default(),
         start_time,
     };
     Server::new(config).run(testbed)

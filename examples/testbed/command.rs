@@ -17,12 +17,16 @@
 //! | `clear ID` | `ok`, or `error: no such timer` |
 //! | `reply MS TEXT` | `TEXT` after MS; the reply is open till then |
 //! | `forget` | `ok`, and a reply is open for ever |
+//! | `task TEXT` | `task ID`, and when it is done `finish ID RESULT`: TEXT in upper case. As TEXT: `sleep MS`, `crash ...`, `fail WHY`, `big N`, `whoami`; `early TEXT` is finished before its end, after `leave` the task worker is replaced |
+//! | `taskto TASKWORKER TEXT` | the same, by that one |
+//! | `taskwait MS TEXT` | `result RESULT`, or `error: timeout` after MS |
+//! | `taskall MS TEXT\|TEXT\|...` | `results RESULT\|RESULT\|...` |
 //! | `spawn MS` | the worker starts a process that lives for so long; `pid=PID` |
 //! | `big N` | N bytes of `x` |
 //! | `leak N` | the worker keeps N bytes of memory for as long as it lives; `leaked N` |
 //! | `sum BYTES...` | the crc32 of the bytes, in hex |
 //! | `stats` | the server's statistics, one line of JSON |
-//! | `reload`, `shutdown` | `ok`, then it happens |
+//! | `reload`, `reload task`, `shutdown` | `ok`, then it happens; `task`: only of task workers |
 //! | `stop`, `stop WORKER` | `ok`, then that worker retires and is replaced |
 //!
 //! All else gets `error: ...`.
@@ -49,12 +53,16 @@ pub(crate) enum Command<'a> {
     Clear(u64),
     Reply(u64, &'a [u8]),
     Forget,
+    Task(Option<u16>, &'a [u8]),
+    TaskWait(u64, &'a [u8]),
+    TaskAll(u64, &'a [u8]),
     Spawn(u64),
     Big(usize),
     Leak(usize),
     Sum(&'a [u8]),
     Stats,
     Reload,
+    ReloadTasks,
     Shutdown,
     Stop(Option<u16>),
 }
@@ -106,6 +114,20 @@ impl<'a> Command<'a> {
                 let (ms, text) = split_word(rest);
                 Command::Reply(number(ms, "reply MS TEXT")?, text)
             }
+            b"task" => Command::Task(None, rest),
+            b"taskto" => {
+                let (task_worker, text) = split_word(rest);
+                Command::Task(Some(number(task_worker, "taskto TASKWORKER TEXT")?), text)
+            }
+            b"taskwait" => {
+                let (ms, text) = split_word(rest);
+                Command::TaskWait(number(ms, "taskwait MS TEXT")?, text)
+            }
+            b"taskall" => {
+                let (ms, texts) = split_word(rest);
+                Command::TaskAll(number(ms, "taskall MS TEXT|TEXT|...")?, texts)
+            }
+            b"reload" if rest == b"task" => Command::ReloadTasks,
             b"spawn" => Command::Spawn(number(rest, "spawn MS")?),
             b"big" => Command::Big(amount(rest, "big")?),
             b"leak" => Command::Leak(amount(rest, "leak")?),
@@ -124,7 +146,7 @@ impl<'a> Command<'a> {
 }
 
 impl Crash {
-    fn parse(how: &[u8]) -> Result<Crash, String> {
+    pub(crate) fn parse(how: &[u8]) -> Result<Crash, String> {
         match split_word(how) {
             (b"exit", code) => number(code, "crash exit CODE, 0..=255").map(Crash::Exit),
             (b"panic", b"") => Ok(Crash::Panic),
@@ -207,6 +229,11 @@ mod tests {
             (b"clear 7", Command::Clear(7)),
             (b"reply 5 a b", Command::Reply(5, b"a b")),
             (b"forget", Command::Forget),
+            (b"task a b", Command::Task(None, b"a b")),
+            (b"taskto 1 a b", Command::Task(Some(1), b"a b")),
+            (b"taskwait 5 a b", Command::TaskWait(5, b"a b")),
+            (b"taskall 5 a|b", Command::TaskAll(5, b"a|b")),
+            (b"reload task", Command::ReloadTasks),
             (b"hold what may", Command::Hold),
             (b"big 1073741824", Command::Big(BIG_MAX)),
             (b"leak 4096", Command::Leak(4096)),
@@ -225,7 +252,8 @@ mod tests {
             (&b""[..], "unknown command ``"),
             (b" ", "unknown command ` `"),
             (b"Echo x", "unknown command `Echo x`"),
-            (b"reload task", "unknown command `reload task`"),
+            (b"reload tasks", "unknown command `reload tasks`"),
+            (b"taskto x", "usage: taskto TASKWORKER TEXT"),
             (b"a\nb\x1b", "unknown command `a\\nb\\u{1b}`"),
             (b"sleep", "usage: sleep MS"),
             (b"sleep -1", "usage: sleep MS"),

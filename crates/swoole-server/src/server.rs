@@ -126,7 +126,8 @@ impl Server {
     /// |---|---|
     /// | `SIGTERM`, `SIGINT`, `SIGQUIT` | stop in order: every packet that came is answered, within `max_wait_time` |
     /// | `SIGINT` while it stops | stop at once: what is not answered yet is lost |
-    /// | `SIGUSR1` | reload: new workers, as [`Config::reload_mode`] and [`Config::reload_parallel`] say; no connection notices |
+    /// | `SIGUSR2` | reload of the task workers alone |
+    /// | `SIGUSR1` | reload: new workers and task workers, as [`Config::reload_mode`] and [`Config::reload_parallel`] say; no connection notices |
     /// | `SIGHUP` | the log file is opened anew, in all processes |
     ///
     /// # Errors
@@ -196,6 +197,9 @@ fn start<H: Handler>(
     log::set_identity(Identity { role: Role::Master, id: 0 });
     let addresses = listeners.iter().map(|(_, listen)| listen.clone()).collect();
     let (shared, links, hold) = Shared::create(config, addresses, keep)?;
+    if shared.config.task_worker_num > 0 {
+        shared.tasks.spill().sweep_dead();
+    }
     let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     shared.board.set_server(getpid().as_raw_pid(), started_at.as_millis() as u64);
     let shared = Arc::new(shared);
@@ -271,7 +275,8 @@ fn end(manager: Pid) {
 
 /// The daemon's working directory is `/`: what was meant from here stays here.
 fn make_absolute(config: &mut Config) -> Result<()> {
-    for path in [&mut config.log_file, &mut config.pid_file].into_iter().flatten() {
+    let files = [&mut config.log_file, &mut config.pid_file].into_iter().flatten();
+    for path in files.chain([&mut config.task_tmpdir]) {
         *path = std::path::absolute(&*path)?;
     }
     for listen in &mut config.listen {

@@ -206,7 +206,8 @@ impl Asker {
     }
 
     fn take(&mut self, ready: Ready) {
-        let own = self.own[usize::from(ready.slot)].filter(|own| own.ticket == ready.ticket);
+        let own =
+            self.own[usize::from(ready.slot)].filter(|own| own.ticket == ready.ticket && own.id == ready.id);
         // Somebody else's, or one that nobody wants any more, is not worth reading a file for.
         let result = match own {
             Some(Own { purpose: Purpose::Finish | Purpose::Wait(_), .. }) => Some(self.result(&ready)),
