@@ -53,6 +53,12 @@ pub(super) static ALL: &[Scenario] = &[
         cannot_start,
     )
     .in_process(),
+    once(
+        "manager_and_master_killed",
+        "who was executed to be a manager starts no server of its own",
+        with_master,
+    )
+    .in_process(),
     once("manager_and_workers_gone", "a stop ends when nobody is left to be stopped", nobody_left)
         .in_process(),
     full(
@@ -361,5 +367,22 @@ fn strays(cx: &Cx) -> Result<()> {
     ensure!(parent == bed.ready.master, "its parent is {parent}");
     proc::until("the end of the stray", PATIENCE, || proc::stat(stray).is_none().then_some(()))?;
     bed.stop()?;
+    Ok(())
+}
+
+/// The master is killed while it executes the program to have another manager.
+fn with_master(cx: &Cx) -> Result<()> {
+    for round in 0..30 {
+        let bed = cx.testbed().flag("worker-num", 1).start()?;
+        proc::signal(bed.manager().context("there is no manager")?, Signal::KILL)?;
+        std::thread::sleep(Duration::from_micros(150 * round));
+        bed.signal_master(Signal::KILL)?;
+        drop(bed);
+        proc::until("nobody to be left", PATIENCE, || {
+            proc::reap_orphans();
+            proc::descendants(proc::own_pid()).is_empty().then_some(())
+        })
+        .with_context(|| format!("round {round}"))?;
+    }
     Ok(())
 }
