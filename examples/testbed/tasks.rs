@@ -79,6 +79,7 @@ pub(crate) fn work(worker: &mut TaskWorker, text: &[u8]) -> Result<Vec<u8>> {
             let (id, pid, generation) = (worker.id(), worker.pid(), worker.generation());
             return Ok(format!("task={id} pid={pid} generation={generation}").into_bytes());
         }
+        b"die_at" => super::die_at(&String::from_utf8_lossy(rest))?,
         b"leave" => worker.retire(),
         _ => {}
     }

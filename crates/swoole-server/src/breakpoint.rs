@@ -8,7 +8,8 @@ use std::cell::Cell;
 #[cfg(any(test, feature = "breakpoints"))]
 use std::{fmt, str::FromStr};
 
-/// A moment between two steps of a worker, in the order in which a packet meets them. Base mode has none of them.
+/// A moment between two steps of a worker or a task worker, in the order in which a packet, and then a task meets them. In
+/// Base mode there are only those of task workers.
 #[cfg_attr(not(feature = "breakpoints"), expect(unreachable_pub, reason = "exported with the feature only"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Point {
@@ -27,6 +28,18 @@ pub enum Point {
     /// The reactor has been told, and may or may not have freed what the ack has finished. Not on a socketpair, which
     /// has no doorbell.
     AfterBell,
+    /// A task is in its queue, behind the end of it: nobody can find it.
+    TaskQueued,
+    /// It can be found, and nobody was woken for it.
+    TaskPublished,
+    /// In a task worker: the task is taken, and still the next one of its queue.
+    TaskTaken,
+    /// Its result is written, and does not count.
+    TaskResult,
+    /// It counts, and its asker would not find it.
+    TaskDone,
+    /// It would, and was not woken for it.
+    TaskMarked,
 }
 
 /// The worker is at this point.
@@ -93,7 +106,7 @@ impl Trap {
 }
 
 #[cfg(any(test, feature = "breakpoints"))]
-const NAMES: [(&str, Point); 7] = [
+const NAMES: [(&str, Point); 13] = [
     ("request_fragment", Point::RequestFragment),
     ("begun", Point::Begun),
     ("reply_fragment", Point::ReplyFragment),
@@ -101,6 +114,12 @@ const NAMES: [(&str, Point); 7] = [
     ("before_commit", Point::BeforeCommit),
     ("after_commit", Point::AfterCommit),
     ("after_bell", Point::AfterBell),
+    ("task_queued", Point::TaskQueued),
+    ("task_published", Point::TaskPublished),
+    ("task_taken", Point::TaskTaken),
+    ("task_result", Point::TaskResult),
+    ("task_done", Point::TaskDone),
+    ("task_marked", Point::TaskMarked),
 ];
 
 #[cfg(any(test, feature = "breakpoints"))]

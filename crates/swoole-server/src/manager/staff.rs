@@ -237,7 +237,10 @@ impl<H: Handler> Staff<H> {
         let kind = kind_of(exit.slot);
         let tasks = match kind {
             WorkerKind::TaskWorker => tasks.bury(exit.slot.slot, bells, task_bells),
-            WorkerKind::Worker => Vec::new(),
+            WorkerKind::Worker => {
+                tasks.wake(task_bells);
+                Vec::new()
+            }
         };
         if is_orderly(exit) && in_hand.is_empty() && tasks.is_empty() {
             return;

@@ -9,6 +9,7 @@ use swoole_ipc::Doorbell;
 use super::spill::{Part, Spill};
 use super::store::{CAN_BE_INLINE, Count, Ready, Reclaimed, Status, Store};
 use super::{TaskError, TaskId, TaskResult};
+use crate::breakpoint::{self, Point};
 use crate::error::{Error, Result};
 use crate::shared::Shared;
 
@@ -181,8 +182,10 @@ impl Asker {
             // One after the other: what is behind the last head cannot be found, except by its successor.
             let position = self.store.position(self.asker, *queue);
             self.store.queue(self.asker, *slot, *ticket, *queue, position);
+            breakpoint::pass(Point::TaskQueued);
             self.store.publish(self.asker, *queue, position + 1);
         }
+        breakpoint::pass(Point::TaskPublished);
         let for_anybody = self.pending.iter().filter(|pending| pending.queue == 0).count();
         let bells = &self.shared.task_bells;
         for pending in self.pending.drain(..).filter(|pending| pending.queue > 0) {
@@ -202,6 +205,8 @@ impl Asker {
     fn collect(&mut self) {
         let (store, mut ready) = (self.store.clone(), Vec::new());
         store.ready(self.asker, |found| ready.push(found));
+        // Which of them was done first, nobody knows; they are told of in the order in which they were asked for.
+        ready.sort_unstable_by_key(|ready| ready.id);
         ready.into_iter().for_each(|ready| self.take(ready));
     }
 

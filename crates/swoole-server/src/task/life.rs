@@ -11,6 +11,7 @@ use super::spill::Part;
 use super::store::{CAN_BE_INLINE, Status, Store, Taken};
 use super::{TaskId, TaskWorker};
 use crate::board::{Lease, Phase};
+use crate::breakpoint;
 use crate::config::Mode;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
@@ -93,7 +94,9 @@ impl TaskDuty {
 
     pub(super) fn finish(&mut self, result: &[u8]) -> Result<()> {
         self.end(Status::Done, result)
-            .map_err(|error| Error::setup(format!("keep a result of {} bytes", result.len()), error))
+            .map_err(|error| Error::setup(format!("keep a result of {} bytes", result.len()), error))?;
+        // Now: that is what it is for.
+        self.ring()
     }
 
     /// The task in hand is done.
@@ -224,6 +227,7 @@ impl<'a, H: Handler> Life<'a, H> {
         let mut done = 0;
         let mut begun = Instant::now();
         while done < BUDGET {
+            breakpoint::packet_begins();
             let Some(taken) = self.take() else { break };
             if self.usual > SLOW {
                 self.duty.ring()?;

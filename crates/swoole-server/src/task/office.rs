@@ -40,14 +40,25 @@ impl Tasks {
     ) -> Vec<TaskInHand> {
         let (in_hand, askers) = self.store.settle(task_worker, self.retries, super::now());
         let askers = askers.iter().filter_map(|asker| bells.get(usize::from(*asker)));
-        let is_retried = in_hand.iter().any(|task| task.fate == TaskFate::Retried);
-        for bell in askers.chain(if is_retried { task_bells } else { &[] }) {
+        for bell in askers {
             // The dead one may have taken the word, and not rung.
             if let Err(error) = bell.force() {
                 tracing::error!("tell of the death of task worker {task_worker}: {error}");
             }
         }
+        if in_hand.iter().any(|task| task.fate == TaskFate::Retried) {
+            self.wake(task_bells);
+        }
         in_hand
+    }
+
+    /// A worker is dead: it may have asked for something, and had no time to ring.
+    pub(crate) fn wake(&self, task_bells: &[Doorbell]) {
+        for bell in task_bells {
+            if let Err(error) = bell.force() {
+                tracing::error!("wake a task worker: {error}");
+            }
+        }
     }
 
     pub(crate) fn stats(&self) -> TaskStats {

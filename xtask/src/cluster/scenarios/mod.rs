@@ -28,6 +28,7 @@ mod shape;
 mod shortage;
 mod stop;
 mod stuck;
+mod tasks;
 mod vortex;
 
 pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
@@ -47,6 +48,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         manager::ALL,
         stop::ALL,
         stuck::ALL,
+        tasks::ALL,
         boot::ALL,
         config::ALL,
         operation::ALL,

@@ -42,6 +42,7 @@ use self::layout::{
 use self::state::{Entry, Length, State};
 pub(crate) use self::state::{Stage, Status};
 use super::{TaskFate, TaskId, TaskInHand};
+use crate::breakpoint::{self, Point};
 
 /// Counts of one asker's tasks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -390,6 +391,7 @@ impl Store {
         let state = State { stage: Stage::Running, taker, ..found };
         self.state(asker, slot).compare_exchange(found.pack(), state.pack(), AcqRel, Relaxed).ok()?;
         self.body(asker, slot)[STARTED_AT].store(now, Relaxed);
+        breakpoint::pass(Point::TaskTaken);
         Some(Taken { asker, slot, state })
     }
 
@@ -419,8 +421,11 @@ impl Store {
             Err(len) => Length { len, spilled: true },
         };
         body[OUTCOME].store(state::pack_result(status, length), Relaxed);
+        breakpoint::pass(Point::TaskResult);
         self.state(asker, slot).store(State { stage: Stage::Done, ..state }.pack(), Release);
+        breakpoint::pass(Point::TaskDone);
         self.mark(asker, slot);
+        breakpoint::pass(Point::TaskMarked);
     }
 
     // The manager's part.
