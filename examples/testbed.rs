@@ -178,7 +178,7 @@ impl Handler for Testbed {
     }
 
     fn on_finish(&mut self, worker: &mut Worker, task: TaskId, result: TaskResult) -> Result<()> {
-        match self.tasks.finished(task, result) {
+        match self.tasks.finished(worker, task, result)? {
             Some((session, line)) => self.send_line(worker, session, &line),
             None => Ok(()),
         }
@@ -276,6 +276,10 @@ impl Testbed {
                 let id = self.tasks.ask(worker, client, to, line)?;
                 text(format!("task {id}"))
             }
+            Command::TaskLoad(in_flight, ms, bytes) => {
+                self.tasks.load(worker, client, (in_flight, ms, bytes)).map(|()| None)
+            }
+            Command::TaskWaits(ms, bytes) => tasks::wait_on(worker, ms, bytes).map(Some),
             Command::TaskWait(ms, line) => tasks::wait(worker, ms, line).map(Some),
             Command::TaskAll(ms, lines) => tasks::wait_all(worker, ms, lines).map(Some),
             Command::Big(bytes) => Ok(Some(vec![b'x'; bytes])),

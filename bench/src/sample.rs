@@ -72,6 +72,10 @@ pub static ROUND_TRIP_CPU: Metric = compared("cpu_us_per_round_trip", "CPU us/ro
 pub static MESSAGES: Metric = compared("messages_per_second", "messages/s", 0);
 /// CPU time of both sides for one.
 pub static MESSAGE_CPU: Metric = compared("cpu_us_per_message", "CPU us/message", 3);
+/// Tasks that were done.
+pub static TASKS: Metric = compared("tasks_per_second", "tasks/s", 0);
+/// CPU time of all processes of the server for one.
+pub static TASK_CPU: Metric = compared("cpu_us_per_task", "CPU us/task", 2);
 /// The call by which a process is made.
 pub static FORK_CALL: Metric = compared("call_us", "call us", 0);
 /// From that call to the child's first word.

@@ -52,6 +52,8 @@ pub struct Setup {
     pub workers: usize,
     /// Reactor threads of process mode.
     pub reactors: usize,
+    /// Task workers of the testbed.
+    pub task_workers: usize,
     /// Bytes of the largest packet.
     pub packet_max: usize,
 }
@@ -69,7 +71,13 @@ pub enum Dialect {
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { dialect: Dialect::Echo(Protocol::Raw), workers: 2, reactors: 2, packet_max: 0 }
+        Setup {
+            dialect: Dialect::Echo(Protocol::Raw),
+            workers: 2,
+            reactors: 2,
+            task_workers: 0,
+            packet_max: 0,
+        }
     }
 }
 
@@ -203,6 +211,9 @@ impl Subject {
         unless_given("--worker-num", setup.workers);
         if !self.flags.contains("--mode base") {
             unless_given("--reactor-num", setup.reactors);
+        }
+        if setup.task_workers > 0 {
+            unless_given("--task-worker-num", setup.task_workers);
         }
         if setup.packet_max > 0 {
             unless_given("--package-max-length", setup.packet_max + HEADER);

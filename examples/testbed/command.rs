@@ -21,6 +21,8 @@
 //! | `taskto TASKWORKER TEXT` | the same, by that one |
 //! | `taskwait MS TEXT` | `result RESULT`, or `error: timeout` after MS |
 //! | `taskall MS TEXT\|TEXT\|...` | `results RESULT\|RESULT\|...` |
+//! | `taskload N MS BYTES` | N tasks of so many bytes are in flight for so long; `tasks=COUNT us=TIME` |
+//! | `taskwaits MS BYTES` | the worker waits for one after the other; the same, and `p50=` and `p99=` in nanoseconds |
 //! | `spawn MS` | the worker starts a process that lives for so long; `pid=PID` |
 //! | `big N` | N bytes of `x` |
 //! | `leak N` | the worker keeps N bytes of memory for as long as it lives; `leaked N` |
@@ -56,6 +58,8 @@ pub(crate) enum Command<'a> {
     Task(Option<u16>, &'a [u8]),
     TaskWait(u64, &'a [u8]),
     TaskAll(u64, &'a [u8]),
+    TaskLoad(usize, u64, usize),
+    TaskWaits(u64, usize),
     Spawn(u64),
     Big(usize),
     Leak(usize),
@@ -126,6 +130,17 @@ impl<'a> Command<'a> {
             b"taskall" => {
                 let (ms, texts) = split_word(rest);
                 Command::TaskAll(number(ms, "taskall MS TEXT|TEXT|...")?, texts)
+            }
+            b"taskload" => {
+                let usage = "taskload N MS BYTES";
+                let (count, rest) = split_word(rest);
+                let (ms, bytes) = split_word(rest);
+                Command::TaskLoad(number(count, usage)?, number(ms, usage)?, number(bytes, usage)?)
+            }
+            b"taskwaits" => {
+                let usage = "taskwaits MS BYTES";
+                let (ms, bytes) = split_word(rest);
+                Command::TaskWaits(number(ms, usage)?, number(bytes, usage)?)
             }
             b"reload" if rest == b"task" => Command::ReloadTasks,
             b"spawn" => Command::Spawn(number(rest, "spawn MS")?),
@@ -233,6 +248,8 @@ mod tests {
             (b"taskto 1 a b", Command::Task(Some(1), b"a b")),
             (b"taskwait 5 a b", Command::TaskWait(5, b"a b")),
             (b"taskall 5 a|b", Command::TaskAll(5, b"a|b")),
+            (b"taskload 64 5 128", Command::TaskLoad(64, 5, 128)),
+            (b"taskwaits 5 128", Command::TaskWaits(5, 128)),
             (b"reload task", Command::ReloadTasks),
             (b"hold what may", Command::Hold),
             (b"big 1073741824", Command::Big(BIG_MAX)),

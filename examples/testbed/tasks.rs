@@ -1,7 +1,7 @@
 //! What the testbed has task workers do, and who waits for it.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use swoole_server::{Error, Result, Session, TaskError, TaskId, TaskResult, TaskWorker, Worker};
 
@@ -11,6 +11,17 @@ use super::command::Crash;
 #[derive(Default)]
 pub(crate) struct Tasks {
     waiting: HashMap<TaskId, Session>,
+    load: Option<Load>,
+}
+
+/// Tasks without end, for a benchmark.
+struct Load {
+    client: Session,
+    payload: Vec<u8>,
+    begun: Instant,
+    time: Duration,
+    in_flight: usize,
+    done: u64,
 }
 
 impl Tasks {
@@ -29,11 +40,63 @@ impl Tasks {
         Ok(id)
     }
 
-    /// The line for whoever has asked.
-    pub(crate) fn finished(&mut self, id: TaskId, result: TaskResult) -> Option<(Session, Vec<u8>)> {
-        let client = self.waiting.remove(&id)?;
-        Some((client, [format!("finish {id} ").as_bytes(), &told(result)].concat()))
+    /// Keeps so many in flight for so long.
+    pub(crate) fn load(
+        &mut self,
+        worker: &mut Worker,
+        client: Session,
+        (in_flight, ms, bytes): (usize, u64, usize),
+    ) -> Result<()> {
+        let payload = vec![b'x'; bytes];
+        for _ in 0..in_flight {
+            worker.task(&payload)?;
+        }
+        let time = Duration::from_millis(ms);
+        self.load = Some(Load { client, payload, begun: Instant::now(), time, in_flight, done: 0 });
+        Ok(())
     }
+
+    /// The line for whoever has asked.
+    pub(crate) fn finished(
+        &mut self,
+        worker: &mut Worker,
+        id: TaskId,
+        result: TaskResult,
+    ) -> Result<Option<(Session, Vec<u8>)>> {
+        if let Some(client) = self.waiting.remove(&id) {
+            return Ok(Some((client, [format!("finish {id} ").as_bytes(), &told(result)].concat())));
+        }
+        let Some(load) = &mut self.load else { return Ok(None) };
+        result.map_err(Error::Task)?;
+        load.done += 1;
+        let took = load.begun.elapsed();
+        if took < load.time {
+            worker.task(&load.payload)?;
+            return Ok(None);
+        }
+        load.in_flight -= 1;
+        if load.in_flight > 0 {
+            return Ok(None);
+        }
+        let line = format!("tasks={} us={}", load.done, took.as_micros());
+        let client = load.client;
+        self.load = None;
+        Ok(Some((client, line.into_bytes())))
+    }
+}
+
+/// Waits for one after the other, for so long.
+pub(crate) fn wait_on(worker: &mut Worker, ms: u64, bytes: usize) -> Result<Vec<u8>> {
+    let (payload, begun, mut took) = (vec![b'x'; bytes], Instant::now(), Vec::new());
+    while begun.elapsed() < Duration::from_millis(ms) {
+        let asked = Instant::now();
+        worker.task_wait(&payload, Duration::from_secs(10))?;
+        took.push(asked.elapsed().as_nanos() as u64);
+    }
+    let us = begun.elapsed().as_micros();
+    took.sort_unstable();
+    let at = |percent: usize| took.get(took.len() * percent / 100).copied().unwrap_or_default();
+    Ok(format!("tasks={} us={us} p50={} p99={}", took.len(), at(50), at(99)).into_bytes())
 }
 
 /// Waits for one.

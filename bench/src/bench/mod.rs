@@ -12,6 +12,7 @@ mod reload;
 mod respawn;
 mod scaling;
 mod start;
+mod tasks;
 mod under_load;
 
 use crate::account::Usage;
@@ -47,6 +48,11 @@ pub const BENCHES: &[Bench] = &[
         name: "reload",
         about: "latencies under a fixed rate, with a reload every second and without",
         plan: reload::plan,
+    },
+    Bench {
+        name: "tasks",
+        about: "tasks there and back: 64 in flight, and one at a time",
+        plan: tasks::plan,
     },
     Bench { name: "fork", about: "fork from a small and from a 500 MB process", plan: fork::plan },
     Bench {

@@ -51,6 +51,7 @@ impl Shape {
             dialect: Dialect::Echo(self.protocol),
             workers: self.workers,
             reactors: self.reactors,
+            task_workers: 0,
             packet_max: self.size,
         };
         let server = subject.start(&setup)?;
