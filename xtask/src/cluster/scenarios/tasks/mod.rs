@@ -1,13 +1,17 @@
 //! Task workers: what is asked of them, and what becomes of it when somebody dies, leaves or stops.
 
+mod breaking;
+mod storm;
+mod talk;
+
+use self::talk::Talk;
 use crate::cluster::bed::{Bed, PATIENCE};
-use crate::cluster::client::{Client, Closed};
 use crate::cluster::log::{Source, field};
 use crate::cluster::matrix::{Cx, Scenario, backends};
 use crate::cluster::proc;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -46,23 +50,23 @@ pub(super) static ALL: &[Scenario] = &[
     backends(
         "break_points_tasks",
         "wherever a task worker dies on a task's way, the task ends once",
-        break_points,
+        breaking::break_points,
     ),
     backends(
         "break_points_askers",
         "and wherever its worker dies: it is done or never was, and nobody waits for it",
-        break_points_of_askers,
+        breaking::break_points_of_askers,
     )
     .in_process(),
     backends(
         "task_storm",
         "task workers die at random: each task is answered once, on its own connection",
-        storm_of_task_workers,
+        storm::storm_of_task_workers,
     ),
     backends(
         "task_storm_askers",
         "and so do workers: nothing is told twice, or to who has not asked",
-        storm_of_all,
+        storm::storm_of_all,
     ),
 ];
 
@@ -86,81 +90,6 @@ fn wait_task_worker(bed: &Bed, id: u32, before: i32) -> Result<i32> {
     proc::until("another task worker", PATIENCE, || {
         task_workers_of(bed).get(&id).copied().filter(|pid| *pid != before)
     })
-}
-
-/// A client for whom ends of tasks may come before other replies.
-struct Talk {
-    client: Client,
-    ended: VecDeque<String>,
-}
-
-impl Talk {
-    fn begin(bed: &Bed) -> Result<Self> {
-        Ok(Self { client: bed.connect()?, ended: VecDeque::new() })
-    }
-
-    fn reply(&mut self, packet: &str) -> Result<String> {
-        self.client.tell(packet)?;
-        loop {
-            let line = self.client.line()?;
-            if !line.starts_with("finish ") {
-                return Ok(line);
-            }
-            self.ended.push_back(line);
-        }
-    }
-
-    fn expect(&mut self, packet: &str, reply: &str) -> Result<()> {
-        let got = self.reply(packet)?;
-        ensure!(got == reply, "{packet:?} got {got:?} instead of {reply:?}");
-        Ok(())
-    }
-
-    /// Asks for a task by this packet: its id.
-    fn ask(&mut self, packet: &str) -> Result<String> {
-        let told = self.reply(packet)?;
-        let id = told.strip_prefix("task ").with_context(|| format!("{packet:?}: {told:?}"))?;
-        Ok(id.to_owned())
-    }
-
-    /// The next end of a task.
-    fn end(&mut self) -> Result<String> {
-        match self.ended.pop_front() {
-            Some(line) => Ok(line),
-            None => self.client.line(),
-        }
-    }
-
-    fn expect_end(&mut self, id: &str, result: &str) -> Result<()> {
-        let (got, wanted) = (self.end()?, format!("finish {id} {result}"));
-        ensure!(got == wanted, "got {got:?} instead of {wanted:?}");
-        Ok(())
-    }
-
-    /// The next ends, in whatever order.
-    fn expect_ends(&mut self, wanted: impl IntoIterator<Item = (String, String)>) -> Result<()> {
-        let wanted: BTreeSet<String> =
-            wanted.into_iter().map(|(id, result)| format!("finish {id} {result}")).collect();
-        let got = wanted.iter().map(|_| self.end()).collect::<Result<BTreeSet<_>>>()?;
-        ensure!(got == wanted, "got {got:?} instead of {wanted:?}");
-        Ok(())
-    }
-
-    fn stat(&mut self, name: &str) -> Result<u64> {
-        let json = self.reply("stats")?;
-        let key = format!("\"{name}\":");
-        let rest = json.split_once(&key).with_context(|| format!("no {name} in {json}"))?.1;
-        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-        Ok(digits.parse()?)
-    }
-
-    /// Until no task is under way.
-    fn wait_idle(&mut self) -> Result<()> {
-        proc::until("all tasks to end", PATIENCE, || {
-            let under_way = [self.stat("task_queued"), self.stat("task_running")];
-            under_way.iter().all(|count| matches!(count, Ok(0))).then_some(())
-        })
-    }
 }
 
 /// Files of tasks in this directory.
@@ -493,192 +422,4 @@ fn files(cx: &Cx) -> Result<()> {
     bed.stop()?;
     ensure!(files_in(&cx.dir)?.is_empty(), "files: {:?}", files_in(&cx.dir)?);
     Ok(())
-}
-
-/// With breakpoints: one worker, so many task workers.
-fn start_breaking(cx: &Cx, task_workers: usize) -> Result<Bed> {
-    let launch = cx.testbed_breakpoints().flag("worker-num", 1).flag("task-worker-num", task_workers);
-    launch.flag("task-tmpdir", cx.dir.display()).flag("task-retries", 1).start()
-}
-
-fn break_points(cx: &Cx) -> Result<()> {
-    // With one task worker, what it dies on waits for its successor; with another one, that goes on.
-    for task_workers in [1, 2] {
-        let bed = start_breaking(cx, task_workers)?;
-        let mut client = Talk::begin(&bed)?;
-        let mut retried = 0;
-        for (point, is_retried) in [("taken", true), ("result", true), ("done", false), ("marked", false)] {
-            let pid = task_workers_of(&bed)[&0];
-            let arm = client.ask(&format!("taskto 0 die_at task_{point}"))?;
-            client.expect_end(&arm, &format!("DIE_AT TASK_{}", point.to_uppercase()))?;
-            let texts = ["one".to_owned(), "v".repeat(9_000), "three".to_owned()];
-            let ids = texts
-                .iter()
-                .map(|text| client.ask(&format!("taskto 0 {text}")))
-                .collect::<Result<Vec<_>>>()?;
-            let ends = ids.into_iter().zip(texts.map(|text| text.to_uppercase()));
-            client.expect_ends(ends).with_context(|| point.to_owned())?;
-            wait_task_worker(&bed, 0, pid).with_context(|| point.to_owned())?;
-            bed.log.wait_line(
-                Source::Stderr,
-                &[&format!("breakpoint task_{point}: pid {pid} dies")],
-                PATIENCE,
-            )?;
-            retried += u64::from(is_retried);
-            ensure!(client.stat("task_retried")? == retried, "{point}: retries");
-        }
-        ensure!(client.stat("task_lost")? == 0, "one is lost");
-        bed.stop()?;
-    }
-    ensure!(files_in(&cx.dir)?.is_empty(), "files: {:?}", files_in(&cx.dir)?);
-    Ok(())
-}
-
-fn break_points_of_askers(cx: &Cx) -> Result<()> {
-    for (point, orphans) in [("task_queued", 0), ("task_published", 1)] {
-        let bed = start_breaking(cx, 1)?;
-        let mut client = Talk::begin(&bed)?;
-        client.expect("taskwait 5000 warm", "result WARM")?;
-        client.expect(&format!("die_at {point}"), "ok")?;
-        let worker = bed.lives()[&0].pid;
-        // Its connection goes with it; what it has asked does not.
-        client.client.tell(&format!("task {}", "u".repeat(9_000)))?;
-        client.client.expect_close()?;
-        bed.wait_successor(0, worker)?;
-        let mut client = Talk::begin(&bed)?;
-        proc::until("the orphan", PATIENCE, || {
-            let orphaned = client.stat("task_orphaned").ok()?;
-            let under_way = [client.stat("task_queued"), client.stat("task_running")];
-            (orphaned == orphans && under_way.iter().all(|count| matches!(count, Ok(0)))).then_some(())
-        })
-        .with_context(|| point.to_owned())?;
-        ensure!(files_in(&cx.dir)?.is_empty(), "{point}: files: {:?}", files_in(&cx.dir)?);
-        client.expect("taskwait 5000 on", "result ON")?;
-        bed.stop()?;
-    }
-    Ok(())
-}
-
-/// How long it storms, and how long from one death to the next.
-const STORM: Duration = Duration::from_secs(2);
-const DEATH: Duration = Duration::from_millis(40);
-
-/// A client that knows every answer in advance.
-struct Chat {
-    client: Client,
-    name: usize,
-    number: usize,
-    /// Results that are yet to come, by the names of their tasks.
-    waiting: BTreeMap<String, String>,
-    answered: u64,
-    /// Workers die, too: then tasks may have no answer, and connections may end.
-    askers_die: bool,
-}
-
-impl Chat {
-    /// Asks and looks at every answer, until then; how many tasks were answered.
-    fn hold(mut self, until: Instant) -> Result<u64> {
-        while Instant::now() < until {
-            match self.round() {
-                Ok(()) => {}
-                Err(error) if self.askers_die && error.downcast_ref::<Closed>().is_some() => break,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(self.answered)
-    }
-
-    fn round(&mut self) -> Result<()> {
-        let texts: Vec<String> = (0..8).map(|_| self.text()).collect();
-        let packets: Vec<String> = texts.iter().map(|text| format!("task {text}")).collect();
-        self.client.tell_all(&packets.iter().map(String::as_str).collect::<Vec<_>>())?;
-        let mut texts = texts.into_iter();
-        while texts.len() > 0 || !self.waiting.is_empty() {
-            // What a dead worker has asked is told to nobody.
-            if self.askers_die && texts.len() == 0 {
-                let comes = || self.client.has_reply().unwrap_or(true).then_some(());
-                if proc::until("an answer", Duration::from_millis(200), comes).is_err() {
-                    return Ok(());
-                }
-            }
-            let line = self.client.line()?;
-            if let Some(id) = line.strip_prefix("task ") {
-                let text = texts.next().context("more tasks than were asked for")?;
-                let known = self.waiting.insert(id.to_owned(), text.to_uppercase());
-                ensure!(known.is_none(), "two tasks are called {id}");
-                continue;
-            }
-            let told = line.strip_prefix("finish ").with_context(|| format!("{line:?}"))?;
-            let (id, result) = told.split_once(' ').context("no result")?;
-            let wanted =
-                self.waiting.remove(id).with_context(|| format!("{id} is not mine, or came twice"))?;
-            ensure!(result == wanted, "{id} is {result:?} instead of {wanted:?}");
-            self.answered += 1;
-        }
-        Ok(())
-    }
-
-    /// The next one, some of which do not fit into the shared memory.
-    fn text(&mut self) -> String {
-        self.number += 1;
-        let more = if self.number.is_multiple_of(50) { "w".repeat(10_000) } else { String::new() };
-        format!("{}.{} {more}", self.name, self.number)
-    }
-}
-
-fn storm(cx: &Cx, flags: &[(&str, &str)], kill_workers: bool) -> Result<()> {
-    const CLIENTS: usize = 4;
-    let launch = cx.testbed().flag("worker-num", 2).flag("task-worker-num", 2);
-    let launch = launch.flag("task-tmpdir", cx.dir.display()).flag("task-queue-max", 200);
-    let bed = flags.iter().fold(launch, |launch, (name, value)| launch.flag(name, value)).start()?;
-    let until = Instant::now() + STORM;
-    let mut rng = cx.rng();
-    let mut kills = 0;
-    let answered = std::thread::scope(|scope| -> Result<u64> {
-        let clients: Vec<_> = (0..CLIENTS)
-            .map(|name| {
-                let (client, askers_die) = (bed.connect()?, kill_workers);
-                let chat =
-                    Chat { client, name, number: 0, waiting: BTreeMap::new(), answered: 0, askers_die };
-                Ok(scope.spawn(move || chat.hold(until)))
-            })
-            .collect::<Result<_>>()?;
-        while Instant::now() < until {
-            std::thread::sleep(DEATH.mul_f64(2.0 * rng.f64()));
-            let family = proc::descendants(bed.ready.master);
-            let is_victim = |pid: &i32| {
-                let title = proc::title(*pid);
-                title.starts_with("swoole: task worker")
-                    || kill_workers && title.starts_with("swoole: worker")
-            };
-            if let Some(victim) = rng.choice(family.into_iter().filter(is_victim).collect::<Vec<_>>()) {
-                kills += u32::from(proc::signal(victim, Signal::KILL).is_ok());
-            }
-        }
-        let mut answered = 0;
-        for client in clients {
-            match client.join() {
-                Ok(count) => answered += count?,
-                Err(_) => bail!("a client panicked"),
-            }
-        }
-        Ok(answered)
-    })?;
-    ensure!(kills > 10 && answered > 100, "{kills} kills, {answered} answers");
-    // Everything comes to rest.
-    let mut client = Talk::begin(&bed)?;
-    client.wait_idle()?;
-    println!("        {kills} processes killed, {answered} tasks answered");
-    bed.stop()?;
-    let left = files_in(&cx.dir)?;
-    ensure!(left.is_empty(), "files are left: {left:?}");
-    Ok(())
-}
-
-fn storm_of_task_workers(cx: &Cx) -> Result<()> {
-    storm(cx, &[("task-retries", "100")], false)
-}
-
-fn storm_of_all(cx: &Cx) -> Result<()> {
-    storm(cx, &[("task-retries", "100")], true)
 }
