@@ -42,6 +42,7 @@
 //! |---|---|
 //! | [`Handler`] | all callbacks, where each runs and in which order |
 //! | [`Worker`] | what a callback can do: send, close, ask about sessions, set timers, reload |
+//! | [`TaskWorker`], [`Worker::task`] | slow work elsewhere, and its result |
 //! | [`Config`] | every key, from code, a TOML file, the environment or flags |
 //! | [`Server`] | starting, and the signals it understands |
 //!
@@ -59,6 +60,8 @@
 //! - A stop answers every packet that has come, within `max_wait_time`; a worker that dies meanwhile is replaced.
 //! - A client that shuts down its sending side (`printf ... | nc -N`) is answered first, then closed.
 //! - A reply never reaches another connection than the one it was made for, and is never sent twice.
+//! - A task ends once for the process that has asked for it, and for no other one: with its result, or with the reason why
+//!   there is none.
 //! - No client can make the server's memory grow beyond what the configuration says.
 
 #![forbid(unsafe_code)]

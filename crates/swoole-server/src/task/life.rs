@@ -46,7 +46,7 @@ pub(crate) fn run<H: Handler>(
     introduce(id);
     let mut life = || -> Result<()> {
         let mut life = Life::start(handler, shared, &child, seat)?;
-        if !life.wait_for_start()? {
+        if !life.lookout.wait_for_start()? {
             return Ok(());
         }
         let mut worker = TaskWorker { duty: &mut life.duty };
@@ -56,6 +56,8 @@ pub(crate) fn run<H: Handler>(
             return Ok(());
         }
         child.ready();
+        // It may have been asked to leave while it started.
+        life.look(Some(Duration::ZERO))?;
         life.serve()?;
         let stopped = life.handler.on_task_worker_stop(&mut TaskWorker { duty: &mut life.duty });
         stopped.map_err(|error| Error::Start(format!("on_task_worker_stop: {error}")))
@@ -175,18 +177,6 @@ impl<'a, H: Handler> Life<'a, H> {
             unrung: BTreeSet::new(),
         };
         Ok(Life { handler, duty, lookout, turn: 0, revivals: 0, payload: Vec::new(), usual: Duration::ZERO })
-    }
-
-    /// The callbacks of master and manager come first. False if the server stops before it has begun.
-    fn wait_for_start(&mut self) -> Result<bool> {
-        loop {
-            match self.duty.shared.board.phase() {
-                Phase::Running | Phase::Serving => return Ok(true),
-                Phase::Stopping => return Ok(false),
-                Phase::Booting if self.duty.retiring => return Ok(false),
-                Phase::Booting => self.look(None)?,
-            }
-        }
     }
 
     fn serve(&mut self) -> Result<()> {

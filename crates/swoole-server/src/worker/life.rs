@@ -8,7 +8,7 @@ use swoole_supervisor::Child;
 
 use super::drain::{self, Cause, time_for_work};
 use super::{Duty, Lookout, Way, Worker, callbacks};
-use crate::board::{Lease, Phase};
+use crate::board::Lease;
 use crate::breakpoint::{self, Point};
 use crate::dispatch::reactor_of;
 use crate::error::{Error, Result};
@@ -43,7 +43,7 @@ pub(crate) fn run<H: Handler>(
     super::introduce(id, shared);
     let life = || -> Result<()> {
         let mut life = Life::start(handler, shared, &lanes?, &child)?;
-        if !life.wait_for_start()? {
+        if !life.lookout.wait_for_start()? {
             return Ok(());
         }
         life.callback(callbacks::start)?;
@@ -51,6 +51,8 @@ pub(crate) fn run<H: Handler>(
             return Ok(());
         }
         child.ready();
+        // It may have been asked to leave while it started.
+        life.look(Some(Duration::ZERO))?;
         life.serve()?;
         drain::finish_work(&mut life, time_for_work(shared.config.max_wait_time))?;
         life.callback(callbacks::stop)
@@ -107,19 +109,6 @@ impl<'a, H: Handler> Life<'a, H> {
             timer_due: false,
             usual: Duration::ZERO,
         })
-    }
-
-    /// The callbacks of master and manager come first. False if the server stops before it has begun.
-    fn wait_for_start(&mut self) -> Result<bool> {
-        let shared = Arc::clone(&self.duty.shared);
-        loop {
-            match shared.board.phase() {
-                Phase::Running | Phase::Serving => return Ok(true),
-                Phase::Stopping => return Ok(false),
-                Phase::Booting if self.duty.retiring => return Ok(false),
-                Phase::Booting => self.look(None)?,
-            }
-        }
     }
 
     fn serve(&mut self) -> Result<()> {

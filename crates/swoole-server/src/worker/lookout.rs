@@ -25,6 +25,8 @@ pub(crate) struct Lookout {
     /// The manager that has forked it is gone, and the parent is the master. Another manager says by the board when it is
     /// time to go.
     orphan: bool,
+    /// It was asked to leave.
+    asked: bool,
     looked: Instant,
 }
 
@@ -40,6 +42,7 @@ impl Lookout {
             // Not whoever is the parent now: the manager may be dead already.
             manager: Pid::from_raw(shared.board.manager_pid()),
             orphan: false,
+            asked: false,
             looked: Instant::now(),
         };
         let watch = |error| Error::setup("watch the process's signals", error);
@@ -69,7 +72,20 @@ impl Lookout {
         self.looked
     }
 
-    /// Waits for something to happen, for ever with `None`. Whether this process was asked to leave.
+    /// Waits until the callbacks of master and manager have returned, which come first. False if the server stops, or this
+    /// process is to leave, before that.
+    pub(crate) fn wait_for_start(&mut self) -> Result<bool> {
+        loop {
+            match self.shared.board.phase() {
+                Phase::Running | Phase::Serving => return Ok(true),
+                Phase::Stopping => return Ok(false),
+                Phase::Booting if self.asked => return Ok(false),
+                Phase::Booting => _ = self.look(None)?,
+            }
+        }
+    }
+
+    /// Waits for something to happen, for ever with `None`. Whether this process was asked to leave by now.
     pub(crate) fn look(&mut self, timeout: Option<Duration>) -> Result<bool> {
         let manager = self.manager;
         let (mut asked, mut asked_by_manager) = (false, false);
@@ -88,12 +104,12 @@ impl Lookout {
         self.orphan |= getppid() != manager;
         // The kernel asks the same in the manager's name when that dies, be it after the parent is another one; and two
         // requests may have become one. What it had asked for stands on the board.
-        let mut leaves = asked || asked_by_manager && !self.orphan;
+        self.asked |= asked || asked_by_manager && !self.orphan;
         if self.orphan {
             let Shared { board, lifeline, .. } = &*self.shared;
             let wanted = board.worker_state(self.seat) == WorkerState::Retiring;
-            leaves |= wanted || lifeline.is_cut() || board.phase() == Phase::Stopping;
+            self.asked |= wanted || lifeline.is_cut() || board.phase() == Phase::Stopping;
         }
-        Ok(leaves)
+        Ok(self.asked)
     }
 }

@@ -21,6 +21,7 @@ pub(super) static ALL: &[Scenario] = &[
     .in_process(),
     once("supervise", "plain functions are restarted, reloaded and stopped", supervise).in_process(),
     once("frames", "cuts what stands on its input into packets", frames).in_process(),
+    once("tasks_example", "task workers count primes, also when one of them is killed", tasks).in_process(),
     once("echo", "the smallest server: under 25 lines, and it serves", echo).in_process(),
 ];
 
@@ -47,6 +48,36 @@ fn lifecycle(cx: &Cx) -> Result<()> {
     let lines = server.log.texts(Source::Stdout);
     let expected: Vec<&str> = LIFECYCLE.trim().lines().collect();
     ensure!(lines == expected, "expected\n{}\ngot\n{}", expected.join("\n"), lines.join("\n"));
+    Ok(())
+}
+
+fn tasks(cx: &Cx) -> Result<()> {
+    let path = cx.dir.join("tasks.sock");
+    let launch = cx.example("tasks").flag("worker-num", 1);
+    let mut server = launch.flag("listen", format!("unix://{}", path.display())).spawn()?;
+    let address = Address::Unix(path);
+    let mut client = proc::until("the example to listen", PATIENCE, || Client::connect(&address).ok())?;
+    client.expect("many", "a number, please")?;
+    for (below, primes) in [(0, 0), (100, 25), (1_000_000, 78_498)] {
+        client.tell(&below.to_string())?;
+        for part in 1..=8 {
+            client.expect_line(&format!("{part} of 8"))?;
+        }
+        client.expect_line(&format!("{primes} primes below {below}"))?;
+    }
+    client.tell("3000000")?;
+    client.expect_line("1 of 8")?;
+    let is_task_worker = |pid: &i32| proc::title(*pid).starts_with("swoole: task worker");
+    for pid in proc::descendants(server.pid()).into_iter().filter(is_task_worker) {
+        proc::signal(pid, Signal::KILL)?;
+    }
+    for part in 2..=8 {
+        client.expect_line(&format!("{part} of 8"))?;
+    }
+    client.expect_line("216816 primes below 3000000")?;
+    proc::signal(server.pid(), Signal::TERM)?;
+    let status = server.wait_exit(PATIENCE)?;
+    ensure!(status.code() == Some(0), "ended with {status}");
     Ok(())
 }
 
