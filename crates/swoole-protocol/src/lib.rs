@@ -128,7 +128,6 @@ impl Framer {
     ///
     /// # Errors
     /// [`FrameError`]: the stream cannot be cut from here on. Close the connection.
-    #[inline]
     pub fn cut(&mut self, input: &[u8]) -> Result<Cut, FrameError> {
         match &self.framing {
             Framing::Raw => Ok(raw::cut(input, self.max)),
