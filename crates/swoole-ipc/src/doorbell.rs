@@ -91,11 +91,13 @@ impl Doorbell {
 
     /// Sleeper: declares itself asleep. It must then look at each of its queues once more, and only sleep
     /// when all are empty.
+    #[inline]
     pub fn arm(&self) {
         self.flag().arm();
     }
 
     /// Sleeper: awake again, nobody need ring.
+    #[inline]
     pub fn disarm(&self) {
         self.flag().disarm();
     }
@@ -109,6 +111,7 @@ impl Doorbell {
     ///
     /// # Errors
     /// write(2) on the eventfd failed, which happens only if its descriptor was closed behind our back.
+    #[inline]
     pub fn ring(&self) -> io::Result<bool> {
         let asleep = self.flag().take();
         if asleep {
@@ -177,6 +180,7 @@ impl Doorbell {
         Words::protect_others(&words, Some(own))
     }
 
+    #[inline]
     fn flag(&self) -> Flag<'_> {
         Flag(&self.0.word[0])
     }

@@ -142,6 +142,7 @@ impl Mapping {
     }
 
     /// First byte of the mapping; page-aligned.
+    #[inline]
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.base
     }

@@ -113,6 +113,7 @@ fn row_size(count: usize) -> usize {
 impl Deref for Words {
     type Target = [AtomicU64];
 
+    #[inline]
     fn deref(&self) -> &[AtomicU64] {
         // SAFETY: `open`, which alone makes these values, has put `start` inside the mapping.
         let first = unsafe { self.pages.base().as_ptr().add(self.start) };

@@ -50,21 +50,25 @@ impl LengthOptions {
     }
 
     /// Bytes before the length field.
+    #[inline]
     pub fn length_offset(&self) -> usize {
         self.length_offset.into()
     }
 
     /// Bytes of a packet that its length field does not count.
+    #[inline]
     pub fn body_offset(&self) -> usize {
         self.body_offset.into()
     }
 
     /// Bytes up to the end of the length field: what must be there before a packet's length is known, and the least
     /// that a packet can have.
+    #[inline]
     pub fn header_len(&self) -> usize {
         self.length_offset() + self.kind.size()
     }
 
+    #[inline]
     pub(crate) fn cut(&self, input: &[u8], max: usize) -> Result<Cut, FrameError> {
         let header = self.header_len();
         if header > max {

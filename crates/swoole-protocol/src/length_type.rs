@@ -68,6 +68,7 @@ impl LengthType {
     }
 
     /// Bytes of the field: 1, 2, 4 or 8.
+    #[inline]
     pub fn size(self) -> usize {
         match self {
             LengthType::I8 | LengthType::U8 => 1,
@@ -95,6 +96,7 @@ impl LengthType {
     }
 
     /// Reads the number in `field`, which has [`size`](Self::size) bytes.
+    #[inline]
     pub(crate) fn decode(self, field: &[u8]) -> Result<u64, Malformed> {
         let mut wide = [0; 8];
         let unused = 8 - field.len();

@@ -2,6 +2,7 @@
 
 use crate::Cut;
 
+#[inline]
 pub(crate) fn cut(input: &[u8], max: usize) -> Cut {
     match input.len().min(max) {
         0 => Cut::More { at_least: 1 },

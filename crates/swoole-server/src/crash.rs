@@ -74,6 +74,7 @@ impl CrashPolicy {
     }
 
     /// Whether a packet may be begun again, so that nothing of it may go out before it is done.
+    #[inline]
     pub(crate) fn retries(self) -> bool {
         self.on_crash == OnCrash::Retry
     }
@@ -119,6 +120,7 @@ impl CrashPolicies {
     }
 
     /// That of a client who came in by this listener, if that is known.
+    #[inline]
     pub(crate) fn of(&self, listener: impl FnOnce() -> Option<u16>) -> CrashPolicy {
         let own = |listener: u16| self.by_listener.get(usize::from(listener)).copied();
         self.only().or_else(|| listener().and_then(own)).unwrap_or(self.general)

@@ -38,14 +38,17 @@ impl Session {
         Session(generation << PLACE_BITS | u64::from(place))
     }
 
+    #[inline]
     pub(crate) const fn from_raw(raw: u64) -> Session {
         Session(raw)
     }
 
+    #[inline]
     pub(crate) fn raw(self) -> u64 {
         self.0
     }
 
+    #[inline]
     fn place(self) -> u32 {
         self.0 as u32 & ((1 << PLACE_BITS) - 1)
     }
@@ -194,6 +197,7 @@ impl SessionTable {
     }
 
     /// The reactor that owns the session.
+    #[inline]
     pub(crate) fn reactor(&self, session: Session) -> u16 {
         (session.place() % self.tables.len() as u32) as u16
     }
@@ -204,6 +208,7 @@ impl SessionTable {
     }
 
     /// Its slot on that reactor.
+    #[inline]
     pub(crate) fn slot(&self, session: Session) -> usize {
         (session.place() / self.tables.len() as u32) as usize
     }
@@ -214,6 +219,7 @@ impl SessionTable {
         entry.map_or(0, |entry| Session(entry[LAST].load(Ordering::Relaxed)).generation())
     }
 
+    #[inline]
     fn entry(&self, session: Session) -> Option<&[AtomicU64]> {
         // 0 marks a free entry and is nobody's session.
         if session.raw() == 0 {
@@ -263,6 +269,7 @@ impl SessionTable {
     }
 
     /// The owning reactor's counters; it is their only writer.
+    #[inline]
     pub(crate) fn count(&self, session: Session, received: usize, sent: usize) {
         let Some(entry) = self.entry(session) else { return };
         for (word, more) in [(RECEIVED, received), (SENT, sent)] {
@@ -273,6 +280,7 @@ impl SessionTable {
         }
     }
 
+    #[inline]
     pub(crate) fn exists(&self, session: Session) -> bool {
         self.entry(session).is_some_and(|entry| entry[SESSION].load(Ordering::Acquire) == session.raw())
     }

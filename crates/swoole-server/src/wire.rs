@@ -67,11 +67,13 @@ pub(crate) struct Request {
 pub(crate) const PLACE: usize = 8;
 
 /// Where a packet stands in the bytes of a batch, to be written behind them.
+#[inline]
 pub(crate) fn place(packet: &Range<usize>) -> [u8; PLACE] {
     (packet.start as u64 | (packet.end as u64) << 32).to_le_bytes()
 }
 
 /// Packet number `index` of a batch of `count`, whose payload this is.
+#[inline]
 pub(crate) fn packet_of(payload: &[u8], index: usize, count: usize) -> Option<&[u8]> {
     let places = payload.len().checked_sub(count.checked_mul(PLACE)?)?;
     let at = places.checked_add(index.checked_mul(PLACE)?)?;
@@ -96,6 +98,7 @@ pub(crate) struct Malformed {
     pub(crate) len: usize,
 }
 
+#[inline]
 fn words(a: u64, b: u64) -> [u8; HEADER] {
     let mut header = [0; HEADER];
     header[..8].copy_from_slice(&a.to_le_bytes());
@@ -103,6 +106,7 @@ fn words(a: u64, b: u64) -> [u8; HEADER] {
     header
 }
 
+#[inline]
 fn split(tag: u32, record: &[u8]) -> Result<(u64, u64, &[u8]), Malformed> {
     let malformed = Malformed { tag, len: record.len() };
     let (a, rest) = record.split_first_chunk::<8>().ok_or(malformed)?;
@@ -111,14 +115,17 @@ fn split(tag: u32, record: &[u8]) -> Result<(u64, u64, &[u8]), Malformed> {
 }
 
 impl Request {
+    #[inline]
     pub(crate) fn tag(&self) -> u32 {
         self.kind as u32 | if self.first { FIRST } else { 0 } | if self.last { LAST } else { 0 }
     }
 
+    #[inline]
     pub(crate) fn header(&self) -> [u8; HEADER] {
         words(self.session.raw(), self.total as u64)
     }
 
+    #[inline]
     pub(crate) fn decode(tag: u32, record: &[u8]) -> Result<(Request, &[u8]), Malformed> {
         let (session, total, payload) = split(tag, record)?;
         let kind = match tag & 0xff {
@@ -140,14 +147,17 @@ impl Request {
 }
 
 impl Reply {
+    #[inline]
     pub(crate) fn tag(&self) -> u32 {
         self.kind as u32 | if self.commit { COMMIT } else { 0 }
     }
 
+    #[inline]
     pub(crate) fn header(&self) -> [u8; HEADER] {
         words(self.session.raw(), self.ack)
     }
 
+    #[inline]
     pub(crate) fn decode(tag: u32, record: &[u8]) -> Result<(Reply, &[u8]), Malformed> {
         let (session, ack, payload) = split(tag, record)?;
         let kind = match tag & 0xff {

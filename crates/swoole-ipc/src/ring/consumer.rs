@@ -43,21 +43,25 @@ impl Consumer {
     ///
     /// # Errors
     /// [`Corrupt`] when the head or the record's length cannot be true, or `position` is not in the ring.
+    #[inline]
     pub fn peek_at(&self, position: u64) -> Result<Option<Record<'_>>, Corrupt> {
         Ok(self.find(position)?.map(|found| self.borrow(found)))
     }
 
     /// The private cursor: start of the next record that [`next`](Consumer::next) gives.
+    #[inline]
     pub fn position(&self) -> u64 {
         self.reader.cursor()
     }
 
     /// Moves the private cursor to `position`, the end of a record that was peeked at.
+    #[inline]
     pub fn advance_to(&mut self, position: u64) {
         self.reader.advance_to(position);
     }
 
     /// Consumer-freed mode: gives everything before the cursor back to the producer, by one store.
+    #[inline]
     pub fn release(&mut self) {
         self.reader.release(self.claim.ring.cursors());
     }
@@ -94,6 +98,7 @@ impl Consumer {
         self.claim.evict_peer();
     }
 
+    #[inline]
     fn find(&self, position: u64) -> Result<Option<Found>, Corrupt> {
         let ring = &self.claim.ring;
         let available = self.reader.available(ring.cursors(), position)?;
@@ -114,6 +119,7 @@ impl Consumer {
         Ok(Some(Found { payload: position + RECORD_HEADER, len: len as usize, tag, end: position + size }))
     }
 
+    #[inline]
     fn borrow(&self, found: Found) -> Record<'_> {
         let payload = self.claim.ring.bytes(found.payload);
         // SAFETY: find has seen the payload inside the published bytes, of which there are at most capacity,

@@ -28,6 +28,7 @@ pub(crate) const RECORD_HEADER: u64 = 8;
 const POSITION_MAX: u64 = 1 << 62;
 
 /// Space that a payload takes in the ring, header and padding included.
+#[inline]
 pub(crate) fn footprint(payload: u64) -> u64 {
     RECORD_HEADER + payload.next_multiple_of(ALIGN)
 }
@@ -56,6 +57,7 @@ impl Cursors {
     }
 }
 
+#[inline]
 fn within(what: &'static str, value: u64, range: RangeInclusive<u64>) -> Result<u64, Corrupt> {
     if range.contains(&value) && value.is_multiple_of(ALIGN) {
         Ok(value)
@@ -86,25 +88,30 @@ impl Writer {
         Ok(Writer { capacity, tail, head, position: head, resume: tail, closed: false })
     }
 
+    #[inline]
     pub(crate) fn position(&self) -> u64 {
         self.position
     }
 
+    #[inline]
     pub(crate) fn published(&self) -> u64 {
         self.head
     }
 
     /// Bytes that may be written from `position` on.
+    #[inline]
     pub(crate) fn free(&self) -> u64 {
         self.capacity - (self.position - self.tail)
     }
 
     /// `size` bytes from `position` on have been written; a multiple of [`ALIGN`], at most `free`.
+    #[inline]
     pub(crate) fn advance(&mut self, size: u64) {
         debug_assert!(size <= self.free() && size.is_multiple_of(ALIGN));
         self.position += size;
     }
 
+    #[inline]
     pub(crate) fn publish(&mut self, shared: &Cursors) {
         if self.head != self.position {
             self.head = self.position;
@@ -119,6 +126,7 @@ impl Writer {
         Ok(())
     }
 
+    #[inline]
     pub(crate) fn release_to(&mut self, shared: &Cursors, position: u64) -> Result<(), Corrupt> {
         self.tail = within("acknowledged position", position, self.tail..=self.head)?;
         shared.tail.store(self.tail, Ordering::Release);
@@ -176,15 +184,18 @@ impl Reader {
         Ok(Reader { capacity, tail: start, cursor: start, head: Cell::new(head) })
     }
 
+    #[inline]
     pub(crate) fn cursor(&self) -> u64 {
         self.cursor
     }
 
+    #[inline]
     pub(crate) fn advance_to(&mut self, position: u64) {
         self.cursor = position;
     }
 
     /// Bytes that may be read from `position` on: 0, or at least a record's header.
+    #[inline]
     pub(crate) fn available(&self, shared: &Cursors, position: u64) -> Result<u64, Corrupt> {
         if position >= self.head.get() {
             // Acquire: what was written before the head was stored is visible.
@@ -198,6 +209,7 @@ impl Reader {
         Ok(head - within("position", position, oldest..=head)?)
     }
 
+    #[inline]
     pub(crate) fn release(&mut self, shared: &Cursors) {
         if self.tail != self.cursor {
             self.tail = self.cursor;

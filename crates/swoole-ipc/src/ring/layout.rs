@@ -104,6 +104,7 @@ impl Ring {
     }
 
     /// Bytes of records that the ring holds, headers and padding included.
+    #[inline]
     pub fn capacity(&self) -> usize {
         self.0.capacity
     }
@@ -156,11 +157,13 @@ impl Ring {
         header.magic.store(MAGIC, Ordering::Release);
     }
 
+    #[inline]
     pub(super) fn cursors(&self) -> &Cursors {
         &self.header().cursors
     }
 
     /// The bytes of the ring from `position` on: `capacity` of them lie one after another.
+    #[inline]
     pub(super) fn bytes(&self, position: u64) -> NonNull<u8> {
         let offset = self.0.header_size + (position as usize & (self.0.capacity - 1));
         // SAFETY: the mapping has header_size + 2 * capacity bytes and the mask keeps the second term
@@ -168,6 +171,7 @@ impl Ring {
         unsafe { self.0.mapping.base().add(offset) }
     }
 
+    #[inline]
     fn header(&self) -> &Header {
         // SAFETY: the mapping starts page-aligned with at least a page, which is larger than Header; it
         // is zeroed at creation and lives as long as self. Header consists of atomics only, so any bit

@@ -32,6 +32,7 @@ impl Producer {
     ///
     /// # Errors
     /// [`Full`] when the payload is larger than [`room`](Producer::room); nothing was written.
+    #[inline]
     pub fn push(&mut self, tag: u32, parts: &[&[u8]]) -> Result<(), Full> {
         let needed = parts.iter().fold(0_usize, |sum, part| sum.saturating_add(part.len()));
         let room = self.room();
@@ -50,6 +51,7 @@ impl Producer {
     /// Space for a payload of up to `len` bytes, to write in place; [`commit`](Producer::commit) makes a
     /// record of it. The bytes found there are old. A second `reserve` gives the same space again.
     /// `None` when `len` is larger than [`room`](Producer::room).
+    #[inline]
     pub fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
         if !self.fits(len) {
             return None;
@@ -68,6 +70,7 @@ impl Producer {
     ///
     /// # Panics
     /// When `len` is more than was reserved.
+    #[inline]
     pub fn commit(&mut self, tag: u32, len: usize) {
         assert!(len <= self.reserved && self.fits(len), "commit of {len} bytes, {} reserved", self.reserved);
         self.reserved = 0;
@@ -83,6 +86,7 @@ impl Producer {
 
     /// Changes the tag of the last record written, if it is not published yet; false if there is none.
     /// So a record can be marked as the last of its batch when that is known.
+    #[inline]
     pub fn retag(&mut self, change: impl FnOnce(u32) -> u32) -> bool {
         let Some(start) = self.last.filter(|&start| start >= self.writer.published()) else {
             return false;
@@ -97,22 +101,26 @@ impl Producer {
     }
 
     /// Makes all records written so far visible, by one store.
+    #[inline]
     pub fn publish(&mut self) {
         self.writer.publish(self.claim.ring.cursors());
     }
 
     /// End of the last record written: how many bytes were ever written, published or not.
+    #[inline]
     pub fn position(&self) -> u64 {
         self.writer.position()
     }
 
     /// End of the last record published.
+    #[inline]
     pub fn published(&self) -> u64 {
         self.writer.published()
     }
 
     /// The largest payload that `push` or `reserve` would take now, bytes. 0 may also mean that there is
     /// no room for an empty record either.
+    #[inline]
     pub fn room(&self) -> usize {
         self.writer.free().saturating_sub(RECORD_HEADER) as usize
     }
@@ -131,6 +139,7 @@ impl Producer {
     /// # Errors
     /// [`Corrupt`] when `position` was freed before, is not published yet, or is not a multiple of 8.
     /// Whether it is the end of a record is for the caller to know.
+    #[inline]
     pub fn release_to(&mut self, position: u64) -> Result<(), Corrupt> {
         self.writer.release_to(self.claim.ring.cursors(), position)
     }
@@ -168,6 +177,7 @@ impl Producer {
         self.writer.resume_at(self.claim.ring.cursors(), position)
     }
 
+    #[inline]
     fn fits(&self, len: usize) -> bool {
         let free = self.writer.free();
         len as u64 <= free && footprint(len as u64) <= free

@@ -166,10 +166,12 @@ impl Board {
         Words::protect_others(&self.reactors, reactor)
     }
 
+    #[inline]
     fn worker(&self, worker: u16, word: usize) -> &AtomicU64 {
         &self.workers[usize::from(worker)][word]
     }
 
+    #[inline]
     fn reactor(&self, reactor: usize, word: usize) -> &AtomicU64 {
         &self.reactors[reactor][word]
     }
@@ -288,6 +290,7 @@ impl Board {
     }
 
     /// The worker takes request record number `record` (from 1) of `reactor` in hand.
+    #[inline]
     pub(crate) fn start(&self, worker: u16, reactor: usize, record: u64) {
         self.worker(worker, STARTED + reactor).store(record, Ordering::Release);
     }
@@ -298,6 +301,7 @@ impl Board {
     }
 
     /// The worker takes a packet of its own client in hand, or with `None` puts it down.
+    #[inline]
     pub(crate) fn hold(&self, worker: u16, packet: Option<(Session, usize)>) {
         let (session, size) = packet.map_or((0, 0), |(session, size)| (session.raw(), size as u64));
         self.worker(worker, SIZE).store(size, Ordering::Relaxed);
@@ -344,6 +348,7 @@ impl Board {
     }
 
     /// The worker begins another pass over what there is to do, or has nothing to do.
+    #[inline]
     pub(crate) fn set_busy(&self, worker: u16, busy: bool) {
         let word = self.worker(worker, BUSY);
         let passes = word.load(Ordering::Relaxed) & !1;
@@ -369,6 +374,7 @@ impl Board {
         })
     }
 
+    #[inline]
     pub(crate) fn set_handled(&self, worker: u16, handled: u64) {
         self.worker(worker, HANDLED).store(handled, Ordering::Relaxed);
     }
@@ -387,6 +393,7 @@ impl Board {
     }
 
     /// The reactor's own counters: it is their only writer, so plain stores are enough.
+    #[inline]
     pub(crate) fn count(&self, reactor: usize, counter: Counter, more: u64) {
         let word = self.reactor(reactor, counter as usize);
         word.store(word.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);

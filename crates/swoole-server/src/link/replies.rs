@@ -24,6 +24,7 @@ impl Default for Gather<'_> {
 }
 
 impl<'a> Gather<'a> {
+    #[inline]
     pub(super) fn take(&mut self, sink: &mut dyn ReplySink, reply: Reply, payload: &'a [u8]) {
         let joins = reply.kind == ReplyKind::Send && self.to == reply.session && self.count < GATHER;
         if !joins {
@@ -40,6 +41,7 @@ impl<'a> Gather<'a> {
         }
     }
 
+    #[inline]
     pub(super) fn flush(&mut self, sink: &mut dyn ReplySink) {
         if self.count > 0 {
             sink.send(self.to, &self.parts[..self.count]);

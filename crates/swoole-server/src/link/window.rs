@@ -49,6 +49,7 @@ pub(crate) struct Sent {
 
 impl Sent {
     /// Packets that are complete with it and not finished.
+    #[inline]
     fn packets(&self) -> usize {
         match self.kind {
             RequestKind::Packet | RequestKind::Batch if self.last => (self.items - self.done) as usize,
@@ -91,6 +92,7 @@ pub(crate) struct Window {
 }
 
 impl Window {
+    #[inline]
     pub(crate) fn push(&mut self, sent: Sent) {
         self.sent += u64::from(sent.items);
         self.packets += sent.packets();
@@ -105,6 +107,7 @@ impl Window {
     }
 
     /// Messages that were sent and are not finished.
+    #[inline]
     pub(crate) fn in_flight(&self) -> usize {
         (self.sent - self.acked) as usize
     }
@@ -116,11 +119,13 @@ impl Window {
     }
 
     /// Packets among them.
+    #[inline]
     pub(crate) fn packets(&self) -> usize {
         self.packets
     }
 
     /// Whether the worker can have finished the first `ack` messages.
+    #[inline]
     pub(crate) fn check(&self, ack: u64) -> Result<(), FalseAck> {
         if ack < self.acked || ack > self.sent {
             return Err(FalseAck { ack, acked: self.acked, sent: self.sent });
@@ -130,6 +135,7 @@ impl Window {
 
     /// The worker has finished the first `ack` messages. Tells of those that are new to the books, as records and how
     /// many in each, and yields the end of the last record that is finished whole.
+    #[inline]
     pub(crate) fn ack(
         &mut self,
         ack: u64,

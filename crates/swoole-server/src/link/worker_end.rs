@@ -79,17 +79,20 @@ impl Inbox {
     }
 
     /// The number of the message that [`Inbox::next`] gave last, or gives next if it is not finished yet, from 1.
+    #[inline]
     pub(crate) fn current(&self) -> u64 {
         self.finished + 1
     }
 
     /// The message that [`Inbox::next`] gave last is finished. Yields how many are.
+    #[inline]
     pub(crate) fn finish(&mut self) -> u64 {
         self.finished += 1;
         self.finished
     }
 
     /// Whether a ring has something; a socket's news come through the event loop.
+    #[inline]
     pub(crate) fn has_news(&self) -> bool {
         match &self.source {
             Source::Ring { ring, .. } => {
@@ -99,6 +102,7 @@ impl Inbox {
         }
     }
 
+    #[inline]
     pub(crate) fn next(&mut self) -> Result<Next<'_>, Error> {
         if self.batch.is_none() && !self.advance()? {
             return Ok(Next::Empty);
@@ -167,6 +171,7 @@ impl Inbox {
         }
     }
 
+    #[inline]
     fn next_of_batch(&mut self) -> Result<Next<'_>, Error> {
         let reactor = self.reactor;
         let (Some(batch), Source::Ring { ring, at }) = (&mut self.batch, &self.source) else {
@@ -248,10 +253,12 @@ impl Outlet {
     }
 
     /// A handler begins whose return finishes request record `ack` of this link.
+    #[inline]
     pub(crate) fn begin(&mut self, ack: u64) {
         self.ack = ack;
     }
 
+    #[inline]
     pub(crate) fn send(&mut self, session: Session, bytes: &[u8]) -> Result<(), Error> {
         if self.uncommitted > 0 && self.uncommitted + reply_cost(bytes.len()) > UNCOMMITTED_MAX {
             if self.whole {
@@ -282,6 +289,7 @@ impl Outlet {
     }
 
     /// The handler has returned: its replies and the ack become visible together.
+    #[inline]
     pub(crate) fn commit(&mut self) -> Result<(), Error> {
         if self.uncommitted == 0 && self.ack == self.committed {
             return Ok(());
@@ -294,6 +302,7 @@ impl Outlet {
     }
 
     /// Wakes the reactor if anything was committed since the last time.
+    #[inline]
     pub(crate) fn ring(&mut self) -> Result<(), Error> {
         if std::mem::take(&mut self.unrung) && matches!(self.way, Way::Ring(_)) {
             self.bell.ring().map_err(|error| broken(self.reactor, error))?;
@@ -303,6 +312,7 @@ impl Outlet {
     }
 
     /// Whether the last record can still be marked as the commit.
+    #[inline]
     fn is_open(&self) -> bool {
         match &self.way {
             Way::Ring(replies) => replies.position() != replies.published(),
@@ -311,6 +321,7 @@ impl Outlet {
     }
 
     /// Marks the last record as the commit and lets everything out.
+    #[inline]
     fn publish(&mut self) -> Result<(), Error> {
         match &mut self.way {
             Way::Ring(replies) => {
@@ -332,6 +343,7 @@ impl Outlet {
         Ok(())
     }
 
+    #[inline]
     fn push(&mut self, kind: ReplyKind, session: Session, ack: u64, piece: &[u8]) -> Result<(), Error> {
         let reply = Reply { kind, commit: false, session, ack };
         match &mut self.way {
@@ -383,6 +395,7 @@ impl Outlets {
     }
 
     /// A packet of this client is begun.
+    #[inline]
     pub(crate) fn take_up(&mut self, session: Session) {
         let policy = self.policies.of(|| self.sessions.listener(session));
         self.set_whole(policy.retries());
@@ -393,6 +406,7 @@ impl Outlets {
         self.set_whole(false);
     }
 
+    #[inline]
     fn set_whole(&mut self, whole: bool) {
         if std::mem::replace(&mut self.whole, whole) != whole {
             self.outlets.iter_mut().for_each(|outlet| outlet.whole = whole);
@@ -400,6 +414,7 @@ impl Outlets {
     }
 
     /// That to one reactor.
+    #[inline]
     pub(crate) fn to(&mut self, reactor: u16) -> &mut Outlet {
         &mut self.outlets[usize::from(reactor)]
     }
@@ -417,6 +432,7 @@ impl Outlets {
 
     /// The callback has returned: its effects become visible, those at the reactor whose message it handled last,
     /// because they carry its ack.
+    #[inline]
     pub(crate) fn commit(&mut self, origin: Option<u16>) -> Result<(), Error> {
         let origin = origin.map(usize::from);
         for (reactor, outlet) in self.outlets.iter_mut().enumerate() {
@@ -428,6 +444,7 @@ impl Outlets {
     }
 
     /// Wakes the reactors that have something to take.
+    #[inline]
     pub(crate) fn ring(&mut self) -> Result<(), Error> {
         self.outlets.iter_mut().try_for_each(Outlet::ring)
     }

@@ -31,8 +31,10 @@ pub(crate) use spin::Spin;
 use crate::affinity;
 use crate::shared::Shared;
 
-/// How long a thread works at most before it lets others have its core.
-const TURN: Duration = Duration::from_micros(50);
+/// How long a thread works at most before it lets others have its core. (With 50 us, reactors and workers that share a
+/// core hand over twice as often: in Process mode 5 % more CPU per request at 128 B, with depth 1 and 16, and the 99th
+/// percentile is no better for it. 400 us are no better than 200.)
+const TURN: Duration = Duration::from_micros(200);
 
 /// A thread's way to share its core.
 pub(crate) struct Pace {

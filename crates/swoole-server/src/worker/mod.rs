@@ -100,6 +100,7 @@ impl Duty {
         })
     }
 
+    #[inline]
     fn count(&mut self) {
         self.handled += 1;
         self.shared.board.set_handled(self.id, self.handled);
@@ -203,6 +204,7 @@ impl Worker<'_> {
     /// `socket_buffer_size`. [`Error::PeerFull`] in Base mode, if it is another worker's client, and that worker has not
     /// taken what was sent to its clients before. [`Error::Uncommitted`] under `on_crash = retry`, if this callback has sent
     /// too much already. Nothing was sent then.
+    #[inline]
     pub fn send(&mut self, session: Session, bytes: &[u8]) -> Result<()> {
         let max = self.shared().config.socket_buffer_size;
         if bytes.len() > max {
@@ -296,6 +298,7 @@ impl Worker<'_> {
     }
 
     /// The reactor of a session that is connected.
+    #[inline]
     fn reactor(&self, session: Session) -> Result<u16> {
         let sessions = &self.shared().sessions;
         if !sessions.exists(session) {
@@ -304,6 +307,7 @@ impl Worker<'_> {
         Ok(sessions.reactor(session))
     }
 
+    #[inline]
     fn shared(&self) -> &Arc<Shared> {
         &self.duty.shared
     }
