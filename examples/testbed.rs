@@ -49,6 +49,8 @@ struct Testbed {
     tasks: Tasks,
     /// How long each takes to start.
     start_time: Duration,
+    /// Whether manager and master have something for task workers.
+    ask_on_start: bool,
 }
 
 /// A worker, and which process of its slot; `None` for any.
@@ -76,7 +78,8 @@ impl Handler for Testbed {
             join(master.worker_pids()),
             join(master.task_worker_pids()),
             join(master.addresses().iter().map(Listen::url)),
-        ))
+        ))?;
+        if self.ask_on_start { master.ask(b"say master").map(drop) } else { Ok(()) }
     }
 
     fn on_before_shutdown(&mut self, master: &mut Master) -> Result<()> {
@@ -88,7 +91,8 @@ impl Handler for Testbed {
     }
 
     fn on_manager_start(&mut self, manager: &mut Manager) -> Result<()> {
-        say(format!("on_manager_start manager={}", manager.manager_pid()))
+        say(format!("on_manager_start manager={}", manager.manager_pid()))?;
+        if self.ask_on_start { manager.ask(b"say manager").map(drop) } else { Ok(()) }
     }
 
     fn on_manager_stop(&mut self, manager: &mut Manager) -> Result<()> {
@@ -363,7 +367,7 @@ fn run() -> Result<()> {
 
     let mut goodbye = None;
     let (mut crash_on_start, mut hang_on_start, mut start_time) = (None, None, None);
-    let mut spawn_thread = false;
+    let (mut spawn_thread, mut ask_on_start) = (false, false);
     let config = Sources::new(defaults)
         .option(
             "crash-on-start",
@@ -379,6 +383,7 @@ fn run() -> Result<()> {
         )
         .option("start-time", "MS", "each worker takes so long to start; default 0", &mut start_time)
         .option("goodbye", "TEXT", "what clients are told when the server stops", &mut goodbye)
+        .switch("ask-on-start", "manager and master each have a task worker say something", &mut ask_on_start)
         .switch(
             "spawn-thread",
             "a thread is started before the server, which refuses that",
@@ -406,6 +411,7 @@ fn run() -> Result<()> {
         later: Later::default(),
         tasks: Tasks::default(),
         start_time,
+        ask_on_start,
     };
     Server::new(config).run(testbed)
 }

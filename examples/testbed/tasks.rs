@@ -143,6 +143,8 @@ pub(crate) fn work(worker: &mut TaskWorker, text: &[u8]) -> Result<Vec<u8>> {
             return Ok(format!("task={id} pid={pid} generation={generation}").into_bytes());
         }
         b"die_at" => super::die_at(&String::from_utf8_lossy(rest))?,
+        b"ask" => drop(worker.ask(rest)?),
+        b"say" => super::say(format!("said by={} {}", worker.id(), String::from_utf8_lossy(rest)))?,
         b"leave" => worker.retire(),
         _ => {}
     }

@@ -10,7 +10,7 @@ use crate::crash::PacketInHand;
 use crate::error::{Error, Result};
 use crate::session::Session;
 use crate::shared::Shared;
-use crate::task::{TaskId, TaskInHand, TaskResult, TaskWorker};
+use crate::task::{Asker, TaskId, TaskInHand, TaskResult, TaskWorker};
 use crate::worker::{TimerId, Worker};
 
 /// A server's program. Its value is the state that forks copy.
@@ -335,11 +335,45 @@ pub(crate) use common;
 /// The master process: owns the connections, runs no user logic but the callbacks of start and stop.
 pub struct Master {
     pub(crate) shared: Arc<Shared>,
+    /// What it asks of task workers, once it has.
+    tasks: Option<Asker>,
 }
 
 common!(Master, Master);
 
 impl Master {
+    pub(crate) fn new(shared: Arc<Shared>) -> Master {
+        Master { shared, tasks: None }
+    }
+
+    /// Hands a task to whichever task worker is free, or will be first. It can be begun at once (when task workers have
+    /// started), and nobody is told of its end.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Worker::task`](crate::Worker::task).
+    pub fn ask(&mut self, payload: &[u8]) -> Result<TaskId> {
+        self.asker()?.ask_one_way(None, payload)
+    }
+
+    /// As [`ask`](Master::ask), for the given task worker, from 0.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Worker::task_to`](crate::Worker::task_to).
+    pub fn ask_to(&mut self, task_worker: u16, payload: &[u8]) -> Result<TaskId> {
+        self.asker()?.ask_one_way(Some(task_worker), payload)
+    }
+
+    fn asker(&mut self) -> Result<&mut Asker> {
+        let Master { shared, tasks } = self;
+        if tasks.is_none() {
+            let generation = 1;
+            *tasks = Asker::open(shared, shared.config.asker_of_master(), generation);
+        }
+        tasks.as_mut().ok_or(Error::NoTaskWorkers)
+    }
+
     fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
@@ -349,11 +383,45 @@ impl Master {
 /// is replaced.
 pub struct Manager {
     pub(crate) shared: Arc<Shared>,
+    /// What it asks of task workers, once it has.
+    tasks: Option<Asker>,
 }
 
 common!(Manager, Manager);
 
 impl Manager {
+    pub(crate) fn new(shared: Arc<Shared>) -> Manager {
+        Manager { shared, tasks: None }
+    }
+
+    /// Hands a task to whichever task worker is free, or will be first. It can be begun at once (when task workers have
+    /// started), and nobody is told of its end.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Worker::task`](crate::Worker::task).
+    pub fn ask(&mut self, payload: &[u8]) -> Result<TaskId> {
+        self.asker()?.ask_one_way(None, payload)
+    }
+
+    /// As [`ask`](Manager::ask), for the given task worker, from 0.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Worker::task_to`](crate::Worker::task_to).
+    pub fn ask_to(&mut self, task_worker: u16, payload: &[u8]) -> Result<TaskId> {
+        self.asker()?.ask_one_way(Some(task_worker), payload)
+    }
+
+    fn asker(&mut self) -> Result<&mut Asker> {
+        let Manager { shared, tasks } = self;
+        if tasks.is_none() {
+            let generation = shared.board.reign() as u32 + 1;
+            *tasks = Asker::open(shared, shared.config.asker_of_manager(), generation);
+        }
+        tasks.as_mut().ok_or(Error::NoTaskWorkers)
+    }
+
     fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }

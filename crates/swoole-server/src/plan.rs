@@ -58,7 +58,7 @@ impl Plan {
         };
         let task_workers = usize::from(config.task_worker_num);
         let tasks_shape = Shape {
-            askers: config.worker_num,
+            askers: config.askers(),
             task_workers: config.task_worker_num,
             slots: config.task_queue_max,
         };

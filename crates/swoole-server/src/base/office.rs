@@ -43,7 +43,7 @@ impl<H: Handler> Office<H> {
     ) -> Result<Office<H>> {
         Ok(Office {
             seen: vec![false; shared.config.seats().into()],
-            master: Master { shared: Arc::clone(&shared) },
+            master: Master::new(Arc::clone(&shared)),
             staff: Staff::new(handler, shared)?,
             premises,
             stalls: ManuallyDrop::new(stalls),

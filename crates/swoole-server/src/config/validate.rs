@@ -134,6 +134,19 @@ impl Config {
         self.worker_num + id
     }
 
+    /// Who may ask for tasks: all of those, in that order, then the manager, then the master.
+    pub(crate) fn askers(&self) -> u16 {
+        self.seats() + 2
+    }
+
+    pub(crate) fn asker_of_manager(&self) -> u16 {
+        self.seats()
+    }
+
+    pub(crate) fn asker_of_master(&self) -> u16 {
+        self.seats() + 1
+    }
+
     /// How many reactors there are: threads of the master, or in Base mode the workers themselves.
     pub(crate) fn reactors(&self) -> usize {
         usize::from(if self.mode == Mode::Base { self.worker_num } else { self.reactor_num.into() })

@@ -68,7 +68,7 @@ impl<H: Handler> Staff<H> {
         let Config { request_slow_time, request_terminate_time, worker_num, .. } = shared.config;
         let watchman = Watchman::new(request_slow_time, request_terminate_time, worker_num)?;
         let recycler = Recycler::new(&shared)?;
-        let context = Manager { shared: Arc::clone(&shared) };
+        let context = Manager::new(Arc::clone(&shared));
         Ok(Staff { handler, context, shared, forked: 0, watchman, recycler })
     }
 

@@ -83,7 +83,7 @@ pub(crate) fn run<H: Handler>(
     let crew = Crew::start(&shared, &lanes, &notes)?;
     let mut office = Office {
         handler,
-        context: Master { shared: Arc::clone(&shared) },
+        context: Master::new(Arc::clone(&shared)),
         roster: Roster::new(shared.config.seats()),
         shared,
         crew,

@@ -1,4 +1,4 @@
-//! A worker's end of its tasks: asks, collects, waits.
+//! The end of who asks for tasks: asks, collects, waits.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use swoole_ipc::Doorbell;
 
 use super::spill::{Part, Spill};
-use super::store::{CAN_BE_INLINE, Count, Ready, Reclaimed, Status, Store};
+use super::store::{CAN_BE_INLINE, Count, Found, Ready, Reclaimed, Status, Store};
 use super::{TaskError, TaskId, TaskResult};
 use crate::breakpoint::{self, Point};
 use crate::error::{Error, Result};
@@ -32,6 +32,15 @@ enum Purpose {
     Wait(usize),
     /// Nobody waits for it any longer.
     Nobody,
+    /// Nobody ever did.
+    OneWay,
+}
+
+impl Purpose {
+    /// Whether somebody waits for it.
+    fn is_waited_for(self) -> bool {
+        matches!(self, Purpose::Finish | Purpose::Wait(_))
+    }
 }
 
 /// What this process has in a slot.
@@ -40,6 +49,8 @@ struct Own {
     ticket: u64,
     id: TaskId,
     purpose: Purpose,
+    /// Its payload lies in a file.
+    spilled: bool,
 }
 
 /// What was asked and cannot be found yet.
@@ -50,7 +61,7 @@ struct Pending {
     queue: usize,
 }
 
-/// Asks in the name of one worker process.
+/// Asks in the name of one process.
 pub(crate) struct Asker {
     shared: Arc<Shared>,
     store: Store,
@@ -72,7 +83,7 @@ pub(crate) struct Asker {
 }
 
 impl Asker {
-    /// That of a worker; `None` where there are no task workers. What is left of the last process of the slot is taken up.
+    /// That of this process, as [`Config`](crate::Config) numbers them; `None` where there are no task workers. What is left of the last process of the slot is taken up.
     pub(crate) fn open(shared: &Arc<Shared>, asker: u16, generation: u32) -> Option<Asker> {
         let store = shared.tasks.store().clone();
         if store.shape().is_empty() {
@@ -139,6 +150,13 @@ impl Asker {
         self.put(to, payload, Purpose::Finish).map(|own| own.id)
     }
 
+    /// A task whose end nobody is told of. It can be found at once.
+    pub(crate) fn ask_one_way(&mut self, to: Option<u16>, payload: &[u8]) -> Result<TaskId> {
+        let own = self.put(to, payload, Purpose::OneWay)?;
+        self.publish()?;
+        Ok(own.id)
+    }
+
     fn put(&mut self, to: Option<u16>, payload: &[u8], purpose: Purpose) -> Result<Own> {
         let task_worker_num = self.store.shape().task_workers;
         if let Some(task_worker) = to.filter(|to| *to >= task_worker_num) {
@@ -157,8 +175,10 @@ impl Asker {
         };
         self.number += 1;
         let id = TaskId { asker: self.asker, generation: self.generation, number: self.number };
-        let ticket = self.store.fill(id, slot, payload, super::now());
-        if payload.len() > CAN_BE_INLINE {
+        let is_one_way = purpose == Purpose::OneWay;
+        let ticket = self.store.fill(id, slot, payload, is_one_way, super::now());
+        let spilled = payload.len() > CAN_BE_INLINE;
+        if spilled {
             let written = self.spill.write(self.asker, slot, ticket, Part::Payload, payload);
             if let Err(error) = written {
                 self.store.free(self.asker, slot, ticket);
@@ -166,9 +186,9 @@ impl Asker {
                 return Err(Error::setup(format!("keep a task of {} bytes", payload.len()), error));
             }
         }
-        let own = Own { ticket, id, purpose };
+        let own = Own { ticket, id, purpose, spilled };
         self.own[usize::from(slot)] = Some(own);
-        self.under_way += 1;
+        self.under_way += usize::from(purpose.is_waited_for());
         self.pending.push(Pending { slot, ticket, queue });
         Ok(own)
     }
@@ -203,11 +223,27 @@ impl Asker {
 
     /// Takes what is over.
     fn collect(&mut self) {
-        let (store, mut ready) = (self.store.clone(), Vec::new());
-        store.ready(self.asker, |found| ready.push(found));
+        let (store, mut ready, mut free) = (self.store.clone(), Vec::new(), Vec::new());
+        store.over(self.asker, |found| match found {
+            Found::Done(found) => ready.push(found),
+            Found::Free { slot, ticket } => free.push((slot, ticket)),
+        });
+        free.into_iter().for_each(|(slot, ticket)| self.take_free(slot, ticket));
         // Which of them was done first, nobody knows; they are told of in the order in which they were asked for.
         ready.sort_unstable_by_key(|ready| ready.id);
         ready.into_iter().for_each(|ready| self.take(ready));
+    }
+
+    /// A one-way task is over, if that is what has been free since.
+    fn take_free(&mut self, slot: u16, ticket: u64) {
+        let own = &mut self.own[usize::from(slot)];
+        let is_it = |own: &Own| own.ticket == ticket && own.purpose == Purpose::OneWay;
+        if let Some(Own { spilled, .. }) = own.take_if(|own| is_it(own)) {
+            if spilled {
+                self.spill.remove(self.asker, slot, ticket, Part::Payload);
+            }
+            self.free.push(slot);
+        }
     }
 
     fn take(&mut self, ready: Ready) {
@@ -227,7 +263,7 @@ impl Asker {
         self.free.push(ready.slot);
         let count = match (own.map(|own| own.purpose), &result) {
             (None, _) => Count::Orphaned,
-            (Some(Purpose::Nobody), _) => Count::Expired,
+            (Some(Purpose::Nobody | Purpose::OneWay), _) => Count::Expired,
             (_, Some(Ok(_))) => Count::Done,
             (_, Some(Err(TaskError::Lost))) => {
                 // The manager has counted it.
@@ -243,7 +279,7 @@ impl Asker {
     fn end(&mut self, own: Option<Own>, slot: u16, result: Option<TaskResult>) {
         let Some(Own { id, purpose, .. }) = own else { return };
         self.own[usize::from(slot)] = None;
-        self.under_way -= usize::from(purpose != Purpose::Nobody);
+        self.under_way -= usize::from(purpose.is_waited_for());
         match (purpose, result) {
             (Purpose::Finish, Some(result)) => self.finished.push_back(Finished { id, result }),
             (Purpose::Wait(place), Some(result)) => {

@@ -9,7 +9,7 @@ use swoole_supervisor::Child;
 
 use super::spill::Part;
 use super::store::{CAN_BE_INLINE, Status, Store, Taken};
-use super::{TaskId, TaskWorker};
+use super::{Asker, TaskId, TaskWorker};
 use crate::board::{Lease, Phase};
 use crate::breakpoint;
 use crate::config::Mode;
@@ -87,6 +87,8 @@ pub(super) struct TaskDuty {
     hand: Option<(Taken, TaskId)>,
     /// Who has a result, and was not woken for it.
     unrung: BTreeSet<u16>,
+    /// What it asks itself.
+    pub(super) asker: Option<Asker>,
 }
 
 impl TaskDuty {
@@ -104,6 +106,10 @@ impl TaskDuty {
     /// The task in hand is done.
     fn end(&mut self, status: Status, result: &[u8]) -> std::io::Result<()> {
         let Some((taken, id)) = self.hand else { return Ok(()) };
+        if self.store.is_one_way(&taken) {
+            self.end_one_way(&taken, status);
+            return Ok(());
+        }
         let kept = if result.len() > CAN_BE_INLINE {
             let (slot, ticket) = taken.place();
             self.shared.tasks.spill().write(id.asker, slot, ticket, Part::Result, result)?;
@@ -115,6 +121,17 @@ impl TaskDuty {
         self.hand = None;
         self.unrung.insert(taken.asker());
         Ok(())
+    }
+
+    /// Nobody waits for it, so nobody would put its file away soon.
+    fn end_one_way(&mut self, taken: &Taken, status: Status) {
+        let (slot, ticket) = taken.place();
+        let is_spilled = self.store.payload(taken, &mut Vec::new()).is_some();
+        self.store.finish_one_way(taken, status);
+        if is_spilled {
+            self.shared.tasks.spill().remove(taken.asker(), slot, ticket, Part::Payload);
+        }
+        self.hand = None;
     }
 
     /// Wakes those who wait for what is done.
@@ -175,6 +192,7 @@ impl<'a, H: Handler> Life<'a, H> {
             shared: Arc::clone(shared),
             hand: None,
             unrung: BTreeSet::new(),
+            asker: Asker::open(shared, seat, child.generation),
         };
         Ok(Life { handler, duty, lookout, turn: 0, revivals: 0, payload: Vec::new(), usual: Duration::ZERO })
     }

@@ -6,12 +6,14 @@
 //!     worker:  on_finish <── mark <── slot <────── result ───────┘
 //! ```
 //!
+//! Task workers, the manager and the master may ask, too, and get no result: what they ask is one-way.
+//!
 //! | file | what |
 //! |---|---|
 //! | `mod` | what users see of a task: its name, its end |
 //! | `store` | where tasks are: memory that all processes share |
 //! | `spill` | files for what is too large for it |
-//! | `asker` | a worker's end: ask, collect, wait |
+//! | `asker` | the end of who asks: ask, collect, wait |
 //! | `life` | a task worker, from the fork to the exit |
 //! | `worker` | what a callback may do there |
 //! | `office` | the manager's part: what a dead task worker was at |
@@ -31,8 +33,8 @@ pub(crate) use life::run;
 pub(crate) use office::Tasks;
 pub use worker::TaskWorker;
 
-/// Names one task: the worker that has asked, which process of its slot that was, and which of its tasks it is. Never used
-/// again within a server's life.
+/// Names one task: who has asked, which process of its slot that was, and which of its tasks it is. Never used again within
+/// a server's life.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct TaskId {
     pub(crate) asker: u16,
@@ -41,12 +43,13 @@ pub struct TaskId {
 }
 
 impl TaskId {
-    /// The worker whose task it is, from 0.
-    pub fn worker(&self) -> u16 {
+    /// Whose task it is: workers have the first numbers, from 0, task workers the next, then comes the manager, then the
+    /// master.
+    pub fn asker(&self) -> u16 {
         self.asker
     }
 
-    /// Which process of that worker's slot has asked, from 1.
+    /// Which process of that slot has asked, from 1.
     pub fn generation(&self) -> u32 {
         self.generation
     }
@@ -57,7 +60,7 @@ impl TaskId {
     }
 }
 
-/// `WORKER.GENERATION.NUMBER`.
+/// `ASKER.GENERATION.NUMBER`.
 impl fmt::Display for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}.{}", self.asker, self.generation, self.number)

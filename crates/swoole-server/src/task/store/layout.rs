@@ -22,10 +22,12 @@ pub(super) const NUMBER: usize = 1;
 pub(super) const PAYLOAD: usize = 2;
 pub(super) const QUEUED_AT: usize = 3;
 pub(super) const POSITION: usize = 4;
-/// ... what came of it, and when it was begun. Behind it the payload, and the result by itself: whoever dies amid writing
+/// ... what came of it, when it was begun, and for whom. Behind it the payload, and the result by itself: whoever dies amid writing
 /// it leaves the payload to the next one.
 pub(super) const OUTCOME: usize = 5;
 pub(super) const STARTED_AT: usize = 6;
+/// 1 if nobody waits for its end.
+pub(super) const ONE_WAY: usize = 7;
 pub(super) const BODY: usize = LINE;
 pub(super) const RESULT: usize = BODY + CAN_BE_INLINE / size_of::<u64>();
 pub(super) const SLOT_WORDS: usize = RESULT + CAN_BE_INLINE / size_of::<u64>();

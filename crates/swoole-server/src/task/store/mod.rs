@@ -17,7 +17,7 @@
 //! A step is one compare-and-swap, so whoever dies has made it or not; and it says by whom and for which use of the slot
 //! (the ticket), so that a late one is in vain. Nobody waits for anybody: a task worker that dies between taking a task
 //! and moving the queue on is helped by the next one who looks. What a dead task worker was at, the manager
-//! [settles](Store::settle) before there is a successor. What a dead asker has asked is done all the same; its successor
+//! [settles](Store::settle) before there is a successor. The slot of a one-way task is free when that is done. What a dead asker has asked is done all the same; its successor
 //! collects the results, and gives them to nobody.
 //!
 //! What others write is believed as far as it costs the believer nothing: numbers of slots and lengths are checked.
@@ -37,7 +37,7 @@ use swoole_ipc::words::Words;
 pub(crate) use self::layout::CAN_BE_INLINE;
 pub(crate) use self::layout::Shape;
 use self::layout::{
-    ASKER, BODY, NUMBER, OUTCOME, PAYLOAD, POSITION, QUEUED_AT, RESULT, REVIVALS, STARTED_AT,
+    ASKER, BODY, NUMBER, ONE_WAY, OUTCOME, PAYLOAD, POSITION, QUEUED_AT, RESULT, REVIVALS, STARTED_AT,
 };
 use self::state::{Entry, Length, State};
 pub(crate) use self::state::{Stage, Status};
@@ -86,6 +86,15 @@ impl Taken {
     pub(crate) fn place(&self) -> (u16, u64) {
         (self.slot, self.state.ticket)
     }
+}
+
+/// What an asker finds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Found {
+    /// A task is done.
+    Done(Ready),
+    /// A one-way task is over: its slot is free.
+    Free { slot: u16, ticket: u64 },
 }
 
 /// What an asker finds that is done.
@@ -234,7 +243,7 @@ impl Store {
     }
 
     /// Puts a task into a free slot; its payload if that fits there. Its ticket.
-    pub(crate) fn fill(&self, id: TaskId, slot: u16, payload: &[u8], now: u64) -> u64 {
+    pub(crate) fn fill(&self, id: TaskId, slot: u16, payload: &[u8], is_one_way: bool, now: u64) -> u64 {
         let state = self.state(id.asker, slot);
         let ticket = State::unpack(state.load(Relaxed)).map_or(0, |state| state.ticket).wrapping_add(1);
         let ticket = ticket & State::TICKET_MAX;
@@ -243,6 +252,7 @@ impl Store {
         body[ASKER].store(id.generation.into(), Relaxed);
         body[NUMBER].store(id.number, Relaxed);
         body[QUEUED_AT].store(now, Relaxed);
+        body[ONE_WAY].store(is_one_way.into(), Relaxed);
         let spilled = payload.len() > CAN_BE_INLINE;
         body[PAYLOAD].store(Length { len: payload.len(), spilled }.pack(), Relaxed);
         if !spilled {
@@ -276,8 +286,9 @@ impl Store {
         marks.iter().any(|word| word.load(Relaxed) != 0)
     }
 
-    /// What is done, each once; whoever takes it [frees](Store::free) the slot.
-    pub(crate) fn ready(&self, asker: u16, mut found: impl FnMut(Ready)) {
+    /// What is over, each once; whoever takes what is done [frees](Store::free) its slot. What is free may be so since
+    /// long: the ticket tells.
+    pub(crate) fn over(&self, asker: u16, mut found: impl FnMut(Found)) {
         for index in 0..self.shape.mark_words() {
             let word = &self.row(asker)[self.shape.marks() + index];
             if word.load(Relaxed) == 0 {
@@ -288,7 +299,10 @@ impl Store {
                 let slot = index as u16 * 64 + marks.trailing_zeros() as u16;
                 marks &= marks - 1;
                 if usize::from(slot) < self.shape.slots {
-                    self.look(asker, slot).into_iter().for_each(&mut found);
+                    match State::unpack(self.state(asker, slot).load(Acquire)) {
+                        Some(State { stage: Stage::Free, ticket, .. }) => found(Found::Free { slot, ticket }),
+                        _ => self.look(asker, slot).into_iter().map(Found::Done).for_each(&mut found),
+                    }
                 }
             }
         }
@@ -405,6 +419,11 @@ impl Store {
         spilled.then_some(len)
     }
 
+    /// Whether nobody waits for its end.
+    pub(crate) fn is_one_way(&self, taken: &Taken) -> bool {
+        self.body(taken.asker, taken.slot)[ONE_WAY].load(Relaxed) != 0
+    }
+
     pub(crate) fn id_of(&self, taken: &Taken) -> TaskId {
         self.id(taken.asker, taken.slot)
     }
@@ -428,6 +447,15 @@ impl Store {
         breakpoint::pass(Point::TaskMarked);
     }
 
+    /// The one-way task in hand is over.
+    pub(crate) fn finish_one_way(&self, taken: &Taken, status: Status) {
+        let Taken { asker, slot, state } = *taken;
+        self.count(asker, if status == Status::Done { Count::Done } else { Count::Failed });
+        self.state(asker, slot).store(State { stage: Stage::Free, ..state }.pack(), Release);
+        breakpoint::pass(Point::TaskDone);
+        self.mark(asker, slot);
+    }
+
     // The manager's part.
 
     /// This task worker is dead: what it was at is begun again by another one, if it may be, or is lost, and its asker
@@ -444,6 +472,7 @@ impl Store {
                     Stage::Running => in_hand.push(self.settle_one(asker, slot, state, retries, now)),
                     // It may have had no time to say so.
                     Stage::Done => self.mark(asker, slot),
+                    Stage::Free if state.attempt > 0 => self.mark(asker, slot),
                     _ => continue,
                 }
                 askers.push(asker);
@@ -472,6 +501,10 @@ impl Store {
             word.store(State { stage: Stage::Revived, attempt, taker: 0, ..state }.pack(), Release);
             self.row(asker)[REVIVALS].fetch_add(1, Release);
             self.count(asker, Count::Retried);
+        } else if body[ONE_WAY].load(Relaxed) != 0 {
+            word.store(State { stage: Stage::Free, ..state }.pack(), Release);
+            self.mark(asker, slot);
+            self.count(asker, Count::Lost);
         } else {
             let nothing = Length { len: 0, spilled: false };
             body[OUTCOME].store(state::pack_result(Status::Lost, nothing), Relaxed);

@@ -46,7 +46,7 @@ impl Asking {
         let slot = self.free.pop()?;
         self.number += 1;
         let id = TaskId { asker: self.asker, generation: self.generation, number: self.number };
-        let ticket = self.store.fill(id, slot, payload, 7);
+        let ticket = self.store.fill(id, slot, payload, false, 7);
         Some((id, slot, ticket))
     }
 
@@ -67,7 +67,11 @@ impl Asking {
 
     fn collect(&mut self) -> Vec<(TaskId, Status, Vec<u8>)> {
         let mut found = Vec::new();
-        self.store.ready(self.asker, |ready| found.push(ready));
+        self.store.over(self.asker, |over| match over {
+            Found::Done(ready) => found.push(ready),
+            // Nobody has asked for one that is one-way.
+            Found::Free { .. } => {}
+        });
         let store = self.store.clone();
         let take = |ready: Ready| {
             let bytes = store.result(self.asker, &ready);
@@ -162,6 +166,46 @@ fn what_was_withdrawn_nobody_begins() {
         store.finish(&taken, Status::Done, Ok(b""));
     }
     assert!(store.take(0, 0, 8).is_none());
+}
+
+#[test]
+fn the_slot_of_a_one_way_task_is_free_when_it_is_over() {
+    let store = store(1, 1, 1);
+    let id = TaskId { asker: 0, generation: 1, number: 1 };
+    let ask = || {
+        let ticket = store.fill(id, 0, b"one way", true, 7);
+        let position = store.position(0, 0);
+        store.queue(0, 0, ticket, 0, position);
+        store.publish(0, 0, position + 1);
+        ticket
+    };
+    let over = || {
+        let mut free = Vec::new();
+        store.over(0, |over| match over {
+            Found::Free { slot: 0, ticket } => free.push(ticket),
+            other => panic!("{other:?}"),
+        });
+        free
+    };
+    let ticket = ask();
+    let taken = store.take(0, 0, 8).unwrap();
+    assert!(store.is_one_way(&taken));
+    store.finish_one_way(&taken, Status::Done);
+    assert_eq!((over(), store.counted(Count::Done)), (vec![ticket], 1));
+    // Its task worker dies on it: begun again, then lost, and free in any case.
+    let ticket = ask();
+    store.take(0, 0, 8).unwrap();
+    assert_eq!(store.settle(0, 1, 9).0[0].fate, TaskFate::Retried);
+    store.take_revived(0, 9).unwrap();
+    assert_eq!(store.settle(0, 1, 9).0[0].fate, TaskFate::Lost);
+    assert_eq!((over(), store.counted(Count::Lost)), (vec![ticket], 1));
+    // Or it dies when that is over, and nobody knows.
+    let ticket = ask();
+    let taken = store.take(0, 0, 8).unwrap();
+    store.finish_one_way(&taken, Status::Failed);
+    over();
+    assert!(store.settle(0, 1, 9).0.is_empty());
+    assert_eq!(over(), [ticket]);
 }
 
 /// An asker may write anything into its row: that costs nobody else anything.

@@ -24,6 +24,11 @@ pub(super) static ALL: &[Scenario] = &[
         "task workers are there before the server is ready, and hold no socket of a client",
         processes,
     ),
+    backends(
+        "task_one_way",
+        "task workers, the manager and the master ask, too, and wait for nothing",
+        one_way,
+    ),
     backends("task_queue_max", "as many tasks as may be, and one more is an error", queue_max),
     backends("task_lost", "a task that its task worker dies on is lost, named, and no other one", lost),
     backends("task_retries", "or it is begun again, so often and no more", retries),
@@ -169,6 +174,36 @@ fn processes(cx: &Cx) -> Result<()> {
         let of_clients = proc::tcp_rows().into_iter().filter(|row| sockets.contains(&row.inode)).count();
         ensure!(of_clients == 0, "task worker {id} holds {of_clients} TCP sockets");
     }
+    bed.stop().map(drop)
+}
+
+fn one_way(cx: &Cx) -> Result<()> {
+    let launch = cx.testbed().flag("worker-num", 1).flag("task-worker-num", 2).word("--ask-on-start");
+    let bed = launch.flag("task-tmpdir", cx.dir.display()).flag("task-queue-max", 4).start()?;
+    for who in ["manager", "master"] {
+        bed.log.wait_line(Source::Stdout, &["said by=", who], PATIENCE)?;
+    }
+    let mut client = Talk::begin(&bed)?;
+    let large = "l".repeat(9_000);
+    for round in 0..20 {
+        let text = if round % 4 == 3 { large.clone() } else { format!("round-{round}") };
+        client.expect(
+            &format!("taskwait 5000 ask say {text}"),
+            &format!("result ASK SAY {}", text.to_uppercase()),
+        )?;
+        bed.log.wait_line(Source::Stdout, &["said by=", &text], PATIENCE)?;
+    }
+    client.wait_idle()?;
+    let done = client.stat("task_done")?;
+    ensure!(done == 42, "of 42 tasks, {done} were done");
+    ensure!(client.stat("task_orphaned")? == 0 && client.stat("task_failed")? == 0, "counts");
+    ensure!(files_in(&cx.dir)?.is_empty(), "files: {:?}", files_in(&cx.dir)?);
+    // Their ends are told to nobody, whoever dies.
+    client.expect("taskwait 5000 ask crash kill", "result ASK CRASH KILL")?;
+    bed.log.wait_line(Source::Stdout, &["on_worker_error task=", "lost:"], PATIENCE)?;
+    client.wait_idle()?;
+    ensure!(client.stat("task_lost")? == 1, "one is lost");
+    client.expect("taskwait 5000 on", "result ON")?;
     bed.stop().map(drop)
 }
 
