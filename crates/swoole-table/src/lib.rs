@@ -20,3 +20,6 @@ pub use swoole_table_derive::Row;
 #[cfg(not(loom))]
 pub use table::{Iter, Options, Table};
 pub use value::{Bytes, Cells, Column, Number, Row, Value};
+
+#[cfg(all(test, not(loom)))]
+mod tests;

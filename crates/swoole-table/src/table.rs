@@ -564,3 +564,29 @@ impl<R> fmt::Debug for Iter<'_, R> {
         f.debug_struct("Iter").field("bucket", &self.bucket).finish_non_exhaustive()
     }
 }
+
+/// What only tests look at.
+#[cfg(test)]
+impl<R: Row> Table<R> {
+    /// Whether the key's row is in a chain, and whether its bucket has one.
+    pub(crate) fn place(&self, key: &str) -> (bool, bool) {
+        let key = self.key(key.as_bytes()).expect("a short key");
+        self.store().place(&key)
+    }
+
+    /// Whether a lock is in this word.
+    pub(crate) fn is_lock(&self, at: usize) -> bool {
+        (0..self.layout.stripes).any(|stripe| self.layout.stripe(stripe) == at)
+    }
+
+    /// Makes the row of each entry the one behind the last.
+    pub(crate) fn break_entries(&self) {
+        let beyond = self.layout.rows as u64 + 1;
+        for at in self.layout.bucket(0)..self.layout.bucket(self.layout.buckets) {
+            let word = self.words[at].load(Ordering::Relaxed);
+            if at % 8 >= 2 && word != 0 {
+                self.words[at].store(word >> 32 << 32 | beyond, Ordering::Relaxed);
+            }
+        }
+    }
+}

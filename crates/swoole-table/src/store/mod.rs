@@ -3,8 +3,8 @@
 //! # Writers
 //!
 //! hold the lock of the bucket's stripe. A change of one word of a row is that one store. Every other change is first
-//! written into the stripe's journal, as words and what is to stand there; then the journal's state is set, **which is the
-//! moment at which the change has happened**; then it is carried out. Whoever takes the lock from a dead process carries
+//! written into the stripe's journal, as words and what is to stand there; readers are stopped by the bucket's version; then
+//! the journal's state is set, **which is the moment at which the change has happened**; then it is carried out. Whoever takes the lock from a dead process carries
 //! out again what the journal says, which harms nothing however far it had come, or drops what was not complete.
 //!
 //! # Readers
@@ -182,5 +182,16 @@ impl<'a> Store<'a> {
     pub(crate) fn len(self) -> usize {
         let count = |stripe| self.get(self.layout.stripe(stripe) + crate::layout::stripe::COUNT) as usize;
         (0..self.layout.stripes).map(count).fold(0, usize::wrapping_add).min(self.layout.rows)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+impl Store<'_> {
+    /// Whether the key's row is in a chain, and whether its bucket has one.
+    pub(crate) fn place(self, key: &Key) -> (bool, bool) {
+        let bucket_at = key.bucket_at(self.layout);
+        let found = self.find(key).expect("an honest table").expect("a row");
+        let in_bucket = bucket::ENTRIES.contains(&found.entry_at.wrapping_sub(bucket_at));
+        (!in_bucket, self.get(bucket_at + bucket::CHAIN) != Entry::NONE)
     }
 }

@@ -251,6 +251,9 @@ impl<'a> Change<'a> {
         let (store, at) = (self.store, self.stripe_at);
         self.write_down();
         store.put(at + stripe::BUCKET, self.bucket_at as u64);
+        // Readers stop before it has happened: nobody may see the old row after a death that has left a new one.
+        store.put(self.bucket_at + bucket::VERSION, store.get(self.bucket_at + bucket::VERSION) | 1);
+        fence(Ordering::Release);
         // From here on it has happened.
         store.publish(at + stripe::STATE, self.noted as u64);
         store.carry_out(at, self.bucket_at, self.noted);
