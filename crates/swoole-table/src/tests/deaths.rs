@@ -24,6 +24,11 @@ fn key(index: usize) -> String {
     format!("key {index}")
 }
 
+/// As many words of it are unlike those of each row that was there, so that it takes the same steps in place of any.
+fn other(uid: u64) -> Online {
+    Online { name: "another name".parse().unwrap(), ..online(uid) }
+}
+
 /// A table that has a chain, and three keys in it: one in the chain, one before it, one in a bucket without a chain.
 fn prepared() -> (Memory, Table<Online>, [String; 3]) {
     loop {
@@ -56,12 +61,12 @@ fn places(table: &Table<Online>) -> Option<[String; 3]> {
 
 fn operate(table: &Table<Online>, op: &str, [chained, before, alone]: &[String; 3]) {
     match op {
-        "insert" => assert!(table.insert("new", &online(77)).unwrap()),
-        "set" => table.set(before, &online(78)).unwrap(),
+        "insert" => assert!(table.insert("new", &other(77)).unwrap()),
+        "set" => table.set(before, &other(78)).unwrap(),
         "incr" => drop(table.incr(alone, Online::UID, 1000).unwrap()),
         "incr-new" => drop(table.incr("new", Online::UID, 1000).unwrap()),
-        "update" => table.update(chained, |row| *row = online(79)).unwrap().unwrap(),
-        "upsert-new" => table.upsert("new", online(80), |row| row.seen += 1).unwrap(),
+        "update" => table.update(chained, |row| *row = other(79)).unwrap().unwrap(),
+        "upsert-new" => table.upsert("new", other(80), |row| row.seen += 1).unwrap(),
         "remove-in-chain" => assert!(table.del(chained).unwrap()),
         "remove-before-chain" => assert!(table.del(before).unwrap()),
         "remove" => assert!(table.del(alone).unwrap()),
