@@ -106,7 +106,8 @@ fn cell() -> Option<&'static AtomicU64> {
     *CELL.get_or_init(|| {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: with no address given the kernel chooses a free range: no existing mapping is touched.
-        let page = unsafe { mmap_anonymous(std::ptr::null_mut(), page_size(), protection, MapFlags::PRIVATE) };
+        let page =
+            unsafe { mmap_anonymous(std::ptr::null_mut(), page_size(), protection, MapFlags::PRIVATE) };
         let page = page.ok()?;
         // SAFETY: the page is ours alone, and the advice changes only what a child sees.
         unsafe { madvise(page, page_size(), Advice::LinuxWipeOnFork) }.ok()?;

@@ -23,13 +23,19 @@ fn expand(input: &DeriveInput) -> Result<TokenStream, Error> {
         return Err(Error::new(row.span(), "a row is a struct: its fields are the columns"));
     };
     let Fields::Named(fields) = &data.fields else {
-        return Err(Error::new(row.span(), "the columns of a row have names: write a struct with named fields"));
+        return Err(Error::new(
+            row.span(),
+            "the columns of a row have names: write a struct with named fields",
+        ));
     };
     if fields.named.is_empty() {
         return Err(Error::new(row.span(), "a row has at least one column"));
     }
     if !input.generics.params.is_empty() {
-        return Err(Error::new(input.generics.span(), "a row has one layout, so its struct has no parameters"));
+        return Err(Error::new(
+            input.generics.span(),
+            "a row has one layout, so its struct has no parameters",
+        ));
     }
 
     let mut columns = TokenStream::new();
@@ -110,7 +116,8 @@ mod tests {
 
     #[test]
     fn columns_lie_one_after_the_other() {
-        let expanded = expand(&syn::parse_str("struct R { pub uid: u64, r#type: Bytes<3> }").unwrap()).unwrap();
+        let expanded =
+            expand(&syn::parse_str("struct R { pub uid: u64, r#type: Bytes<3> }").unwrap()).unwrap();
         let text = expanded.to_string();
         assert!(text.contains("pub const UID : :: swoole_table :: Column < R , u64 >"), "{text}");
         assert!(text.contains("const TYPE : :: swoole_table :: Column < R , Bytes < 3 > >"), "{text}");

@@ -47,7 +47,8 @@ macro_rules! atomic {
             /// As [`create`](Self::create).
             pub fn create_all(name: &str, count: usize, value: $ty) -> Result<Vec<$name>, crate::Error> {
                 let words = Words::create(name, count.saturating_mul(LINE))?;
-                let all: Vec<_> = (0..count).map(|index| $name { words: words.clone(), at: index * LINE }).collect();
+                let all: Vec<_> =
+                    (0..count).map(|index| $name { words: words.clone(), at: index * LINE }).collect();
                 all.iter().for_each(|one| one.store(value));
                 Ok(all)
             }

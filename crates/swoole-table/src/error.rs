@@ -23,7 +23,9 @@ pub enum Error {
         rows: usize,
     },
     /// The key is longer than the table's keys may be.
-    #[error("a key of {len} bytes is too long for table {table:?}; create it with a `key_max` above {key_max}")]
+    #[error(
+        "a key of {len} bytes is too long for table {table:?}; create it with a `key_max` above {key_max}"
+    )]
     Key {
         /// The table's name.
         table: String,
@@ -33,7 +35,9 @@ pub enum Error {
         key_max: usize,
     },
     /// The sum is beyond what the column's type holds.
-    #[error("column {column:?} of table {table:?} cannot hold the result: it is beyond the range of its type")]
+    #[error(
+        "column {column:?} of table {table:?} cannot hold the result: it is beyond the range of its type"
+    )]
     Overflow {
         /// The table's name.
         table: String,
@@ -47,8 +51,11 @@ pub enum Error {
         table: String,
     },
     /// No table can be so large, or so small.
-    #[error("a table of {rows} rows with keys of {key_max} bytes is not possible; choose 1 to {} rows, keys of 1 to {} bytes",
-            crate::ROWS_MAX, crate::KEY_MAX)]
+    #[error(
+        "a table of {rows} rows with keys of {key_max} bytes is not possible; choose 1 to {} rows, keys of 1 to {} bytes",
+        crate::ROWS_MAX,
+        crate::KEY_MAX
+    )]
     Size {
         /// Rows asked for.
         rows: usize,

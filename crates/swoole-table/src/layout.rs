@@ -207,7 +207,10 @@ mod tests {
     fn parts_do_not_overlap_and_end_where_the_memory_does() {
         for (rows, key_max, value_words) in [(1, 1, 1), (64, 63, 1), (1000, 8, 300), (1_000_000, 16, 6)] {
             let layout = Layout::new(rows, key_max, value_words).unwrap();
-            assert!(layout.stripe(layout.stripes - 1) + stripe::JOURNAL + 2 * layout.journal_max() <= layout.buckets_at);
+            assert!(
+                layout.stripe(layout.stripes - 1) + stripe::JOURNAL + 2 * layout.journal_max()
+                    <= layout.buckets_at
+            );
             assert_eq!(layout.bucket(layout.buckets), layout.bitmap_at);
             assert!(layout.bit(rows - 1).0 < layout.rows_at);
             assert_eq!(layout.value(rows - 1) + value_words, layout.words);
@@ -218,13 +221,17 @@ mod tests {
             }
             let writable = |at| layout.is_writable(at);
             assert!(!writable(0) && !writable(layout.stripe(0) + stripe::LOCK) && !writable(layout.words));
-            assert!(writable(layout.stripe(layout.stripes - 1) + stripe::COUNT) && writable(layout.words - 1));
+            assert!(
+                writable(layout.stripe(layout.stripes - 1) + stripe::COUNT) && writable(layout.words - 1)
+            );
         }
     }
 
     #[test]
     fn impossible_sizes_are_refused() {
-        for (rows, key_max, words) in [(0, 8, 1), (ROWS_MAX + 1, 8, 1), (1, 0, 1), (1, KEY_MAX + 1, 1), (1, 8, 0)] {
+        for (rows, key_max, words) in
+            [(0, 8, 1), (ROWS_MAX + 1, 8, 1), (1, 0, 1), (1, KEY_MAX + 1, 1), (1, 8, 0)]
+        {
             assert_eq!(Layout::new(rows, key_max, words), None);
         }
     }

@@ -97,7 +97,9 @@ impl Lock<'_> {
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
-                return Err(Timeout { pid: Identity::from_bits(word).pid().map_or(0, |pid| pid.as_raw_pid()) });
+                return Err(Timeout {
+                    pid: Identity::from_bits(word).pid().map_or(0, |pid| pid.as_raw_pid()),
+                });
             }
             let woken = futex::wait(self.0, marked as u32, Some(left.unwrap_or(patience).min(patience)));
             sleepers = SLEEPERS;

@@ -160,7 +160,8 @@ impl RwLock {
 
     /// Whether the writer's word was a dead one's, or the death of one has not been told yet.
     fn settle(&self, taken: Taken) -> bool {
-        let untold = self.words[DIED].load(Ordering::SeqCst) != 0 && self.words[DIED].swap(0, Ordering::SeqCst) != 0;
+        let untold =
+            self.words[DIED].load(Ordering::SeqCst) != 0 && self.words[DIED].swap(0, Ordering::SeqCst) != 0;
         untold || taken == Taken::FromDead
     }
 

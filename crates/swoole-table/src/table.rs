@@ -181,7 +181,11 @@ impl<R: Row> Table<R> {
     /// # Errors
     /// As [`get`](Table::get).
     #[inline]
-    pub fn get_column<V: Value>(&self, key: impl AsRef<[u8]>, column: Column<R, V>) -> Result<Option<V>, Error> {
+    pub fn get_column<V: Value>(
+        &self,
+        key: impl AsRef<[u8]>,
+        column: Column<R, V>,
+    ) -> Result<Option<V>, Error> {
         self.read(key.as_ref(), |cells| V::load(cells.part(column.at(), V::WORDS)))
     }
 

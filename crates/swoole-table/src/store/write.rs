@@ -286,7 +286,11 @@ impl<'a> Change<'a> {
 impl Drop for Change<'_> {
     #[inline]
     fn drop(&mut self) {
-        if self.in_motion.is_some() && lock::me() == self.me {
+        // Of a child that was forked meanwhile, this is only a copy.
+        if lock::me() != self.me {
+            return;
+        }
+        if self.in_motion.is_some() {
             // Given up between taking a row and committing.
             self.store.repair(self.stripe);
         }

@@ -74,7 +74,10 @@ fn all_rows_can_be_used_whatever_their_keys() {
             table.set(key.to_le_bytes(), &online(key)).unwrap();
         }
         let full = table.incr("one too many", Online::UID, 1).unwrap_err();
-        assert_eq!(full.to_string(), format!("table \"test\" is full: all {rows} rows are taken; create it with more `rows`"));
+        assert_eq!(
+            full.to_string(),
+            format!("table \"test\" is full: all {rows} rows are taken; create it with more `rows`")
+        );
         assert!((0..rows as u64).all(|key| table.get(key.to_le_bytes()).unwrap() == Some(online(key))));
         table.set(0_u64.to_le_bytes(), &online(7)).unwrap();
         assert_eq!(table.len(), rows);
@@ -96,7 +99,10 @@ fn keys_have_a_length() {
     table.set([0; 24], &online(3)).unwrap();
     assert_eq!(content(&table).len(), 3, "zeros behind the end are no part of a key");
     let long = table.get([0; 25]).unwrap_err();
-    assert_eq!(long.to_string(), "a key of 25 bytes is too long for table \"test\"; create it with a `key_max` above 24");
+    assert_eq!(
+        long.to_string(),
+        "a key of 25 bytes is too long for table \"test\"; create it with a `key_max` above 24"
+    );
     for options in [Options::new(0), Options::new(1).key_max(0), Options::new(1).key_max(KEY_MAX + 1)] {
         assert!(matches!(Table::<Online>::with(&options), Err(Error::Size { .. })));
         assert_eq!(options.memory_size::<Online>(), 0);
@@ -118,7 +124,10 @@ fn strings_are_bounded() {
     let text: Bytes<5> = "ab\0de".parse().unwrap();
     assert!(&*text == b"ab\0de" && text == *"ab\0de" && text.to_str() == Ok("ab\0de"));
     assert_eq!(format!("{text:?}"), "b\"ab\\x00de\"");
-    assert_eq!(Bytes::<5>::new("abcdef").unwrap_err().to_string(), "a string of 6 bytes does not fit into Bytes<5>");
+    assert_eq!(
+        Bytes::<5>::new("abcdef").unwrap_err().to_string(),
+        "a string of 6 bytes does not fit into Bytes<5>"
+    );
     assert_eq!(Bytes::<0>::default().len(), 0);
 }
 

@@ -17,8 +17,17 @@ const ROWS: usize = 14;
 const KEYS: usize = 12;
 
 /// What dies.
-const OPS: [&str; 9] =
-    ["insert", "set", "incr", "incr-new", "update", "upsert-new", "remove-in-chain", "remove-before-chain", "remove"];
+const OPS: [&str; 9] = [
+    "insert",
+    "set",
+    "incr",
+    "incr-new",
+    "update",
+    "upsert-new",
+    "remove-in-chain",
+    "remove-before-chain",
+    "remove",
+];
 
 fn key(index: usize) -> String {
     format!("key {index}")

@@ -60,7 +60,11 @@ impl Model {
                 let (key, fits) = (name(key), self.fits(&name(key)));
                 let is_new = !self.rows.contains_key(&key);
                 let done = table.insert(&key, &online(value)).map(|new| assert_eq!(new, is_new));
-                let change = |row: &mut Online| if is_new { *row = online(value) };
+                let change = |row: &mut Online| {
+                    if is_new {
+                        *row = online(value)
+                    }
+                };
                 self.agree(fits, done, key, change);
             }
             Op::Incr(key, by) => {
