@@ -12,6 +12,7 @@ mod reload;
 mod respawn;
 mod scaling;
 mod start;
+mod table;
 mod tasks;
 mod under_load;
 
@@ -60,6 +61,7 @@ pub const BENCHES: &[Bench] = &[
         about: "start to first reply, SIGTERM to exit, 2 and 64 workers",
         plan: start::plan,
     },
+    Bench { name: "table", about: "a million rows that processes share: read, count, write", plan: table::plan },
 ];
 
 /// What is to be measured.

@@ -5,9 +5,7 @@ use std::hash::{BuildHasher as _, Hasher as _};
 use foldhash::SharedSeed;
 use foldhash::quality::SeedableRandomState;
 
-use crate::layout::{KEY_MAX, Layout};
-
-const WORDS_MAX: usize = KEY_MAX.div_ceil(8);
+use crate::layout::Layout;
 
 /// How a table hashes: by a random seed of its own, so that nobody who chooses keys can make them all meet in one bucket.
 #[derive(Clone, Copy, Debug)]
@@ -29,31 +27,28 @@ impl Hashing {
     }
 }
 
-#[derive(Debug)]
-pub(crate) struct Key {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Key<'a> {
     hash: u64,
-    len: usize,
-    words: [u64; WORDS_MAX],
+    bytes: &'a [u8],
+    /// The bytes behind the last whole word.
+    tail: u64,
 }
 
-impl Key {
+impl<'a> Key<'a> {
     /// `None` if it is longer than `key_max`.
     #[inline]
-    pub(crate) fn new(bytes: &[u8], key_max: usize, hashing: Hashing) -> Option<Key> {
-        if bytes.len() > key_max.min(KEY_MAX) {
+    pub(crate) fn new(bytes: &'a [u8], key_max: usize, hashing: Hashing) -> Option<Key<'a>> {
+        if bytes.len() > key_max {
             return None;
         }
-        let mut words = [0; WORDS_MAX];
-        let (whole, rest) = bytes.as_chunks::<8>();
-        for (word, bytes) in words.iter_mut().zip(whole) {
-            *word = u64::from_le_bytes(*bytes);
-        }
-        if !rest.is_empty() {
-            let mut last = [0; 8];
-            last[..rest.len()].copy_from_slice(rest);
-            words[whole.len()] = u64::from_le_bytes(last);
-        }
-        Some(Key { hash: hashing.hash(bytes), len: bytes.len(), words })
+        let rest = bytes.len() % 8;
+        let tail = match bytes.last_chunk::<8>() {
+            _ if rest == 0 => 0,
+            Some(last) => u64::from_le_bytes(*last) >> (64 - 8 * rest),
+            None => bytes.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)),
+        };
+        Some(Key { hash: hashing.hash(bytes), bytes, tail })
     }
 
     #[inline]
@@ -64,17 +59,20 @@ impl Key {
     /// Length, bytes.
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.bytes.len()
     }
 
     /// Its bytes, eight a word, the last filled up with zeros.
     #[inline]
-    pub(crate) fn words(&self) -> &[u64] {
-        &self.words[..self.len.div_ceil(8)]
+    pub(crate) fn words(&self) -> impl Iterator<Item = u64> {
+        let (whole, rest) = self.bytes.as_chunks::<8>();
+        let tail = (!rest.is_empty()).then_some(self.tail);
+        whole.iter().map(|word| u64::from_le_bytes(*word)).chain(tail)
     }
 
+    /// The number of its bucket.
     #[inline]
-    pub(crate) fn bucket_at(&self, layout: &Layout) -> usize {
+    pub(crate) fn bucket(&self, layout: &Layout) -> usize {
         layout.bucket_of(self.hash)
     }
 }
@@ -86,14 +84,14 @@ mod tests {
     #[test]
     fn keys_become_words_and_back() {
         let hashing = Hashing::new(1);
-        let key = |bytes: &[u8]| Key::new(bytes, 9, hashing);
-        assert_eq!(key(b"").unwrap().words(), &[0; 0]);
-        assert_eq!(key(b"a").unwrap().words(), [u64::from(b'a')]);
-        let nine = key(b"123456789").unwrap();
-        assert_eq!(nine.words(), [u64::from_le_bytes(*b"12345678"), u64::from(b'9')]);
-        assert!(key(b"1234567890").is_none());
-        assert!(Key::new(&[1; KEY_MAX], 1000, hashing).is_some());
-        assert!(Key::new(&[1; KEY_MAX + 1], 1000, hashing).is_none());
+        for len in 0..=17 {
+            let bytes: Vec<u8> = (1..=len).collect();
+            let key = Key::new(&bytes, 17, hashing).unwrap();
+            let words: Vec<u8> = key.words().flat_map(u64::to_le_bytes).collect();
+            assert_eq!((words.len(), key.len()), (bytes.len().next_multiple_of(8), bytes.len()));
+            assert!(words.starts_with(&bytes) && words[bytes.len()..].iter().all(|&byte| byte == 0));
+        }
+        assert!(Key::new(&[0; 18], 17, hashing).is_none());
         assert_ne!(hashing.hash(b"a"), Hashing::new(2).hash(b"a"), "the seed decides");
     }
 }

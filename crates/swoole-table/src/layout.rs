@@ -3,13 +3,14 @@
 //! ```text
 //! header    1 line: what this is (only read once the table is made)
 //! stripes   a lock, a journal, and what goes with them: one for many buckets
-//! buckets   1 line each, for 4 rows on average: version, overflow chain, 6 entries
 //! bitmap    1 bit per row: taken, or not
-//! rows      state, next in chain, key, columns
+//! blocks    a bucket, 1 line: version, overflow chain, 6 entries;
+//!           and 4 rows: state, next in chain, key, columns
 //! ```
 //!
-//! A lookup touches the line of its bucket, and the lines of one row, which lie side by side: that an entry has 32 bits of
-//! the key's hash beside the row's number keeps it away from other rows.
+//! A bucket has 4 rows on average, and any row may be in any bucket; but as long as those of its own block are free, it takes
+//! them. So most lookups touch lines that lie side by side, in one page, and can be fetched at the same time. That an entry
+//! has 32 bits of the key's hash beside the row's number keeps a lookup away from other rows.
 
 /// Words of a cache line.
 const LINE: usize = 8;
@@ -22,6 +23,8 @@ const STRIPES_MAX: usize = 1024;
 pub const ROWS_MAX: usize = 1 << 31;
 /// Bytes that the longest key of any table can have.
 pub const KEY_MAX: usize = 255;
+/// Words of the largest block that is fetched as a whole.
+const BLOCK_FETCHED_MAX: usize = 8 * LINE;
 /// Words that an insert or a removal changes at most; an update changes at most all columns.
 const JOURNAL_MIN: usize = 4;
 /// Words of a row's columns: 64 KiB.
@@ -86,9 +89,9 @@ pub(crate) struct Layout {
     pub(crate) stripes: usize,
     stripe_words: usize,
     row_words: usize,
-    buckets_at: usize,
+    block_words: usize,
     bitmap_at: usize,
-    rows_at: usize,
+    blocks_at: usize,
     /// All of it.
     pub(crate) words: usize,
 }
@@ -106,10 +109,10 @@ impl Layout {
         let stripes = buckets.div_ceil(ROWS_PER_BUCKET).next_power_of_two().min(STRIPES_MAX);
         let stripe_words = (LINE + 2 * value_words.max(JOURNAL_MIN)).next_multiple_of(LINE);
         let row_words = row::KEY + key_max.div_ceil(8) + value_words;
-        let buckets_at = LINE + stripes * stripe_words;
-        let bitmap_at = buckets_at + buckets * LINE;
-        let rows_at = (bitmap_at + rows.div_ceil(64)).next_multiple_of(LINE);
-        let words = rows_at + rows * row_words;
+        let block_words = (LINE + ROWS_PER_BUCKET * row_words).next_multiple_of(LINE);
+        let bitmap_at = LINE + stripes * stripe_words;
+        let blocks_at = (bitmap_at + rows.div_ceil(64)).next_multiple_of(LINE);
+        let words = blocks_at + buckets * block_words;
         let layout = Layout {
             rows,
             key_max,
@@ -118,35 +121,54 @@ impl Layout {
             stripes,
             stripe_words,
             row_words,
-            buckets_at,
+            block_words,
             bitmap_at,
-            rows_at,
+            blocks_at,
             words,
         };
         Some(layout)
     }
 
-    /// The first word of the bucket of keys with this hash.
+    /// The number of the bucket of keys with this hash.
     #[inline]
     pub(crate) fn bucket_of(&self, hash: u64) -> usize {
-        self.bucket((u128::from(hash) * self.buckets as u128 >> 64) as usize)
+        (u128::from(hash) * self.buckets as u128 >> 64) as usize
     }
 
     /// The first word of bucket number `index`.
     #[inline]
     pub(crate) fn bucket(&self, index: usize) -> usize {
-        self.buckets_at + index * LINE
+        self.blocks_at + index * self.block_words
     }
 
     /// Whether a bucket begins at this word.
     pub(crate) fn is_bucket(&self, at: usize) -> bool {
-        (self.buckets_at..self.bitmap_at).contains(&at) && (at - self.buckets_at).is_multiple_of(LINE)
+        (self.blocks_at..self.words).contains(&at) && (at - self.blocks_at).is_multiple_of(self.block_words)
     }
 
     /// The number of the stripe that the bucket belongs to.
     #[inline]
-    pub(crate) fn stripe_of(&self, bucket_at: usize) -> usize {
-        ((bucket_at - self.buckets_at) / LINE) & (self.stripes - 1)
+    pub(crate) fn stripe_of(&self, bucket: usize) -> usize {
+        bucket & (self.stripes - 1)
+    }
+
+    /// The number of the bucket that begins at this word.
+    pub(crate) fn bucket_at(&self, at: usize) -> usize {
+        (at - self.blocks_at) / self.block_words
+    }
+
+    /// The rows beside bucket number `bucket`.
+    pub(crate) fn rows_beside(&self, bucket: usize) -> std::ops::Range<usize> {
+        let first = bucket * ROWS_PER_BUCKET;
+        first..(first + ROWS_PER_BUCKET).min(self.rows)
+    }
+
+    /// One word of each line of a block, from the second on; none if there are so many that they are not worth it.
+    #[inline]
+    pub(crate) fn lines_beside(&self, bucket_at: usize) -> impl Iterator<Item = usize> {
+        let end =
+            if self.block_words <= BLOCK_FETCHED_MAX { bucket_at + self.block_words } else { bucket_at };
+        (bucket_at + LINE..end).step_by(LINE)
     }
 
     /// The first word of stripe number `index`.
@@ -163,7 +185,7 @@ impl Layout {
     /// The first word of row number `index`.
     #[inline]
     pub(crate) fn row(&self, index: usize) -> usize {
-        self.rows_at + index * self.row_words
+        self.bucket(index / ROWS_PER_BUCKET) + LINE + index % ROWS_PER_BUCKET * self.row_words
     }
 
     /// The first word of the columns of row number `index`.
@@ -172,12 +194,11 @@ impl Layout {
         self.row(index) + self.row_words - self.value_words
     }
 
-    /// Whether a journal may write to this word: all but the header and the stripes' locks and journals, of which only
-    /// the counts are written so.
+    /// Whether a journal may write to this word: those of blocks, and the stripes' counts.
     pub(crate) fn is_writable(&self, at: usize) -> bool {
         match at.checked_sub(LINE) {
-            Some(inside) if at < self.buckets_at => inside % self.stripe_words == stripe::COUNT,
-            Some(_) => at < self.words,
+            Some(inside) if at < self.bitmap_at => inside % self.stripe_words == stripe::COUNT,
+            Some(_) => (self.blocks_at..self.words).contains(&at),
             None => false,
         }
     }
@@ -207,17 +228,19 @@ mod tests {
     fn parts_do_not_overlap_and_end_where_the_memory_does() {
         for (rows, key_max, value_words) in [(1, 1, 1), (64, 63, 1), (1000, 8, 300), (1_000_000, 16, 6)] {
             let layout = Layout::new(rows, key_max, value_words).unwrap();
-            assert!(
-                layout.stripe(layout.stripes - 1) + stripe::JOURNAL + 2 * layout.journal_max()
-                    <= layout.buckets_at
-            );
-            assert_eq!(layout.bucket(layout.buckets), layout.bitmap_at);
-            assert!(layout.bit(rows - 1).0 < layout.rows_at);
-            assert_eq!(layout.value(rows - 1) + value_words, layout.words);
+            let journal_end = layout.stripe(layout.stripes - 1) + stripe::JOURNAL + 2 * layout.journal_max();
+            assert!(journal_end <= layout.bitmap_at && layout.bit(rows - 1).0 < layout.blocks_at);
+            assert_eq!(layout.bucket(layout.buckets), layout.words);
+            assert!((1..rows).all(|row| layout.value(row - 1) + value_words <= layout.row(row)));
+            assert!(layout.value(rows - 1) + value_words <= layout.words);
             assert!(layout.row(0) + row::KEY + key_max.div_ceil(8) == layout.value(0));
+            assert_eq!(layout.rows_beside(layout.buckets - 1).end, rows);
             for hash in [0, u64::MAX / 2, u64::MAX] {
-                assert!(layout.is_bucket(layout.bucket_of(hash)));
-                assert!(layout.stripe_of(layout.bucket_of(hash)) < layout.stripes);
+                let bucket = layout.bucket_of(hash);
+                let at = layout.bucket(bucket);
+                assert!(layout.is_bucket(at) && layout.bucket_at(at) == bucket && bucket < layout.buckets);
+                assert!(layout.row(layout.rows_beside(bucket).start) == at + LINE);
+                assert!(!layout.is_bucket(at + 1) && layout.stripe_of(bucket) < layout.stripes);
             }
             let writable = |at| layout.is_writable(at);
             assert!(!writable(0) && !writable(layout.stripe(0) + stripe::LOCK) && !writable(layout.words));

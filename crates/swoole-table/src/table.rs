@@ -62,8 +62,8 @@ impl Options {
     /// Bytes of shared memory that a table of `R` takes, once every row was used: pages cost memory when they are touched
     /// first. 0 if there can be no such table.
     ///
-    /// Per row that is 16 bytes and the key's room and the columns', and 16 for the way to it. Besides, there are up to 1024
-    /// stripes of 64 bytes and twice a row's columns (128 at least).
+    /// Per row that is 32 bytes and the key's room and the columns', each rounded up to 8, and 8 more if those words are odd
+    /// in number. Besides, there are up to 1024 locks of 64 bytes and twice a row's columns (128 at least).
     pub fn memory_size<R: Row>(&self) -> usize {
         self.layout::<R>().map_or(0, |layout| Words::size(1, layout.words))
     }
@@ -365,7 +365,7 @@ impl<R: Row> Table<R> {
     #[inline]
     fn read<T>(&self, key: &[u8], read: impl Fn(Cells<'_>) -> T) -> Result<Option<T>, Error> {
         let (store, key) = (self.store(), self.key(key)?);
-        let result = store.read(key.bucket_at(&self.layout), || {
+        let result = store.read(key.bucket(&self.layout), || {
             Ok(store.find(&key)?.map(|found| read(Cells(store.value(found.row)))))
         });
         result.map_err(|trouble| self.trouble(trouble))
@@ -375,7 +375,7 @@ impl<R: Row> Table<R> {
     #[inline]
     fn write<T, F: Fill>(
         &self,
-        key: &Key,
+        key: &Key<'_>,
         act: impl FnOnce(&mut Change<'_>, Option<usize>) -> Result<(T, Then<F>), Error>,
     ) -> Result<T, Error> {
         let mut change = self.change(key)?;
@@ -405,8 +405,8 @@ impl<R: Row> Table<R> {
     }
 
     #[inline]
-    fn change(&self, key: &Key) -> Result<Change<'_>, Error> {
-        self.store().change(key.bucket_at(&self.layout)).map_err(|Nested| self.nested())
+    fn change(&self, key: &Key<'_>) -> Result<Change<'_>, Error> {
+        self.store().change(key.bucket(&self.layout)).map_err(|Nested| self.nested())
     }
 
     #[inline]
@@ -415,7 +415,7 @@ impl<R: Row> Table<R> {
     }
 
     #[inline]
-    fn key(&self, bytes: &[u8]) -> Result<Key, Error> {
+    fn key<'k>(&self, bytes: &'k [u8]) -> Result<Key<'k>, Error> {
         let key_max = self.layout.key_max;
         let too_long = || Error::Key { table: self.name.clone(), len: bytes.len(), key_max };
         Key::new(bytes, key_max, self.hashing).ok_or_else(too_long)
@@ -521,11 +521,11 @@ impl<R: Row> Iterator for Iter<'_, R> {
             if self.bucket == self.table.layout.buckets {
                 return None;
             }
-            let (store, at) = (self.table.store(), self.table.layout.bucket(self.bucket));
+            let (store, bucket) = (self.table.store(), self.bucket);
             self.bucket += 1;
-            let rows = store.read(at, || {
+            let rows = store.read(bucket, || {
                 let mut rows = Vec::new();
-                store.rows(at, |row| rows.push((store.key(row), R::load(Cells(store.value(row))))))?;
+                store.rows(bucket, |row| rows.push((store.key(row), R::load(Cells(store.value(row))))))?;
                 Ok(rows)
             });
             match rows {
@@ -586,7 +586,9 @@ impl<R: Row> Table<R> {
     /// Makes the row of each entry the one behind the last.
     pub(crate) fn break_entries(&self) {
         let beyond = self.layout.rows as u64 + 1;
-        for at in self.layout.bucket(0)..self.layout.bucket(self.layout.buckets) {
+        for at in (0..self.layout.buckets)
+            .flat_map(|bucket| self.layout.bucket(bucket)..self.layout.bucket(bucket) + 8)
+        {
             let word = self.words[at].load(Ordering::Relaxed);
             if at % 8 >= 2 && word != 0 {
                 self.words[at].store(word >> 32 << 32 | beyond, Ordering::Relaxed);

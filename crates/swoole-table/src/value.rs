@@ -246,23 +246,29 @@ impl<const N: usize> Value for Bytes<N> {
     fn load(cells: Cells<'_>) -> Bytes<N> {
         // Whatever stands there, no length is beyond the array.
         let mut new = Bytes { len: cells.word(0).min(N as u64) as usize, bytes: [0; N] };
-        for (index, place) in new.bytes.chunks_mut(8).enumerate().take(new.len.div_ceil(8)) {
-            let word = cells.word(1 + index).to_le_bytes();
-            let len = place.len();
-            place.copy_from_slice(&word[..len]);
+        // Words as a whole, also those behind the end: to look for the end takes longer.
+        let (words, rest) = new.bytes.as_chunks_mut::<8>();
+        for (index, word) in words.iter_mut().enumerate() {
+            *word = cells.word(1 + index).to_le_bytes();
         }
-        // What a hostile writer has put behind the end is no part of it.
-        new.bytes[new.len..].fill(0);
+        if !rest.is_empty() {
+            let word = cells.word(1 + N / 8).to_le_bytes();
+            rest.copy_from_slice(&word[..N % 8]);
+        }
         new
     }
 
     #[inline]
     fn store(&self, put: &mut impl FnMut(usize, u64)) {
         put(0, self.len as u64);
-        for (index, bytes) in self.bytes.chunks(8).enumerate() {
+        let (words, rest) = self.bytes.as_chunks::<8>();
+        for (index, word) in words.iter().enumerate() {
+            put(1 + index, u64::from_le_bytes(*word));
+        }
+        if !rest.is_empty() {
             let mut word = [0; 8];
-            word[..bytes.len()].copy_from_slice(bytes);
-            put(1 + index, u64::from_le_bytes(word));
+            word[..N % 8].copy_from_slice(rest);
+            put(1 + N / 8, u64::from_le_bytes(word));
         }
     }
 }

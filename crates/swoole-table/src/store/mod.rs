@@ -129,10 +129,18 @@ impl<'a> Store<'a> {
         self.words[at].store(word, Ordering::Release);
     }
 
+    /// Lets the rows beside a bucket come along with it: who needs one of them soon waits once.
+    #[inline]
+    fn fetch(self, bucket_at: usize) {
+        for at in self.layout.lines_beside(bucket_at) {
+            std::hint::black_box(self.get(at));
+        }
+    }
+
     /// The row of this key in its bucket.
     #[inline]
-    pub(crate) fn find(self, key: &Key) -> Result<Option<Found>, BadRow> {
-        let bucket_at = key.bucket_at(self.layout);
+    pub(crate) fn find(self, key: &Key<'_>) -> Result<Option<Found>, BadRow> {
+        let bucket_at = self.layout.bucket(key.bucket(self.layout));
         for entry_at in bucket::ENTRIES.map(|word| bucket_at + word) {
             let entry = Entry(self.get(entry_at));
             if entry.may_be(key.hash()) && !entry.is_none() {
@@ -172,10 +180,10 @@ impl<'a> Store<'a> {
     }
 
     #[inline]
-    fn has_key(self, row: usize, key: &Key) -> bool {
+    fn has_key(self, row: usize, key: &Key<'_>) -> bool {
         let at = self.layout.row(row);
         State(self.get(at + row::STATE)).key_len() == key.len()
-            && key.words().iter().zip(at + row::KEY..).all(|(&word, at)| self.get(at) == word)
+            && key.words().zip(at + row::KEY..).all(|(word, at)| self.get(at) == word)
     }
 
     /// Rows that are taken. While others write, one of the numbers that it was in the meantime, or close to it.
@@ -188,8 +196,8 @@ impl<'a> Store<'a> {
 #[cfg(all(test, not(loom)))]
 impl Store<'_> {
     /// Whether the key's row is in a chain, and whether its bucket has one.
-    pub(crate) fn place(self, key: &Key) -> (bool, bool) {
-        let bucket_at = key.bucket_at(self.layout);
+    pub(crate) fn place(self, key: &Key<'_>) -> (bool, bool) {
+        let bucket_at = self.layout.bucket(key.bucket(self.layout));
         let found = self.find(key).expect("an honest table").expect("a row");
         let in_bucket = bucket::ENTRIES.contains(&found.entry_at.wrapping_sub(bucket_at));
         (!in_bucket, self.get(bucket_at + bucket::CHAIN) != Entry::NONE)

@@ -15,9 +15,11 @@ impl<'a> Store<'a> {
     #[inline]
     pub(crate) fn read<T>(
         self,
-        bucket_at: usize,
+        bucket: usize,
         mut read: impl FnMut() -> Result<T, BadRow>,
     ) -> Result<T, Trouble> {
+        let bucket_at = self.layout.bucket(bucket);
+        self.fetch(bucket_at);
         let version = &self.words[bucket_at + bucket::VERSION];
         for _ in 0..ATTEMPTS {
             let before = version.load(Ordering::Acquire);
@@ -31,17 +33,17 @@ impl<'a> Store<'a> {
             }
             std::hint::spin_loop();
         }
-        self.read_locked(bucket_at, read)
+        self.read_locked(bucket, read)
     }
 
     #[cold]
     fn read_locked<T>(
         self,
-        bucket_at: usize,
+        bucket: usize,
         mut read: impl FnMut() -> Result<T, BadRow>,
     ) -> Result<T, Trouble> {
         // Repairs what a dead writer has left, as each change does before it begins.
-        let change = self.change(bucket_at).map_err(|Nested| Trouble::Nested)?;
+        let change = self.change(bucket).map_err(|Nested| Trouble::Nested)?;
         let value = read();
         drop(change);
         Ok(value?)
@@ -55,7 +57,8 @@ impl<'a> Store<'a> {
     }
 
     /// Calls `each` with every row of the bucket.
-    pub(crate) fn rows(self, bucket_at: usize, mut each: impl FnMut(usize)) -> Result<(), BadRow> {
+    pub(crate) fn rows(self, bucket: usize, mut each: impl FnMut(usize)) -> Result<(), BadRow> {
+        let bucket_at = self.layout.bucket(bucket);
         for entry_at in bucket::ENTRIES.map(|word| bucket_at + word) {
             let entry = Entry(self.get(entry_at));
             if !entry.is_none() {

@@ -11,6 +11,17 @@ impl Change<'_> {
     /// back.
     pub(super) fn claim(&mut self) -> Result<usize, NoneFree> {
         let (store, layout) = (self.store, self.store.layout);
+        // Beside the bucket first.
+        let beside = layout.rows_beside(self.bucket);
+        let is_free = |row: usize| {
+            let (at, bit) = layout.bit(row);
+            store.get(at) & bit == 0
+        };
+        for row in beside {
+            if is_free(row) && self.try_claim(row) {
+                return Ok(row);
+            }
+        }
         let count = layout.bitmap_words();
         let begin = store.get(self.stripe_at + stripe::HINT) as usize % count;
         for index in (begin..count).chain(0..begin) {

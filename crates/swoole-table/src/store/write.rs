@@ -35,6 +35,7 @@ pub(crate) struct Change<'a> {
     pub(super) store: Store<'a>,
     pub(super) stripe: usize,
     pub(super) stripe_at: usize,
+    pub(super) bucket: usize,
     bucket_at: usize,
     me: u64,
     /// Words that are to change so far.
@@ -48,11 +49,12 @@ pub(crate) struct Change<'a> {
 impl<'a> Store<'a> {
     /// Waits for the bucket's lock. Repairs what a dead holder has left.
     #[inline]
-    pub(crate) fn change(self, bucket_at: usize) -> Result<Change<'a>, Nested> {
+    pub(crate) fn change(self, bucket: usize) -> Result<Change<'a>, Nested> {
         if UPDATING.get() {
             return Err(Nested);
         }
-        let stripe = self.layout.stripe_of(bucket_at);
+        let (stripe, bucket_at) = (self.layout.stripe_of(bucket), self.layout.bucket(bucket));
+        self.fetch(bucket_at);
         let (stripe_at, me) = (self.layout.stripe(stripe), lock::me());
         if self.lock(stripe_at).take(me) == Taken::FromDead {
             self.repair(stripe);
@@ -62,7 +64,17 @@ impl<'a> Store<'a> {
         if !version.is_multiple_of(2) {
             self.publish(bucket_at + bucket::VERSION, version.wrapping_add(1));
         }
-        Ok(Change { store: self, stripe, stripe_at, bucket_at, me, noted: 0, last: (0, 0), in_motion: None })
+        Ok(Change {
+            store: self,
+            stripe,
+            stripe_at,
+            bucket,
+            bucket_at,
+            me,
+            noted: 0,
+            last: (0, 0),
+            in_motion: None,
+        })
     }
 
     /// Repairs each stripe that a dead process holds; how many those were. Waits for nobody.
@@ -89,7 +101,8 @@ impl<'a> Store<'a> {
     fn repair(self, stripe: usize) {
         let at = self.layout.stripe(stripe);
         let (count, bucket_at) = (self.get(at + stripe::STATE), self.get(at + stripe::BUCKET) as usize);
-        let is_ours = self.layout.is_bucket(bucket_at) && self.layout.stripe_of(bucket_at) == stripe;
+        let is_ours = self.layout.is_bucket(bucket_at)
+            && self.layout.stripe_of(self.layout.bucket_at(bucket_at)) == stripe;
         if (1..=self.layout.journal_max() as u64).contains(&count) && is_ours {
             self.carry_out(at, bucket_at, count as usize);
         }
@@ -120,7 +133,7 @@ impl<'a> Store<'a> {
 }
 
 impl<'a> Change<'a> {
-    pub(crate) fn find(&self, key: &Key) -> Result<Option<Found>, BadRow> {
+    pub(crate) fn find(&self, key: &Key<'_>) -> Result<Option<Found>, BadRow> {
         self.store.find(key)
     }
 
@@ -135,14 +148,14 @@ impl<'a> Change<'a> {
     /// A new row for `key`, which has none; its columns are to be what `fill` puts, and 0 where it puts nothing.
     pub(crate) fn insert(
         &mut self,
-        key: &Key,
+        key: &Key<'_>,
         fill: impl FnOnce(&mut dyn FnMut(usize, u64)),
     ) -> Result<(), NoneFree> {
         let row = self.claim()?;
         let (store, layout) = (self.store, self.store.layout);
         let at = layout.row(row);
         // The row is nobody else's, so it can be written as it is; only what makes it part of the bucket is journaled.
-        for (at, &word) in (at + row::KEY..).zip(key.words()) {
+        for (at, word) in (at + row::KEY..).zip(key.words()) {
             store.put(at, word);
         }
         let value = layout.value(row);
