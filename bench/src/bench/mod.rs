@@ -61,7 +61,11 @@ pub const BENCHES: &[Bench] = &[
         about: "start to first reply, SIGTERM to exit, 2 and 64 workers",
         plan: start::plan,
     },
-    Bench { name: "table", about: "a million rows that processes share: read, count, write", plan: table::plan },
+    Bench {
+        name: "table",
+        about: "a million rows that processes share: read, count, write",
+        plan: table::plan,
+    },
 ];
 
 /// What is to be measured.

@@ -24,7 +24,17 @@ impl Server {
     pub(super) fn start() -> Result<Server> {
         let socket = env::temp_dir().join(format!("swoole-bench-{}.sock", std::process::id()));
         let mut command = Command::new(installed("redis-server").context("redis-server is not installed")?);
-        command.args(["--port", "0", "--save", "", "--appendonly", "no", "--daemonize", "no", "--unixsocket"]);
+        command.args([
+            "--port",
+            "0",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--daemonize",
+            "no",
+            "--unixsocket",
+        ]);
         command.arg(&socket).stdin(Stdio::null()).stdout(Stdio::null());
         let server = Server { child: command.spawn().context("start redis-server")?, socket };
         let begin = Instant::now();
@@ -93,7 +103,9 @@ impl Client {
         while lines > 0 {
             let len = self.stream.read(&mut self.reply)?;
             ensure!(len > 0, "redis-server has closed the connection");
-            if let Some(error) = self.reply[..len].split(|&byte| byte == b'\n').find(|line| line.starts_with(b"-")) {
+            if let Some(error) =
+                self.reply[..len].split(|&byte| byte == b'\n').find(|line| line.starts_with(b"-"))
+            {
                 bail!("redis-server says {}", String::from_utf8_lossy(error));
             }
             let came = self.reply[..len].iter().filter(|&&byte| byte == b'\n').count();

@@ -1,7 +1,7 @@
 //! A million rows that several processes share: `swoole-table`, against what one would take otherwise: a map under a mutex,
 //! which only the threads of one process can share, and Redis, which answers over a socket.
 //!
-//! Keys are of 13 bytes, chosen at random for each operation; rows are a number and a string.
+//! Keys are of 16 bytes, chosen at random for each operation; rows are a number and a string.
 
 use super::pair::Child;
 use super::redis;
@@ -85,15 +85,18 @@ impl Online {
     }
 }
 
-/// `user:` and 8 digits.
-pub(super) type Key = [u8; 13];
+pub(super) type Key = [u8; 16];
 
+/// A word, and a row's number in eight letters. Made of two halves that are read as they were written: put together byte by
+/// byte, a key would have to leave the store buffer before it can be hashed, and that would be measured instead.
 pub(super) fn key(row: usize) -> Key {
-    let mut key = *b"user:00000000";
-    for (place, digit) in key[5..].iter_mut().zip((0..8).rev()) {
-        *place = b'a' + (row >> (4 * digit) & 15) as u8;
+    let mut letters = row as u64;
+    for (shift, mask) in [(16, 0x0000_FFFF_0000_FFFF), (8, 0x00FF_00FF_00FF_00FF), (4, 0x0F0F_0F0F_0F0F_0F0F)]
+    {
+        letters = (letters | letters << shift) & mask;
     }
-    key
+    letters += u64::from_ne_bytes([b'a'; 8]);
+    (u128::from(u64::from_le_bytes(*b"user no ")) | u128::from(letters) << 64).to_le_bytes()
 }
 
 /// Measures what `workers` processes (threads, for the map) do at a time.
@@ -110,13 +113,11 @@ pub fn measure(subject: Subject, operation: Operation, workers: usize, seconds: 
             let before = memory_kib(&[server.pid()])?;
             server.connect()?.fill(ROWS)?;
             let memory = memory_kib(&[server.pid()])? - before;
-            let work = |seed, count: &mut dyn FnMut(usize) -> bool| {
+            let work = |seed, count: &mut dyn FnMut()| {
                 let (mut client, mut random) = (server.connect()?, fastrand::Rng::with_seed(seed));
                 loop {
                     client.batch(operation, (0..BATCH).map(|_| key(random.usize(..ROWS))))?;
-                    if !count(BATCH) {
-                        return Ok(());
-                    }
+                    count();
                 }
             };
             in_processes(workers, time, &[server.pid()], memory, work)
@@ -148,30 +149,27 @@ fn table(operation: Operation, workers: usize, time: Duration) -> Result<Sample>
                     Operation::Set => table.set(key(row), &Online::new(random.u64(..)))?,
                 }
             }
-            if !count(BATCH) {
-                return Ok(());
-            }
+            count();
         }
     })
 }
 
-/// Runs `work` in so many children: it is given a seed, and a function that it tells what it has done since the last time,
-/// and that says whether to go on.
+/// Runs `work` in so many children, until they are killed: it is given a seed, and a function that it calls after each
+/// [`BATCH`].
 fn in_processes(
     workers: usize,
     time: Duration,
     servers: &[u32],
     memory_kib: u64,
-    work: impl Fn(u64, &mut dyn FnMut(usize) -> bool) -> Result<()>,
+    work: impl Fn(u64, &mut dyn FnMut()) -> Result<()>,
 ) -> Result<Sample> {
     // A line for each.
     let counts = Words::create("counts", workers * 8)?;
     let children = (0..workers).map(|index| {
         Child::fork(|| {
             let count = &counts[index * 8];
-            work(index as u64, &mut |done| {
-                count.store(count.load(Ordering::Relaxed) + done as u64, Ordering::Relaxed);
-                true
+            work(index as u64, &mut || {
+                count.store(count.load(Ordering::Relaxed) + BATCH as u64, Ordering::Relaxed);
             })
         })
     });
@@ -230,7 +228,8 @@ fn map(operation: Operation, workers: usize, time: Duration) -> Result<Sample> {
     let done = thread::scope(|scope| {
         let threads: Vec<_> =
             (0..workers).map(|seed| scope.spawn(move || work(seed as u64, begin + time))).collect();
-        let done = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| anyhow::bail!("a panic")));
+        let done =
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| anyhow::bail!("a panic")));
         done.sum::<Result<u64>>()
     })?;
     let (took, cpu) = (begin.elapsed(), Snapshot::take(&[this])?.since(&snapshot).cpu);

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! A bucket has 4 rows on average, and any row may be in any bucket; but as long as those of its own block are free, it takes
-//! them. So most lookups touch lines that lie side by side, in one page, and can be fetched at the same time. That an entry
-//! has 32 bits of the key's hash beside the row's number keeps a lookup away from other rows.
+//! them. So most lookups touch lines that lie side by side in one page. That an entry has 31 bits of the key's hash beside the
+//! row's number keeps a lookup away from other rows.
 
 /// Words of a cache line.
 const LINE: usize = 8;
@@ -23,8 +23,6 @@ const STRIPES_MAX: usize = 1024;
 pub const ROWS_MAX: usize = 1 << 31;
 /// Bytes that the longest key of any table can have.
 pub const KEY_MAX: usize = 255;
-/// Words of the largest block that is fetched as a whole.
-const BLOCK_FETCHED_MAX: usize = 8 * LINE;
 /// Words that an insert or a removal changes at most; an update changes at most all columns.
 const JOURNAL_MIN: usize = 4;
 /// Words of a row's columns: 64 KiB.
@@ -161,14 +159,6 @@ impl Layout {
     pub(crate) fn rows_beside(&self, bucket: usize) -> std::ops::Range<usize> {
         let first = bucket * ROWS_PER_BUCKET;
         first..(first + ROWS_PER_BUCKET).min(self.rows)
-    }
-
-    /// One word of each line of a block, from the second on; none if there are so many that they are not worth it.
-    #[inline]
-    pub(crate) fn lines_beside(&self, bucket_at: usize) -> impl Iterator<Item = usize> {
-        let end =
-            if self.block_words <= BLOCK_FETCHED_MAX { bucket_at + self.block_words } else { bucket_at };
-        (bucket_at + LINE..end).step_by(LINE)
     }
 
     /// The first word of stripe number `index`.

@@ -79,7 +79,7 @@ impl State {
     }
 }
 
-/// What leads to a row: 32 bits of its key's hash, and its number plus 1. Nothing is 0.
+/// What leads to a row: 31 bits of its key's hash and one that is set, and its number plus 1. Nothing is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry(u64);
 
@@ -87,7 +87,7 @@ impl Entry {
     const NONE: u64 = 0;
 
     fn new(hash: u64, row: usize) -> Entry {
-        Entry(hash << 32 | (row as u64 + 1))
+        Entry((hash | 1) << 32 | (row as u64 + 1))
     }
 
     fn is_none(self) -> bool {
@@ -96,7 +96,7 @@ impl Entry {
 
     /// Whether the row may be that of a key with this hash.
     fn may_be(self, hash: u64) -> bool {
-        (self.0 >> 32) as u32 == hash as u32
+        (self.0 >> 32) as u32 == hash as u32 | 1
     }
 
     fn row(self, layout: &Layout) -> Result<usize, BadRow> {
@@ -129,26 +129,22 @@ impl<'a> Store<'a> {
         self.words[at].store(word, Ordering::Release);
     }
 
-    /// Lets the rows beside a bucket come along with it: who needs one of them soon waits once.
-    #[inline]
-    fn fetch(self, bucket_at: usize) {
-        for at in self.layout.lines_beside(bucket_at) {
-            std::hint::black_box(self.get(at));
-        }
-    }
-
     /// The row of this key in its bucket.
     #[inline]
     pub(crate) fn find(self, key: &Key<'_>) -> Result<Option<Found>, BadRow> {
         let bucket_at = self.layout.bucket(key.bucket(self.layout));
-        for entry_at in bucket::ENTRIES.map(|word| bucket_at + word) {
-            let entry = Entry(self.get(entry_at));
-            if entry.may_be(key.hash()) && !entry.is_none() {
-                let row = entry.row(self.layout)?;
-                if self.has_key(row, key) {
-                    return Ok(Some(Found { row, entry_at }));
-                }
+        // Which of the entries it is, nobody can predict; so there is no branch for each of them: the processor goes on to
+        // what follows, maybe to the next lookup, before it has their line.
+        let mut likely = bucket::ENTRIES.fold(0_u32, |likely, word| {
+            likely | u32::from(Entry(self.get(bucket_at + word)).may_be(key.hash())) << word
+        });
+        while likely != 0 {
+            let entry_at = bucket_at + likely.trailing_zeros() as usize;
+            let row = Entry(self.get(entry_at)).row(self.layout)?;
+            if self.has_key(row, key) {
+                return Ok(Some(Found { row, entry_at }));
             }
+            likely &= likely - 1;
         }
         if self.get(bucket_at + bucket::CHAIN) == Entry::NONE {
             return Ok(None);

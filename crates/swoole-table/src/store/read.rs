@@ -19,7 +19,6 @@ impl<'a> Store<'a> {
         mut read: impl FnMut() -> Result<T, BadRow>,
     ) -> Result<T, Trouble> {
         let bucket_at = self.layout.bucket(bucket);
-        self.fetch(bucket_at);
         let version = &self.words[bucket_at + bucket::VERSION];
         for _ in 0..ATTEMPTS {
             let before = version.load(Ordering::Acquire);

@@ -54,7 +54,6 @@ impl<'a> Store<'a> {
             return Err(Nested);
         }
         let (stripe, bucket_at) = (self.layout.stripe_of(bucket), self.layout.bucket(bucket));
-        self.fetch(bucket_at);
         let (stripe_at, me) = (self.layout.stripe(stripe), lock::me());
         if self.lock(stripe_at).take(me) == Taken::FromDead {
             self.repair(stripe);
