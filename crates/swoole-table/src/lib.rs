@@ -35,3 +35,5 @@ pub use value::{Bytes, Cells, Column, Number, Row, Value};
 
 #[cfg(all(test, not(loom)))]
 mod tests;
+#[cfg(all(test, loom))]
+mod model;
