@@ -29,7 +29,7 @@ const MAGIC: u64 = u64::from_le_bytes(*b"swtable\0") + (LAYOUT << 56);
 /// }
 ///
 /// let options = Options::new(10_000).key_max(16).name("hits per address");
-/// assert!(options.memory_size::<Hits>() < 10_000 * 64);
+/// assert_eq!(options.memory_size::<Hits>() / 10_000, 67); // bytes per row
 /// let table: Table<Hits> = Table::with(&options)?;
 /// # Ok::<(), swoole_table::Error>(())
 /// ```
@@ -318,6 +318,24 @@ impl<R: Row> Table<R> {
     /// As [`update`](Table::update).
     pub fn remove(&self, key: impl AsRef<[u8]>) -> Result<Option<R>, Error> {
         self.take(key.as_ref(), R::load)
+    }
+
+    /// Removes the row if it is as `is_it` says, and says whether it did: nobody changes it in between. As for
+    /// [`update`](Table::update), the function must be short, and change no row.
+    ///
+    /// # Errors
+    /// As [`update`](Table::update).
+    pub fn remove_if(&self, key: impl AsRef<[u8]>, is_it: impl FnOnce(&R) -> bool) -> Result<bool, Error> {
+        let key = self.key(key.as_ref())?;
+        let mut change = self.change(&key)?;
+        let Some(found) = change.find(&key).map_err(|bad| self.corrupt(bad))? else { return Ok(false) };
+        let row = R::load(Cells(self.store().value(found.row)));
+        let removes = change.run(|| is_it(&row)) == Some(true);
+        if removes {
+            change.remove(found);
+            change.commit();
+        }
+        Ok(removes)
     }
 
     /// All rows, each as it is at one moment. Those that are there all the time come, once each; those that are inserted or

@@ -19,6 +19,9 @@ fn rows_come_and_go() {
     assert!(table.exists("bob").unwrap() && table.len() == 2);
     assert_eq!(table.remove("bob").unwrap(), Some(online(2)));
     assert!(!table.exists("bob").unwrap() && !table.del("bob").unwrap() && table.len() == 1);
+    assert!(!table.remove_if("amy", |row| row.seen != 7).unwrap() && table.exists("amy").unwrap());
+    assert!(table.remove_if("amy", |row| row.seen == 7).unwrap() && table.is_empty());
+    assert!(!table.remove_if("amy", |_| true).unwrap());
     check_capacity(&table);
 }
 
