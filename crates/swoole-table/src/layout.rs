@@ -130,7 +130,7 @@ impl Layout {
     /// The number of the bucket of keys with this hash.
     #[inline]
     pub(crate) fn bucket_of(&self, hash: u64) -> usize {
-        (u128::from(hash) * self.buckets as u128 >> 64) as usize
+        ((u128::from(hash) * self.buckets as u128) >> 64) as usize
     }
 
     /// The first word of bucket number `index`.

@@ -1,5 +1,7 @@
 //! What a table promises, in one process and in several that die.
 
+#![allow(clippy::unwrap_used, reason = "tests say what must hold by unwrapping it")]
+
 mod basic;
 mod deaths;
 mod hostile;

@@ -118,7 +118,7 @@ fn table(cx: &Cx) -> Result<()> {
     }
     let workers = || {
         let title = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let family = proc::children(server.pid()).into_iter().flat_map(|manager| proc::children(manager));
+        let family = proc::children(server.pid()).into_iter().flat_map(proc::children);
         family.filter(|pid| title(pid).starts_with("swoole: worker")).collect::<Vec<i32>>()
     };
     let first = workers();
