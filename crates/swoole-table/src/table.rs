@@ -29,7 +29,7 @@ const MAGIC: u64 = u64::from_le_bytes(*b"swtable\0") + (LAYOUT << 56);
 /// }
 ///
 /// let options = Options::new(10_000).key_max(16).name("hits per address");
-/// assert_eq!(options.memory_size::<Hits>() / 10_000, 67); // bytes per row
+/// assert_eq!(options.memory_size::<Hits>() / 10_000, 77); // bytes per row
 /// let table: Table<Hits> = Table::with(&options)?;
 /// # Ok::<(), swoole_table::Error>(())
 /// ```

@@ -118,7 +118,7 @@ fn write_something(table: &Table<Wide>, random: &mut Rng) {
                 })
                 .unwrap(),
         ),
-        4 => drop(table.upsert(&key, row, |old| *old = wide(old.number + 1)).unwrap()),
+        4 => table.upsert(&key, row, |old| *old = wide(old.number + 1)).unwrap(),
         _ => table.set(&key, &row).unwrap(),
     }
 }
