@@ -82,3 +82,9 @@ pub static FORK_CALL: Metric = compared("call_us", "call us", 0);
 pub static FORK_FIRST: Metric = compared("first_word_us", "child's first word us", 0);
 /// What the parent pays for its first writes to pages that it shares with the child.
 pub static FORK_TOUCH: Metric = told("touch_us", "1000 pages written us", 0);
+/// Operations of all processes together.
+pub static OPERATIONS: Metric = compared("operations_per_second", "operations/s", 0);
+/// CPU time of all processes, also of a server.
+pub static OPERATION_CPU: Metric = compared("cpu_ns_per_operation", "CPU ns/operation", 0);
+/// What the rows have made the process that holds them larger.
+pub static ROW_MEMORY: Metric = told("bytes_per_row", "bytes/row", 0);

@@ -276,7 +276,7 @@ fn redis(address: SocketAddr) -> Result<Command> {
 }
 
 /// A program of the system, by its usual places: daemons lie where the path of a user does not lead.
-fn installed(program: &str) -> Option<PathBuf> {
+pub(crate) fn installed(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let directories = env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
     directories.map(|directory| directory.join(program)).find(|path| path.is_file())

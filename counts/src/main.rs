@@ -12,12 +12,14 @@ use std::process::ExitCode;
 
 mod framers;
 mod ring;
+mod table;
 
 /// A name, and a function that prepares the operation and does it so many times.
 type Benchmark = (&'static str, fn(usize));
 
-const BENCHMARKS: [&[Benchmark]; 4] = [
+const BENCHMARKS: [&[Benchmark]; 5] = [
     ring::BENCHMARKS,
+    table::BENCHMARKS,
     framers::BENCHMARKS,
     swoole_server::counts::BENCHMARKS,
     swoole_reactor::counts::BENCHMARKS,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 pub(crate) const HELP: &str = "\
 cargo xtask test [--fuzz SECONDS]
 
-Unit, integration and doc tests of the workspace, model checks of the shared-memory ring, AddressSanitizer over all that
+Unit, integration and doc tests of the workspace, model checks of the shared-memory ring and table, AddressSanitizer over all that
 has system calls or shared memory, ThreadSanitizer over all that has threads, the deterministic twin, the fuzz targets
 (needs a C++ compiler), the counts of the hot paths (needs valgrind), some scenarios with AddressSanitizer in every
 process, and test-cluster on its full matrix. The last line is `N passed, M failed`; exit code 0 when none has failed.
@@ -80,10 +80,13 @@ fn steps() -> Vec<Step> {
     let workspace = cargo(&["test", "--workspace", "--no-fail-fast"]);
     let mut steps = vec![Step { name: "workspace".into(), command: workspace }];
 
-    // What these look for, and why they are called like this, stands in the front page of swoole-ipc.
+    // What these look for, and why they are called like this, stands in the front pages of swoole-ipc and swoole-table.
     let mut loom = cargo(&["test", "--package", "swoole-ipc", "--release", "--lib", "model"]);
     loom.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", shell::target_dir().join("loom"));
     steps.push(Step { name: "loom".into(), command: loom });
+    let mut loom = cargo(&["test", "--package", "swoole-table", "--release", "--lib", "model"]);
+    loom.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", shell::target_dir().join("loom"));
+    steps.push(Step { name: "loom table".into(), command: loom });
     steps.push(Step { name: "asan".into(), command: address() });
     steps.extend(thread());
     steps.push(Step { name: "twin".into(), command: twin::everything() });
@@ -116,7 +119,7 @@ fn suppressions(path: &str) -> String {
 /// Whatever touches memory that is not its own, or loses some: in everything that has system calls or shared memory. One
 /// command, so that what all stand on is built once: a minute of two cores, and half a minute to run.
 fn address() -> Command {
-    let packages = ["swoole-sys", "swoole-ipc", "swoole-reactor", "swoole-server"];
+    let packages = ["swoole-sys", "swoole-ipc", "swoole-reactor", "swoole-table", "swoole-server"];
     let packages = packages.iter().flat_map(|package| ["--package", package]);
     let words: Vec<&str> =
         ["test", "--no-fail-fast", "--lib", "--tests"].into_iter().chain(packages).collect();

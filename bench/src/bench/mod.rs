@@ -12,6 +12,7 @@ mod reload;
 mod respawn;
 mod scaling;
 mod start;
+mod table;
 mod tasks;
 mod under_load;
 
@@ -59,6 +60,11 @@ pub const BENCHES: &[Bench] = &[
         name: "start",
         about: "start to first reply, SIGTERM to exit, 2 and 64 workers",
         plan: start::plan,
+    },
+    Bench {
+        name: "table",
+        about: "a million rows that processes share: read, count, write",
+        plan: table::plan,
     },
 ];
 

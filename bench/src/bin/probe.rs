@@ -2,12 +2,13 @@
 
 use anyhow::{Context, Result, bail};
 use std::env;
-use swoole_bench::probe::{bell, channel, fork, to_json};
+use swoole_bench::probe::{bell, channel, fork, rows, to_json};
 
 const USAGE: &str = "\
 probe channel CARRIER PATTERN SIZE SECONDS
 probe bell KIND PLACE SECONDS
-probe fork WAY MIB";
+probe fork WAY MIB
+probe rows SUBJECT OPERATION PROCESSES SECONDS";
 
 fn main() -> Result<()> {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -18,6 +19,9 @@ fn main() -> Result<()> {
         }
         ["bell", kind, place, seconds] => bell::measure(parse(kind)?, parse(place)?, parse(seconds)?)?,
         ["fork", way, mib] => fork::measure(parse(way)?, parse(mib)?)?,
+        ["rows", subject, operation, workers, seconds] => {
+            rows::measure(parse(subject)?, parse(operation)?, parse(workers)?, parse(seconds)?)?
+        }
         [fork::GREET] => return fork::greet(),
         _ => bail!("usage:\n{USAGE}"),
     };

@@ -5,6 +5,8 @@ pub mod bell;
 pub mod channel;
 pub mod fork;
 mod pair;
+mod redis;
+pub mod rows;
 
 use crate::calls::beside_this;
 use crate::sample::{Metric, Sample};

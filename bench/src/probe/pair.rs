@@ -28,6 +28,11 @@ impl Child {
         }
     }
 
+    /// Its process id, until it has ended.
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.0.map(|pid| pid.as_raw_pid().unsigned_abs())
+    }
+
     /// Waits for its end.
     pub(super) fn join(mut self) -> Result<()> {
         let Some(pid) = self.0.take() else { bail!("joined twice") };

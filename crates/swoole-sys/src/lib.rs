@@ -8,6 +8,8 @@
 //! |-------------|----------------------------------------------------------------------------|
 //! | [`process`] | fork a process that has one thread, end a child without touching its parent |
 //! | [`signal`]  | signal sets and masks, dispositions, signals as a readable descriptor       |
+//! | [`identity`] | who owns a lock in shared memory, and whether that process lives            |
+//! | [`futex`]   | sleep until a word in shared memory changes                                 |
 //! | [`fds`]     | wait for descriptors, close those that a child has no business with         |
 //! | [`msg`]     | System V message queues                                                     |
 //! | [`user`]    | look up accounts and drop privileges                                        |
@@ -43,6 +45,8 @@ compile_error!("swoole-sys speaks to Linux: signalfd, pidfd, close_range and PDE
 compile_error!("swoole-sys takes C's long for 64 bits, as it is on every 64-bit Linux");
 
 pub mod fds;
+pub mod futex;
+pub mod identity;
 pub mod msg;
 mod orphan;
 pub mod process;

@@ -17,7 +17,8 @@ const UNSAFE_ALLOWED: &[(&str, &str)] = &[
 ];
 
 /// Crates that promise by an attribute that the compiler holds them to.
-const UNSAFE_FORBIDDEN: &[&str] = &["swoole-supervisor", "swoole-protocol", "swoole-server"];
+const UNSAFE_FORBIDDEN: &[&str] =
+    &["swoole-supervisor", "swoole-protocol", "swoole-server", "swoole-table", "swoole-table-derive"];
 
 /// Which of its siblings a crate may depend on. A crate that is not listed may depend on all.
 const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
@@ -26,6 +27,8 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("swoole-reactor", &["swoole-sys"]),
     ("swoole-supervisor", &["swoole-sys"]),
     ("swoole-protocol", &["swoole-sys"]),
+    ("swoole-table", &["swoole-sys", "swoole-ipc", "swoole-table-derive"]),
+    ("swoole-table-derive", &[]),
 ];
 
 /// No source file has more than [`CODE_LINES_MAX`] lines of code; integration tests may be as long as they like.

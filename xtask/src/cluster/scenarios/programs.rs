@@ -22,6 +22,12 @@ pub(super) static ALL: &[Scenario] = &[
     once("supervise", "plain functions are restarted, reloaded and stopped", supervise).in_process(),
     once("frames", "cuts what stands on its input into packets", frames).in_process(),
     once("tasks_example", "task workers count primes, also when one of them is killed", tasks).in_process(),
+    once(
+        "table",
+        "workers count a client's requests together, and go on counting when one was killed",
+        table,
+    )
+    .in_process(),
     once("echo", "the smallest server: under 25 lines, and it serves", echo).in_process(),
 ];
 
@@ -92,6 +98,40 @@ fn echo(cx: &Cx) -> Result<()> {
     let address = Address::Tcp(address.parse()?);
     let mut client = proc::until("the example to listen", PATIENCE, || Client::connect(&address).ok())?;
     client.expect("hello", "hello").context("the example's echo")?;
+    proc::signal(server.pid(), Signal::TERM)?;
+    let status = server.wait_exit(PATIENCE)?;
+    ensure!(status.code() == Some(0), "ended with {status}");
+    Ok(())
+}
+
+fn table(cx: &Cx) -> Result<()> {
+    let mut server = cx.example("table").spawn()?;
+    let address = Address::Tcp("127.0.0.1:9503".parse()?);
+    // They have different workers, and one address.
+    let mut clients =
+        vec![proc::until("the example to listen", PATIENCE, || Client::connect(&address).ok())?];
+    for _ in 1..4 {
+        clients.push(Client::connect(&address)?);
+    }
+    for (index, client) in clients.iter_mut().enumerate() {
+        client.expect("hello", &format!("request {} of 5", index + 1)).context("the example's count")?;
+    }
+    let workers = || {
+        let title = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let family = proc::children(server.pid()).into_iter().flat_map(proc::children);
+        family.filter(|pid| title(pid).starts_with("swoole: worker")).collect::<Vec<i32>>()
+    };
+    let first = workers();
+    ensure!(first.len() == 4, "there are {} workers", first.len());
+    first.iter().try_for_each(|&pid| proc::signal(pid, Signal::KILL))?;
+    proc::until("other workers", PATIENCE, || {
+        let now = workers();
+        (now.len() == 4 && now.iter().all(|pid| !first.contains(pid))).then_some(())
+    })?;
+    clients[3].expect("hello", "request 5 of 5").context("the count after a death")?;
+    for client in &mut clients {
+        client.expect("hello", "refused: too many requests")?;
+    }
     proc::signal(server.pid(), Signal::TERM)?;
     let status = server.wait_exit(PATIENCE)?;
     ensure!(status.code() == Some(0), "ended with {status}");
