@@ -49,7 +49,7 @@ struct Testbed {
     tasks: Tasks,
     /// How long each takes to start.
     start_time: Duration,
-    /// Whether manager and master have something for task workers.
+    /// Whether manager and master, and workers that stop, have something for task workers.
     ask_on_start: bool,
 }
 
@@ -152,6 +152,9 @@ impl Handler for Testbed {
 
     fn on_worker_stop(&mut self, worker: &mut Worker) -> Result<()> {
         say(format!("on_worker_stop worker={} pid={}", worker.id(), worker.pid()))?;
+        if self.ask_on_start {
+            worker.task(b"say worker")?;
+        }
         match self.goodbye.take().filter(|_| worker.is_stopping()) {
             Some(text) => {
                 let own: Vec<Session> = worker.own_sessions().collect();
@@ -170,6 +173,7 @@ impl Handler for Testbed {
 
     fn on_task_worker_start(&mut self, worker: &mut TaskWorker) -> Result<()> {
         let (id, pid, generation) = (worker.id(), worker.pid(), worker.generation());
+        std::thread::sleep(self.start_time);
         say(format!("on_worker_start task={id} pid={pid} generation={generation}"))
     }
 
@@ -381,9 +385,18 @@ fn run() -> Result<()> {
             "this worker never gets done with its start",
             &mut hang_on_start,
         )
-        .option("start-time", "MS", "each worker takes so long to start; default 0", &mut start_time)
+        .option(
+            "start-time",
+            "MS",
+            "each worker and task worker takes so long to start; default 0",
+            &mut start_time,
+        )
         .option("goodbye", "TEXT", "what clients are told when the server stops", &mut goodbye)
-        .switch("ask-on-start", "manager and master each have a task worker say something", &mut ask_on_start)
+        .switch(
+            "ask-on-start",
+            "manager and master have a task worker say something, and each worker as it stops",
+            &mut ask_on_start,
+        )
         .switch(
             "spawn-thread",
             "a thread is started before the server, which refuses that",

@@ -164,6 +164,12 @@ impl Reactor {
         Ok(count)
     }
 
+    /// Lets out now what was sent so far, instead of at the end of the turn: for a caller that is about to do something else
+    /// for long. Waits for nothing; what of it is over is told of in the next turn.
+    pub fn submit(&mut self) {
+        self.driver.submit();
+    }
+
     /// Starts to accept on a listening socket, which the reactor owns from now on and makes nonblocking:
     /// [`Event::Accepted`]. [`listener::listen`](crate::listener::listen) makes one.
     ///

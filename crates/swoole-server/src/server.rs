@@ -139,7 +139,8 @@ impl Server {
     /// # A new manager
     ///
     /// In a program that its own server has executed to replace a manager which had died, this does not return: see
-    /// [`Handler`]. That is so if the variable `SWOOLE_MANAGER_OF` names the parent process.
+    /// [`Handler`]. That is so if the variable `SWOOLE_MANAGER_OF` names the parent process, and a socket that this process
+    /// has; if the parent is gone by then, it is an error.
     ///
     /// # What it does to the process
     ///

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::fstat;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, getpid};
@@ -30,6 +31,7 @@ use crate::plan::Plan;
 use crate::session::SessionTable;
 use crate::stats::Stats;
 use crate::task::Tasks;
+use crate::task::spill::Spill;
 
 pub(crate) struct Shared {
     pub(crate) config: Config,
@@ -130,7 +132,9 @@ impl Shared {
         };
         let [bell_words, room_words, reactor_bell_words, task_bell_words] = words;
         let store = plan.tasks(&memory).map_err(|error| Error::setup("map the memory for tasks", error))?;
-        let tasks = Tasks::new(store, &config.task_tmpdir, master.as_raw_pid(), config.task_retries);
+        let inode = fstat(&memory).map_err(std::io::Error::from)?.st_ino;
+        let spill = Spill::new(&config.task_tmpdir, master.as_raw_pid(), inode);
+        let tasks = Tasks::new(store, spill, config.task_retries);
         let shared = Shared {
             placement: Placement::new(&config)?,
             board: plan.board(&memory)?,

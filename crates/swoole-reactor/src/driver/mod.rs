@@ -94,6 +94,8 @@ pub(crate) trait Driver {
     /// Starts what can be started without waiting. A driver that starts everything in `wait`, together with
     /// the wait, does nothing here.
     fn flush(&mut self);
+    /// Lets the kernel begin all that was asked for, without waiting.
+    fn submit(&mut self);
     /// How many pending events there are at most.
     fn pending(&self) -> usize;
     /// The next event that the driver itself made, as in `flush`.

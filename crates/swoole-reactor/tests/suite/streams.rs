@@ -11,6 +11,7 @@ use swoole_reactor::{Backend, Close, Error, Event, Options, Reactor};
 use crate::{Bed, PATIENCE, Seen, random_bytes};
 
 on_each_backend!(
+    what_is_submitted_leaves_amid_a_turn,
     a_caller_reads_where_it_wants,
     who_does_not_read_is_asked_again,
     echo_over_tcp,
@@ -206,6 +207,33 @@ fn sent_means_that_nothing_is_queued(backend: Backend) {
     assert_ne!(sent[0], sent[1]);
     bed.fence();
     assert!(bed.seen.is_empty(), "{:?}", bed.seen);
+}
+
+fn what_is_submitted_leaves_amid_a_turn(backend: Backend) {
+    let mut bed = Bed::new(backend);
+    let (token, mut peer) = bed.unix();
+    peer.set_read_timeout(Some(PATIENCE)).unwrap();
+    peer.write_all(b"?").unwrap();
+    bed.reactor.receive(token).unwrap();
+    let mut answered = false;
+    bed.repeat("an answer", |bed| {
+        bed.reactor
+            .turn(None, |reactor, event| {
+                if let Event::Data { .. } = event {
+                    // Of both kinds, and in their order.
+                    reactor.send(token, b"now".to_vec()).unwrap();
+                    reactor.send_slices(token, &[IoSlice::new(b" and"), IoSlice::new(b" here")]).unwrap();
+                    reactor.submit();
+                    let mut answer = [0; 12];
+                    peer.read_exact(&mut answer).unwrap();
+                    assert_eq!(&answer, b"now and here");
+                    answered = true;
+                }
+            })
+            .unwrap();
+        answered
+    });
+    bed.until("the queue to drain", |bed| bed.reactor.queued(token) == 0);
 }
 
 fn an_empty_send_is_nothing(backend: Backend) {

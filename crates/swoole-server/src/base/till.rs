@@ -113,6 +113,12 @@ impl Till<'_> {
         Ok(())
     }
 
+    /// What was sent so far leaves now, though the callback goes on.
+    pub(crate) fn flush(&mut self) {
+        self.deliver();
+        self.reactor.submit();
+    }
+
     /// Everything so far goes out.
     pub(crate) fn deliver(&mut self) {
         if !self.outbox.acts.is_empty() {

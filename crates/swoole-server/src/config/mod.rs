@@ -139,7 +139,8 @@ pub struct Config {
     pub task_max_request: u64,
 
     /// A directory for payloads and results of more than 8 KiB, which travel in files. Default: that for temporary files
-    /// (`TMPDIR`, `/tmp`). They are gone when the task is; what a server that was killed has left, the next one removes.
+    /// (`TMPDIR`, `/tmp`). They are gone when the task is; what a server that was killed has left, the next one removes. So
+    /// servers that do not see each other's processes, as in two containers, must not share it.
     /// Swoole: `task_tmpdir`.
     pub task_tmpdir: PathBuf,
 

@@ -238,7 +238,7 @@ impl<H: Handler> Staff<H> {
         let tasks = match kind {
             WorkerKind::TaskWorker => tasks.bury(exit.slot.slot, bells, task_bells),
             WorkerKind::Worker => {
-                tasks.wake(task_bells);
+                tasks.asker_died(task_bells);
                 Vec::new()
             }
         };

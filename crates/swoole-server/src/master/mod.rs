@@ -337,6 +337,11 @@ impl<H: Handler> Office<H> {
         if self.roster.settled(worker, in_hand, parties) {
             self.shared.board.leave(worker);
             self.shared.board.free_lease(worker);
+            if self.manager.is_none() {
+                self.shared.board.set_worker_pid(worker, 0);
+                // Who waits for it to have left sees it now.
+                self.shared.wake_workers();
+            }
             self.tell_of_end(worker);
         }
     }

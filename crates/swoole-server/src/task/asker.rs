@@ -72,6 +72,8 @@ pub(crate) struct Asker {
     number: u64,
     free: Vec<u16>,
     own: Vec<Option<Own>>,
+    /// Slots with tasks of the last process's.
+    inherited: Vec<bool>,
     /// Own ones that are not over.
     under_way: usize,
     pending: Vec<Pending>,
@@ -98,6 +100,7 @@ impl Asker {
             number: 0,
             free: Vec::with_capacity(slots),
             own: vec![None; slots],
+            inherited: vec![false; slots],
             under_way: 0,
             pending: Vec::new(),
             finished: VecDeque::new(),
@@ -113,8 +116,11 @@ impl Asker {
                     own.spill.remove(asker, slot, ticket, Part::Payload);
                     own.free.push(slot);
                 }
-                Reclaimed::UnderWay => {}
-                Reclaimed::Done(ready) => own.take(ready),
+                Reclaimed::UnderWay => own.inherited[usize::from(slot)] = true,
+                Reclaimed::Done(ready) => {
+                    own.inherited[usize::from(slot)] = true;
+                    own.take(ready);
+                }
             }
         }
         Some(own)
@@ -167,8 +173,12 @@ impl Asker {
         if self.free.is_empty() {
             self.collect();
         }
-        let position = self.store.position(self.asker, queue);
-        let has_room = self.store.has_room(self.asker, queue, position + ahead);
+        let position = self.store.position(self.asker, queue) + ahead;
+        let mut has_room = self.store.has_room(self.asker, queue, position);
+        if !has_room {
+            self.store.skip_withdrawn(self.asker, queue);
+            has_room = self.store.has_room(self.asker, queue, position);
+        }
         let Some(slot) = (if has_room { self.free.pop() } else { None }) else {
             self.store.count(self.asker, Count::Refused);
             return Err(Error::TaskQueueFull { max: self.store.shape().slots });
@@ -249,12 +259,19 @@ impl Asker {
     fn take(&mut self, ready: Ready) {
         let own =
             self.own[usize::from(ready.slot)].filter(|own| own.ticket == ready.ticket && own.id == ready.id);
+        let was_under_way = std::mem::take(&mut self.inherited[usize::from(ready.slot)]);
+        if own.is_none() && !was_under_way {
+            // Nobody has asked for it: nonsense that somebody has written.
+            return;
+        }
         // Somebody else's, or one that nobody wants any more, is not worth reading a file for.
         let result = match own {
             Some(Own { purpose: Purpose::Finish | Purpose::Wait(_), .. }) => Some(self.result(&ready)),
             _ => None,
         };
-        for (is_spilled, part) in [(ready.payload_spilled, Part::Payload), (ready.spilled, Part::Result)] {
+        // A task worker that has died on it may have left one.
+        let has_result = ready.spilled || ready.attempt > 1 || ready.status == Status::Lost;
+        for (is_spilled, part) in [(ready.payload_spilled, Part::Payload), (has_result, Part::Result)] {
             if is_spilled {
                 self.spill.remove(self.asker, ready.slot, ready.ticket, part);
             }
@@ -329,8 +346,7 @@ impl Asker {
                 return Err(error);
             }
         };
-        self.publish()?;
-        let waited = self.wait(deadline, bell);
+        let waited = self.publish().and_then(|()| self.wait(deadline, bell));
         self.forget_awaited();
         waited?;
         debug_assert_eq!(asked.len(), self.awaited.len());
@@ -365,7 +381,7 @@ impl Asker {
     /// Nobody waits any longer for what has not come: what nobody has begun is taken back.
     fn forget_awaited(&mut self) {
         let (store, asker) = (&self.store, self.asker);
-        for (slot, entry) in (0..).zip(&mut self.own) {
+        for (entry, slot) in self.own.iter_mut().zip(0..) {
             let Some(own) = entry.as_mut().filter(|own| matches!(own.purpose, Purpose::Wait(_))) else {
                 continue;
             };

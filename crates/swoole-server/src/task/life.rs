@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::getpid;
 use swoole_supervisor::Child;
@@ -24,8 +24,6 @@ use crate::worker::{Lookout, callbacks, exit_code, request_limit};
 const BUDGET: usize = 64;
 /// How long signals may go unseen while there is no reason to sleep, a handler's own time apart.
 const LOOK_AFTER: Duration = Duration::from_millis(5);
-/// Tasks that take longer are not made to hold back the results of those before them.
-const SLOW: Duration = Duration::from_micros(20);
 /// How long a task worker of Base mode may go on without the manager.
 const ORPHAN_WAIT: Duration = Duration::from_millis(600);
 
@@ -46,7 +44,8 @@ pub(crate) fn run<H: Handler>(
     introduce(id);
     let mut life = || -> Result<()> {
         let mut life = Life::start(handler, shared, &child, seat)?;
-        if !life.lookout.wait_for_start()? {
+        // In a stop, workers may wait for what its predecessor has left.
+        if !life.lookout.wait_for_start(child.generation > 1)? {
             return Ok(());
         }
         let mut worker = TaskWorker { duty: &mut life.duty };
@@ -162,8 +161,6 @@ struct Life<'a, H> {
     /// The number of revivals after which nothing was found.
     revivals: u64,
     payload: Vec<u8>,
-    /// Moving average of what a task takes.
-    usual: Duration,
 }
 
 impl<'a, H: Handler> Life<'a, H> {
@@ -194,7 +191,7 @@ impl<'a, H: Handler> Life<'a, H> {
             unrung: BTreeSet::new(),
             asker: Asker::open(shared, seat, child.generation),
         };
-        Ok(Life { handler, duty, lookout, turn: 0, revivals: 0, payload: Vec::new(), usual: Duration::ZERO })
+        Ok(Life { handler, duty, lookout, turn: 0, revivals: u64::MAX, payload: Vec::new() })
     }
 
     fn serve(&mut self) -> Result<()> {
@@ -233,19 +230,14 @@ impl<'a, H: Handler> Life<'a, H> {
     /// Does what there is, some of it; true if there was anything.
     fn pass(&mut self) -> Result<bool> {
         let mut done = 0;
-        let mut begun = Instant::now();
         while done < BUDGET {
             breakpoint::packet_begins();
             let Some(taken) = self.take() else { break };
-            if self.usual > SLOW {
-                self.duty.ring()?;
-            }
+            // The next one may take any time.
+            self.duty.ring()?;
             self.work(taken);
             done += 1;
-            let now = Instant::now();
-            self.usual = (self.usual * 7 + (now - begun)) / 8;
-            begun = now;
-            if now - self.lookout.looked() > LOOK_AFTER {
+            if self.lookout.looked().elapsed() > LOOK_AFTER {
                 self.duty.ring()?;
                 self.look(Some(Duration::ZERO))?;
             }

@@ -1,13 +1,12 @@
 //! The manager's part in tasks: what a dead task worker was at, and what is left at the end.
 
-use std::path::Path;
 use std::time::Duration;
 
 use swoole_ipc::Doorbell;
 
 use super::spill::Spill;
 use super::store::{Count, Depth, Store};
-use super::{TaskFate, TaskInHand, TaskStats};
+use super::{TaskInHand, TaskStats};
 
 /// All tasks of a server.
 #[derive(Debug)]
@@ -18,9 +17,9 @@ pub(crate) struct Tasks {
 }
 
 impl Tasks {
-    /// `server`: the master's process id.
-    pub(crate) fn new(store: Store, dir: &Path, server: i32, retries: u32) -> Tasks {
-        Tasks { store, spill: Spill::new(dir, server), retries }
+    /// `spill`: the files of this server.
+    pub(crate) fn new(store: Store, spill: Spill, retries: u32) -> Tasks {
+        Tasks { store, spill, retries }
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -38,27 +37,20 @@ impl Tasks {
         bells: &[Doorbell],
         task_bells: &[Doorbell],
     ) -> Vec<TaskInHand> {
-        let (in_hand, askers) = self.store.settle(task_worker, self.retries, super::now());
-        let askers = askers.iter().filter_map(|asker| bells.get(usize::from(*asker)));
-        for bell in askers {
-            // The dead one may have taken the word, and not rung.
-            if let Err(error) = bell.force() {
-                tracing::error!("tell of the death of task worker {task_worker}: {error}");
-            }
+        let in_hand = self.store.settle(task_worker, self.retries, super::now());
+        // It may have taken somebody's word, and not rung.
+        wake(bells);
+        // It may have been woken for a task that it has not taken; and asleep, it is not to be woken for the next one.
+        if let Some(bell) = task_bells.get(usize::from(task_worker)) {
+            bell.disarm();
         }
-        if in_hand.iter().any(|task| task.fate == TaskFate::Retried) {
-            self.wake(task_bells);
-        }
+        wake(task_bells);
         in_hand
     }
 
     /// A worker is dead: it may have asked for something, and had no time to ring.
-    pub(crate) fn wake(&self, task_bells: &[Doorbell]) {
-        for bell in task_bells {
-            if let Err(error) = bell.force() {
-                tracing::error!("wake a task worker: {error}");
-            }
-        }
+    pub(crate) fn asker_died(&self, task_bells: &[Doorbell]) {
+        wake(task_bells);
     }
 
     pub(crate) fn stats(&self) -> TaskStats {
@@ -86,5 +78,13 @@ impl Tasks {
             tracing::warn!("the server stops with {} tasks that are not done", queued + running);
         }
         self.spill.sweep();
+    }
+}
+
+fn wake(bells: &[Doorbell]) {
+    for bell in bells {
+        if let Err(error) = bell.force() {
+            tracing::error!("wake whom a dead process may have left asleep: {error}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A file is known by the use of the slot that it belongs to, so no path stands in memory that others write. The asker
 //! removes both when it collects, its successor what was left; a server that ends removes all of its own, and one that
-//! starts those of servers that are dead.
+//! starts those of servers that are dead. A server is known by its process id and the inode of its shared memory.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -26,14 +26,15 @@ pub(crate) enum Part {
 #[derive(Clone, Debug)]
 pub(crate) struct Spill {
     dir: Arc<Path>,
+    server: i32,
     /// What the names of this server's files begin with.
     prefix: Arc<str>,
 }
 
 impl Spill {
-    /// Those of the server with this process id.
-    pub(crate) fn new(dir: &Path, server: i32) -> Spill {
-        Spill { dir: dir.into(), prefix: format!("{PREFIX}{server}-").into() }
+    /// Those of the server with this process id and this memory.
+    pub(crate) fn new(dir: &Path, server: i32, memory: u64) -> Spill {
+        Spill { dir: dir.into(), server, prefix: format!("{PREFIX}{server}-{memory}-").into() }
     }
 
     fn path(&self, asker: u16, slot: u16, ticket: u64, part: Part) -> PathBuf {
@@ -99,9 +100,10 @@ impl Spill {
         self.remove_where(|name| name.starts_with(&*self.prefix));
     }
 
-    /// Removes the files of servers that are gone.
+    /// Removes the files of servers that are gone. For a server that starts: nobody else has its process id.
     pub(crate) fn sweep_dead(&self) {
         let is_dead = |pid: i32| match Pid::from_raw(pid) {
+            _ if pid == self.server => true,
             Some(pid) => test_kill_process(pid) == Err(rustix::io::Errno::SRCH),
             None => false,
         };
@@ -134,7 +136,7 @@ mod tests {
     fn files_come_and_go() {
         let dir = std::env::temp_dir().join(format!("swoole-spill-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
-        let own = Spill::new(&dir, std::process::id().cast_signed());
+        let own = Spill::new(&dir, std::process::id().cast_signed(), 7);
         let large = vec![7; 100_000];
         // What is there under that name is a dead process's.
         for _ in 0..2 {
@@ -147,12 +149,15 @@ mod tests {
         assert!(error.contains("1-2-3.payload: 100000 bytes instead of 5"), "{error}");
         assert_eq!(own.read(1, 2, 3, Part::Result, 5, &mut bytes).unwrap_err().kind(), ErrorKind::NotFound);
         // No process has such a number.
-        let dead = Spill::new(&dir, i32::MAX);
+        let dead = Spill::new(&dir, i32::MAX, 7);
+        dead.write(0, 0, 1, Part::Result, b"left").unwrap();
+        // Its number is another one's now.
+        let dead = Spill::new(&dir, std::process::id().cast_signed(), 6);
         dead.write(0, 0, 1, Part::Result, b"left").unwrap();
         fs::write(dir.join("swoole-task-of-somebody-else"), "").unwrap();
         let count = || fs::read_dir(&dir).unwrap().count();
         own.sweep_dead();
-        assert_eq!(count(), 2, "its own, and what is none");
+        assert_eq!(count(), 1, "what is none");
         own.write(1, 2, 4, Part::Result, b"").unwrap();
         own.remove(1, 2, 4, Part::Result);
         own.sweep();

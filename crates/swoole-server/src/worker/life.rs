@@ -43,7 +43,7 @@ pub(crate) fn run<H: Handler>(
     super::introduce(id, shared);
     let life = || -> Result<()> {
         let mut life = Life::start(handler, shared, &lanes?, &child)?;
-        if !life.lookout.wait_for_start()? {
+        if !life.lookout.wait_for_start(false)? {
             return Ok(());
         }
         life.callback(callbacks::start)?;

@@ -10,7 +10,7 @@ use swoole_reactor::{Backend, Event, Interest, Options, Reactor, Trigger};
 use swoole_sys::signal::SignalSet;
 
 use super::SIGNALS;
-use crate::board::Phase;
+use crate::board::{Lease, Phase};
 use crate::error::{Error, Result};
 use crate::shared::Shared;
 use crate::stats::WorkerState;
@@ -73,12 +73,12 @@ impl Lookout {
     }
 
     /// Waits until the callbacks of master and manager have returned, which come first. False if the server stops, or this
-    /// process is to leave, before that.
-    pub(crate) fn wait_for_start(&mut self) -> Result<bool> {
+    /// process is to leave, before that; one that `is_wanted_in_stop` serves all the same.
+    pub(crate) fn wait_for_start(&mut self, is_wanted_in_stop: bool) -> Result<bool> {
         loop {
             match self.shared.board.phase() {
                 Phase::Running | Phase::Serving => return Ok(true),
-                Phase::Stopping => return Ok(false),
+                Phase::Stopping => return Ok(is_wanted_in_stop),
                 Phase::Booting if self.asked => return Ok(false),
                 Phase::Booting => _ = self.look(None)?,
             }
@@ -87,6 +87,8 @@ impl Lookout {
 
     /// Waits for something to happen, for ever with `None`. Whether this process was asked to leave by now.
     pub(crate) fn look(&mut self, timeout: Option<Duration>) -> Result<bool> {
+        // Nobody rings for that once more.
+        let timeout = if self.orphan && self.is_over() { Some(Duration::ZERO) } else { timeout };
         let manager = self.manager;
         let (mut asked, mut asked_by_manager) = (false, false);
         let turn = self.reactor.turn(timeout, |_, event| {
@@ -105,11 +107,16 @@ impl Lookout {
         // The kernel asks the same in the manager's name when that dies, be it after the parent is another one; and two
         // requests may have become one. What it had asked for stands on the board.
         self.asked |= asked || asked_by_manager && !self.orphan;
-        if self.orphan {
-            let Shared { board, lifeline, .. } = &*self.shared;
-            let wanted = board.worker_state(self.seat) == WorkerState::Retiring;
-            self.asked |= wanted || lifeline.is_cut() || board.phase() == Phase::Stopping;
-        }
+        self.asked |= self.orphan && self.is_over();
         Ok(self.asked)
+    }
+
+    /// Whether an orphan has to leave. Task workers are the last to: workers may have something for them.
+    fn is_over(&self) -> bool {
+        let Shared { board, lifeline, config, .. } = &*self.shared;
+        let is_asked = board.worker_state(self.seat) == WorkerState::Retiring;
+        let is_free = |worker| matches!(board.lease(worker), Lease::Free { .. });
+        let is_its_turn = || self.seat < config.worker_num || (0..config.worker_num).all(is_free);
+        is_asked || lifeline.is_cut() || board.phase() == Phase::Stopping && is_its_turn()
     }
 }

@@ -238,14 +238,12 @@ impl Worker<'_> {
     /// [`Error::Link`] if the link to a reactor is broken: the worker is of no use then, so return it.
     /// [`Error::Uncommitted`] under `on_crash = retry`, in a callback that belongs to a client.
     pub fn flush(&mut self) -> Result<()> {
-        self.publish_tasks();
         match &mut self.way {
-            Way::Links(outlets) => outlets.flush(),
-            Way::Own(till) => {
-                till.deliver();
-                Ok(())
-            }
+            Way::Links(outlets) => outlets.flush()?,
+            Way::Own(till) => till.flush(),
         }
+        self.publish_tasks();
+        Ok(())
     }
 
     /// Whether the session is connected.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Duty, Worker};
+use super::{Duty, Way, Worker};
 use crate::error::{Error, Result};
 use crate::task::{Asker, TaskId, TaskResult};
 
@@ -43,16 +43,30 @@ impl Worker<'_> {
     }
 
     /// As [`task_wait`](Worker::task_wait) for several, which go to as many task workers as are free. The results are in the
-    /// order of the payloads, each by itself or why there is none. What was asked and sent before in this callback leaves
-    /// first. Swoole: `taskWaitMulti`.
+    /// order of the payloads, each by itself or why there is none. What was asked and sent before leaves first, as by
+    /// [`flush`](Worker::flush); under `on_crash = retry`, where this callback may have to be begun again, only what earlier
+    /// ones have sent. Swoole: `taskWaitMulti`.
     ///
     /// # Errors
     ///
     /// As for [`task`](Worker::task): then none of them was asked.
     pub fn task_wait_all(&mut self, payloads: &[&[u8]], timeout: Duration) -> Result<Vec<TaskResult>> {
+        match self.flush() {
+            Ok(()) => {}
+            Err(Error::Uncommitted { .. }) => self.ring()?,
+            Err(error) => return Err(error),
+        }
         let Duty { tasks, shared, id, .. } = &mut *self.duty;
         let tasks = tasks.as_mut().ok_or(Error::NoTaskWorkers)?;
         tasks.ask_and_wait(payloads, timeout, &shared.bells[usize::from(*id)])
+    }
+
+    /// Lets out what earlier callbacks have sent.
+    fn ring(&mut self) -> Result<()> {
+        match &mut self.way {
+            Way::Links(outlets) => outlets.ring(),
+            Way::Own(_) => Ok(()),
+        }
     }
 
     fn asker(&mut self) -> Result<&mut Asker> {

@@ -439,6 +439,10 @@ impl Driver for Epoll {
         self.dirty = dirty;
     }
 
+    fn submit(&mut self) {
+        self.flush();
+    }
+
     fn pending(&self) -> usize {
         self.pending.len()
     }

@@ -397,11 +397,7 @@ impl Driver for Uring {
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
-        let mut dirty = mem::take(&mut self.dirty);
-        for token in dirty.drain(..) {
-            self.write(token);
-        }
-        self.dirty = dirty;
+        self.write_all();
         let is_ready = !self.pending.is_empty() || !self.replay.is_empty() || !self.ready.is_empty();
         mem::swap(&mut self.ready, &mut self.due);
         let timeout = if is_ready { Some(Duration::ZERO) } else { timeout };
@@ -438,6 +434,11 @@ impl Driver for Uring {
     }
 
     fn flush(&mut self) {}
+
+    fn submit(&mut self) {
+        self.write_all();
+        self.ring.submit();
+    }
 
     fn pending(&self) -> usize {
         self.pending.len()

@@ -91,6 +91,15 @@ impl Uring {
         self.enqueue(token, |queue, rooms| queue.push_slices(parts, taken, rooms))
     }
 
+    /// Starts to send what is queued, everywhere.
+    pub(super) fn write_all(&mut self) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for token in dirty.drain(..) {
+            self.write(token);
+        }
+        self.dirty = dirty;
+    }
+
     /// Starts to send what is queued, unless a send is under way.
     pub(super) fn write(&mut self, token: Token) {
         let Some(Source { kind: Kind::Stream(stream), .. }) = self.sources.get_mut(token) else { return };

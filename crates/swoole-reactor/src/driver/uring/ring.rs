@@ -110,6 +110,12 @@ impl Ring {
         }
     }
 
+    /// Submits what is queued, and waits for nothing. What the kernel does not take now, it takes at the next `enter`.
+    pub(super) fn submit(&mut self) {
+        self.stage();
+        let _tried_again_later = self.ring.submit();
+    }
+
     /// Submits what is queued and waits for at least one completion, for at most `timeout` (`None`: for as
     /// long as it takes; zero: not at all).
     pub(super) fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {

@@ -266,7 +266,9 @@ impl<'a, H: Handler> Life<'a, H> {
             return longest;
         }
         self.duty.shared.bells[usize::from(self.duty.id)].arm();
-        if self.duty.has_news() { Some(Duration::ZERO) } else { longest }
+        // After the last callback nobody is told of anything.
+        let is_told = self.voice == Voice::All;
+        if is_told && self.duty.has_news() { Some(Duration::ZERO) } else { longest }
     }
 
     fn after_turn(

@@ -104,6 +104,8 @@ pub(crate) struct Ready {
     pub(crate) id: TaskId,
     pub(crate) ticket: u64,
     pub(crate) status: Status,
+    /// How many task workers have begun it.
+    pub(crate) attempt: u8,
     /// Bytes of the result, and whether they lie in a file.
     pub(crate) len: usize,
     pub(crate) spilled: bool,
@@ -242,6 +244,21 @@ impl Store {
         position.wrapping_sub(self.next(asker, queue).load(Acquire)) < self.shape.places() as u64
     }
 
+    /// Moves a queue past the tasks that were withdrawn, as a task worker would that has time.
+    pub(crate) fn skip_withdrawn(&self, asker: u16, queue: usize) {
+        while let Some(position) = self.next_entry(asker, queue) {
+            let Entry { slot, ticket } = Entry::unpack(self.entry(asker, queue, position).load(Acquire));
+            let is_queued = usize::from(slot) < self.shape.slots
+                && State::unpack(self.state(asker, slot).load(Acquire))
+                    .is_some_and(|state| state.stage == Stage::Queued && state.ticket == ticket);
+            if is_queued {
+                return;
+            }
+            let next = self.next(asker, queue);
+            let _ = next.compare_exchange(position, position.wrapping_add(1), AcqRel, Relaxed);
+        }
+    }
+
     /// Puts a task into a free slot; its payload if that fits there. Its ticket.
     pub(crate) fn fill(&self, id: TaskId, slot: u16, payload: &[u8], is_one_way: bool, now: u64) -> u64 {
         let state = self.state(id.asker, slot);
@@ -311,14 +328,14 @@ impl Store {
     /// What is done in this slot, if its task is.
     pub(crate) fn look(&self, asker: u16, slot: u16) -> Option<Ready> {
         let state = State::unpack(self.state(asker, slot).load(Acquire));
-        let State { ticket, .. } = state.filter(|state| state.stage == Stage::Done)?;
+        let State { ticket, attempt, .. } = state.filter(|state| state.stage == Stage::Done)?;
         let body = self.body(asker, slot);
         let (status, result) = state::unpack_result(body[OUTCOME].load(Relaxed));
         let payload = Length::unpack(body[PAYLOAD].load(Relaxed));
         let len = if result.spilled { result.len } else { result.len.min(CAN_BE_INLINE) };
         let Length { spilled, .. } = result;
         let id = self.id(asker, slot);
-        Some(Ready { slot, id, ticket, status, len, spilled, payload_spilled: payload.spilled })
+        Some(Ready { slot, id, ticket, status, attempt, len, spilled, payload_spilled: payload.spilled })
     }
 
     /// The result, where it is not in a file.
@@ -346,8 +363,12 @@ impl Store {
         (0..self.shape.askers).find_map(|asker| {
             (0..self.shape.slots as u16).find_map(|slot| {
                 let state = State::unpack(self.state(asker, slot).load(Acquire))?;
+                // Whoever looks at the body of one that was never used has the system give it memory.
+                if state.stage != Stage::Revived {
+                    return None;
+                }
                 let (queue, _) = layout::unpack_position(self.body(asker, slot)[POSITION].load(Relaxed));
-                let is_it = state.stage == Stage::Revived && (queue == 0 || queue == own);
+                let is_it = queue == 0 || queue == own;
                 is_it.then(|| self.begin(asker, slot, state, taker, now)).flatten()
             })
         })
@@ -459,12 +480,12 @@ impl Store {
     // The manager's part.
 
     /// This task worker is dead: what it was at is begun again by another one, if it may be, or is lost, and its asker
-    /// learns of it. What it was at, and which askers to wake.
-    pub(crate) fn settle(&self, taker: u16, retries: u32, now: u64) -> (Vec<TaskInHand>, Vec<u16>) {
-        let (mut in_hand, mut askers) = (Vec::new(), Vec::new());
+    /// learns of it. What it was at.
+    pub(crate) fn settle(&self, taker: u16, retries: u32, now: u64) -> Vec<TaskInHand> {
+        let mut in_hand = Vec::new();
         // Its last stores were made before it was reaped.
         fence(Acquire);
-        for asker in 0..self.shape.askers {
+        for asker in 0..self.rows.len() as u16 {
             for slot in 0..self.shape.slots as u16 {
                 let state = State::unpack(self.state(asker, slot).load(Acquire));
                 let Some(state) = state.filter(|state| state.taker == taker) else { continue };
@@ -473,13 +494,11 @@ impl Store {
                     // It may have had no time to say so.
                     Stage::Done => self.mark(asker, slot),
                     Stage::Free if state.attempt > 0 => self.mark(asker, slot),
-                    _ => continue,
+                    _ => {}
                 }
-                askers.push(asker);
             }
         }
-        askers.dedup();
-        (in_hand, askers)
+        in_hand
     }
 
     fn settle_one(&self, asker: u16, slot: u16, state: State, retries: u32, now: u64) -> TaskInHand {

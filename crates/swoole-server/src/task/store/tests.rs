@@ -141,8 +141,7 @@ fn one_for_another_task_worker_is_left_to_it() {
     let taken = store.take(0, 2, 8).unwrap();
     assert_eq!(store.id_of(&taken), id);
     // It dies on it: the next one there begins it again, and no other.
-    let (told, askers) = store.settle(2, 1, 9);
-    assert_eq!((told[0].fate, askers), (TaskFate::Retried, vec![0]));
+    assert_eq!(store.settle(2, 1, 9)[0].fate, TaskFate::Retried);
     assert!(store.take_revived(0, 9).is_none());
     assert!(store.take_revived(2, 9).is_some());
 }
@@ -195,17 +194,40 @@ fn the_slot_of_a_one_way_task_is_free_when_it_is_over() {
     // Its task worker dies on it: begun again, then lost, and free in any case.
     let ticket = ask();
     store.take(0, 0, 8).unwrap();
-    assert_eq!(store.settle(0, 1, 9).0[0].fate, TaskFate::Retried);
+    assert_eq!(store.settle(0, 1, 9)[0].fate, TaskFate::Retried);
     store.take_revived(0, 9).unwrap();
-    assert_eq!(store.settle(0, 1, 9).0[0].fate, TaskFate::Lost);
+    assert_eq!(store.settle(0, 1, 9)[0].fate, TaskFate::Lost);
     assert_eq!((over(), store.counted(Count::Lost)), (vec![ticket], 1));
     // Or it dies when that is over, and nobody knows.
     let ticket = ask();
     let taken = store.take(0, 0, 8).unwrap();
     store.finish_one_way(&taken, Status::Failed);
     over();
-    assert!(store.settle(0, 1, 9).0.is_empty());
+    assert!(store.settle(0, 1, 9).is_empty());
     assert_eq!(over(), [ticket]);
+}
+
+#[test]
+fn withdrawn_tasks_keep_no_place() {
+    let store = store(1, 1, 2);
+    let (mut asking, _) = Asking::open(&store, 0, 1);
+    let first = asking.ask(0, b"waits").unwrap();
+    let mut refused = 0;
+    for _ in 0..20 {
+        let Some((_, slot, ticket)) = asking.fill(0, b"withdrawn") else {
+            // Behind one that waits, nothing moves.
+            refused += 1;
+            let taken = store.take(0, 0, 8);
+            assert!(taken.is_none_or(|taken| store.id_of(&taken) == first));
+            store.skip_withdrawn(0, 0);
+            continue;
+        };
+        asking.queue(0, slot, ticket);
+        asking.publish(0);
+        assert!(store.withdraw(0, slot, ticket));
+        asking.free.push(slot);
+    }
+    assert!(refused > 0 && asking.ask(0, b"last").is_some());
 }
 
 /// An asker may write anything into its row: that costs nobody else anything.

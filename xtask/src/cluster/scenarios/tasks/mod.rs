@@ -1,6 +1,7 @@
 //! Task workers: what is asked of them, and what becomes of it when somebody dies, leaves or stops.
 
 mod breaking;
+mod edges;
 mod storm;
 mod talk;
 
@@ -52,6 +53,39 @@ pub(super) static ALL: &[Scenario] = &[
     )
     .in_process(),
     backends("task_files", "large tasks leave no file, whoever is killed", files),
+    backends(
+        "task_dies_in_stop",
+        "one that dies in a stop is replaced, and what waits is done",
+        edges::death_in_stop,
+    ),
+    backends(
+        "task_stop_manager_dies",
+        "task workers leave last also when nobody asks them to",
+        edges::manager_dies_in_stop,
+    )
+    .in_process(),
+    backends(
+        "task_idle_killed",
+        "a task does not wait for the successor of one that slept",
+        edges::idle_one_killed,
+    ),
+    backends(
+        "task_not_held",
+        "results, and what was sent, do not wait for the next task",
+        edges::nothing_held_back,
+    ),
+    backends("task_memory", "slots that nobody has used cost no memory, whoever dies", edges::memory),
+    backends("task_withdrawn", "tasks that were taken back take no place", edges::withdrawn),
+    backends(
+        "task_left_result",
+        "a result that its task worker has died on leaves no file",
+        edges::left_result,
+    ),
+    backends(
+        "task_asked_at_end",
+        "who has been called for the last time waits without work",
+        edges::asked_at_the_end,
+    ),
     backends(
         "break_points_tasks",
         "wherever a task worker dies on a task's way, the task ends once",
