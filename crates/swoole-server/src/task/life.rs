@@ -1,6 +1,5 @@
 //! A task worker's life, in either mode, from the fork to the exit.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,7 +84,7 @@ pub(super) struct TaskDuty {
     store: Store,
     hand: Option<(Taken, TaskId)>,
     /// Who has a result, and was not woken for it.
-    unrung: BTreeSet<u16>,
+    unrung: Option<u16>,
     /// What it asks itself.
     pub(super) asker: Option<Asker>,
 }
@@ -118,7 +117,7 @@ impl TaskDuty {
         };
         self.store.finish(&taken, status, kept);
         self.hand = None;
-        self.unrung.insert(taken.asker());
+        self.unrung = Some(taken.asker());
         Ok(())
     }
 
@@ -135,12 +134,10 @@ impl TaskDuty {
 
     /// Wakes those who wait for what is done.
     fn ring(&mut self) -> Result<()> {
-        while let Some(asker) = self.unrung.pop_first() {
-            if let Some(bell) = self.shared.bells.get(usize::from(asker)) {
-                bell.ring().map_err(|error| Error::setup(format!("wake worker {asker}"), error))?;
-            }
-        }
-        Ok(())
+        let Some(asker) = self.unrung.take() else { return Ok(()) };
+        // Who has none waits for nothing.
+        let Some(bell) = self.shared.bells.get(usize::from(asker)) else { return Ok(()) };
+        bell.ring().map(drop).map_err(|error| Error::setup(format!("wake worker {asker}"), error))
     }
 
     fn count(&mut self) {
@@ -188,7 +185,7 @@ impl<'a, H: Handler> Life<'a, H> {
             store: shared.tasks.store().clone(),
             shared: Arc::clone(shared),
             hand: None,
-            unrung: BTreeSet::new(),
+            unrung: None,
             asker: Asker::open(shared, seat, child.generation),
         };
         Ok(Life { handler, duty, lookout, turn: 0, revivals: u64::MAX, payload: Vec::new() })

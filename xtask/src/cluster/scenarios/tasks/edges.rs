@@ -51,7 +51,7 @@ pub(super) fn manager_dies_in_stop(cx: &Cx) -> Result<()> {
 }
 
 pub(super) fn idle_one_killed(cx: &Cx) -> Result<()> {
-    let bed = start(cx, 2, &[("start-time", "1500")])?;
+    let bed = start(cx, 2, &[("start-time", "1000")])?;
     let mut client = Talk::begin(&bed)?;
     let family: Vec<i32> = task_workers_of(&bed).into_values().collect();
     proc::until("the task workers to sleep", PATIENCE, || {
@@ -74,21 +74,21 @@ pub(super) fn nothing_held_back(cx: &Cx) -> Result<()> {
     // Fast ones and a slow one, in one go.
     let pid = task_workers_of(&bed)[&0];
     proc::halt(pid)?;
-    let ids = ["a", "b", "sleep 1500"].map(|text| client.ask(&format!("task {text}")));
+    let ids = ["a", "b", "sleep 1000"].map(|text| client.ask(&format!("task {text}")));
     let ids = ids.into_iter().collect::<Result<Vec<_>>>()?;
     let begin = Instant::now();
     proc::signal(pid, Signal::CONT)?;
     client.expect_end(&ids[0], "A")?;
     client.expect_end(&ids[1], "B")?;
     ensure!(begin.elapsed() < SOON, "results took {:?}", begin.elapsed());
-    client.expect_end(&ids[2], "SLEEP 1500")?;
+    client.expect_end(&ids[2], "SLEEP 1000")?;
     // Nor what was sent to clients before a worker waits.
     let begin = Instant::now();
-    client.client.tell_all(&["echo hi", "taskwait 5000 sleep 1500"])?;
+    client.client.tell_all(&["echo hi", "taskwait 5000 sleep 1000"])?;
     let line = client.client.line()?;
     ensure!(line == "hi" && begin.elapsed() < SOON, "{line:?} took {:?}", begin.elapsed());
     let line = client.client.line()?;
-    ensure!(line == "result SLEEP 1500", "{line:?}");
+    ensure!(line == "result SLEEP 1000", "{line:?}");
     bed.stop().map(drop)
 }
 
