@@ -144,6 +144,12 @@ pub(crate) fn work(worker: &mut TaskWorker, text: &[u8]) -> Result<Vec<u8>> {
         }
         b"die_at" => super::die_at(&String::from_utf8_lossy(rest))?,
         b"ask" => drop(worker.ask(rest)?),
+        b"asks" => {
+            let (times, text) = super::command::split_word(rest);
+            for _ in 0..String::from_utf8_lossy(times).parse::<u64>().unwrap_or_default() {
+                worker.ask(text)?;
+            }
+        }
         b"say" => super::say(format!("said by={} {}", worker.id(), String::from_utf8_lossy(rest)))?,
         b"leave" => worker.retire(),
         _ => {}

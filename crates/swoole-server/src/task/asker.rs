@@ -248,12 +248,15 @@ impl Asker {
     fn take_free(&mut self, slot: u16, ticket: u64) {
         let own = &mut self.own[usize::from(slot)];
         let is_it = |own: &Own| own.ticket == ticket && own.purpose == Purpose::OneWay;
-        if let Some(Own { spilled, .. }) = own.take_if(|own| is_it(own)) {
-            if spilled {
-                self.spill.remove(self.asker, slot, ticket, Part::Payload);
-            }
-            self.free.push(slot);
+        let own = own.take_if(|own| is_it(own));
+        let was_inherited = std::mem::take(&mut self.inherited[usize::from(slot)]);
+        if own.is_none() && !was_inherited {
+            return;
         }
+        if own.is_none_or(|own| own.spilled) {
+            self.spill.remove(self.asker, slot, ticket, Part::Payload);
+        }
+        self.free.push(slot);
     }
 
     fn take(&mut self, ready: Ready) {

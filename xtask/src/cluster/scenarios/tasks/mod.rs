@@ -237,6 +237,17 @@ fn one_way(cx: &Cx) -> Result<()> {
     bed.log.wait_line(Source::Stdout, &["on_worker_error task=", "lost:"], PATIENCE)?;
     client.wait_idle()?;
     ensure!(client.stat("task_lost")? == 1, "one is lost");
+    // One dies that has asked for as much as it may: its successor may ask for as much again.
+    for round in 0..2 {
+        let pid = proc::until("a task worker", PATIENCE, || {
+            task_workers_of(&bed).get(&0).copied().filter(|pid| proc::alive(*pid))
+        })?;
+        let id = client.ask("taskto 0 asks 4 sleep 100")?;
+        client.expect_end(&id, "ASKS 4 SLEEP 100").with_context(|| format!("round {round}"))?;
+        proc::signal(pid, Signal::KILL)?;
+        wait_task_worker(&bed, 0, pid)?;
+        client.wait_idle()?;
+    }
     client.expect("taskwait 5000 on", "result ON")?;
     bed.stop().map(drop)
 }
