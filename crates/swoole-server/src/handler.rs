@@ -332,6 +332,34 @@ macro_rules! common {
 }
 pub(crate) use common;
 
+/// What those may ask of task workers who are told of nothing.
+macro_rules! asks {
+    ($role:ty) => {
+        impl $role {
+            /// Hands a task to whichever task worker is free, or will be first. It can be begun at once, as soon as there is
+            /// a task worker that has started, and nobody is told of its end: only workers are
+            /// ([`on_finish`](crate::Handler::on_finish)).
+            ///
+            /// # Errors
+            ///
+            /// As for [`Worker::task`](crate::Worker::task).
+            pub fn ask(&mut self, payload: &[u8]) -> Result<crate::TaskId> {
+                self.asker()?.ask_one_way(None, payload)
+            }
+
+            /// As [`ask`](Self::ask), for the given task worker, from 0.
+            ///
+            /// # Errors
+            ///
+            /// As for [`Worker::task_to`](crate::Worker::task_to).
+            pub fn ask_to(&mut self, task_worker: u16, payload: &[u8]) -> Result<crate::TaskId> {
+                self.asker()?.ask_one_way(Some(task_worker), payload)
+            }
+        }
+    };
+}
+pub(crate) use asks;
+
 /// The master process: owns the connections, runs no user logic but the callbacks of start and stop.
 pub struct Master {
     pub(crate) shared: Arc<Shared>,
@@ -340,36 +368,17 @@ pub struct Master {
 }
 
 common!(Master, Master);
+asks!(Master);
 
 impl Master {
     pub(crate) fn new(shared: Arc<Shared>) -> Master {
         Master { shared, tasks: None }
     }
 
-    /// Hands a task to whichever task worker is free, or will be first. It can be begun at once (when task workers have
-    /// started), and nobody is told of its end.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Worker::task`](crate::Worker::task).
-    pub fn ask(&mut self, payload: &[u8]) -> Result<TaskId> {
-        self.asker()?.ask_one_way(None, payload)
-    }
-
-    /// As [`ask`](Master::ask), for the given task worker, from 0.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Worker::task_to`](crate::Worker::task_to).
-    pub fn ask_to(&mut self, task_worker: u16, payload: &[u8]) -> Result<TaskId> {
-        self.asker()?.ask_one_way(Some(task_worker), payload)
-    }
-
     fn asker(&mut self) -> Result<&mut Asker> {
         let Master { shared, tasks } = self;
         if tasks.is_none() {
-            let generation = 1;
-            *tasks = Asker::open(shared, shared.config.asker_of_master(), generation);
+            *tasks = Asker::open(shared, shared.config.asker_of_master(), 1);
         }
         tasks.as_mut().ok_or(Error::NoTaskWorkers)
     }
@@ -388,29 +397,11 @@ pub struct Manager {
 }
 
 common!(Manager, Manager);
+asks!(Manager);
 
 impl Manager {
     pub(crate) fn new(shared: Arc<Shared>) -> Manager {
         Manager { shared, tasks: None }
-    }
-
-    /// Hands a task to whichever task worker is free, or will be first. It can be begun at once (when task workers have
-    /// started), and nobody is told of its end.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Worker::task`](crate::Worker::task).
-    pub fn ask(&mut self, payload: &[u8]) -> Result<TaskId> {
-        self.asker()?.ask_one_way(None, payload)
-    }
-
-    /// As [`ask`](Manager::ask), for the given task worker, from 0.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Worker::task_to`](crate::Worker::task_to).
-    pub fn ask_to(&mut self, task_worker: u16, payload: &[u8]) -> Result<TaskId> {
-        self.asker()?.ask_one_way(Some(task_worker), payload)
     }
 
     fn asker(&mut self) -> Result<&mut Asker> {

@@ -45,7 +45,7 @@ fn time_to(word: &AtomicU64) -> Option<Duration> {
 }
 
 /// The clock that is the same in every process.
-fn monotonic() -> Duration {
+pub(crate) fn monotonic() -> Duration {
     let now = clock_gettime(ClockId::Monotonic);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }

@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::session::Session;
 use crate::stats::{Stats, WorkerState, WorkerStats};
 use crate::task::TaskStats;
+pub(crate) use deadline::monotonic;
 pub(crate) use lease::Lease;
 
 /// Where the server is in its life.

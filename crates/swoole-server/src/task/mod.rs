@@ -154,6 +154,5 @@ pub struct TaskStats {
 
 /// Now, in nanoseconds of the clock that is the same in every process.
 pub(crate) fn now() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    (now.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec as u64)
+    crate::board::monotonic().as_nanos() as u64
 }

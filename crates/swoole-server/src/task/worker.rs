@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use rustix::process::{Signal, getpid};
 
-use super::TaskId;
 use super::life::TaskDuty;
+use super::{Asker, TaskId};
 use crate::board::Phase;
 use crate::error::{Error, Result};
-use crate::handler::common;
+use crate::handler::{asks, common};
 use crate::shared::Shared;
 
 /// A task worker process, as its callbacks see it. It has no clients: what it finds out, it tells the worker that has
@@ -18,6 +18,7 @@ pub struct TaskWorker<'a> {
 }
 
 common!(TaskWorker<'_>, TaskWorker);
+asks!(TaskWorker<'_>);
 
 impl TaskWorker<'_> {
     /// This task worker's slot, from 0. A successor has the same.
@@ -66,28 +67,13 @@ impl TaskWorker<'_> {
         self.duty.finish(result)
     }
 
-    /// Hands a task to whichever task worker is free, or will be first: another one, or this one later. It can be begun at
-    /// once, and nobody is told of its end: a task worker has no [`on_finish`](crate::Handler::on_finish), and does not wait.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Worker::task`](crate::Worker::task).
-    pub fn ask(&mut self, payload: &[u8]) -> Result<TaskId> {
-        self.duty.asker.as_mut().ok_or(Error::NoTaskWorkers)?.ask_one_way(None, payload)
-    }
-
-    /// As [`ask`](TaskWorker::ask), for the given task worker, from 0.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Worker::task_to`](crate::Worker::task_to).
-    pub fn ask_to(&mut self, task_worker: u16, payload: &[u8]) -> Result<TaskId> {
-        self.duty.asker.as_mut().ok_or(Error::NoTaskWorkers)?.ask_one_way(Some(task_worker), payload)
-    }
-
     /// Lets this process retire and be replaced, after the present callback.
     pub fn retire(&mut self) {
         self.duty.retiring = true;
+    }
+
+    fn asker(&mut self) -> Result<&mut Asker> {
+        self.duty.asker.as_mut().ok_or(Error::NoTaskWorkers)
     }
 
     fn shared(&self) -> &Arc<Shared> {
