@@ -337,22 +337,13 @@ impl Asker {
     ) -> Result<Vec<TaskResult>> {
         let deadline = Instant::now().checked_add(timeout);
         self.awaited = vec![None; payloads.len()];
-        let asked: Result<Vec<Own>> = payloads
+        let asked = payloads
             .iter()
             .enumerate()
-            .map(|(place, payload)| self.put(None, payload, Purpose::Wait(place)))
-            .collect();
-        let asked = match asked {
-            Ok(asked) => asked,
-            Err(error) => {
-                self.forget_awaited();
-                return Err(error);
-            }
-        };
-        let waited = self.publish().and_then(|()| self.wait(deadline, bell));
+            .try_for_each(|(place, payload)| self.put(None, payload, Purpose::Wait(place)).map(drop));
+        let waited = asked.and_then(|()| self.publish()).and_then(|()| self.wait(deadline, bell));
         self.forget_awaited();
         waited?;
-        debug_assert_eq!(asked.len(), self.awaited.len());
         let results = std::mem::take(&mut self.awaited).into_iter();
         Ok(results.map(|result| result.unwrap_or(Err(TaskError::TimedOut))).collect())
     }
@@ -383,6 +374,9 @@ impl Asker {
 
     /// Nobody waits any longer for what has not come: what nobody has begun is taken back.
     fn forget_awaited(&mut self) {
+        if self.awaited.iter().all(Option::is_some) {
+            return;
+        }
         let (store, asker) = (&self.store, self.asker);
         for (entry, slot) in self.own.iter_mut().zip(0..) {
             let Some(own) = entry.as_mut().filter(|own| matches!(own.purpose, Purpose::Wait(_))) else {
@@ -392,7 +386,9 @@ impl Asker {
             self.under_way -= 1;
             if is_pending || store.withdraw(asker, slot, own.ticket) {
                 self.pending.retain(|pending| pending.slot != slot);
-                self.spill.remove(asker, slot, own.ticket, Part::Payload);
+                if own.spilled {
+                    self.spill.remove(asker, slot, own.ticket, Part::Payload);
+                }
                 store.free(asker, slot, own.ticket);
                 self.free.push(slot);
                 *entry = None;
