@@ -2,6 +2,7 @@
 
 use super::files_in;
 use super::talk::Talk;
+use crate::cluster::bed::PATIENCE;
 use crate::cluster::client::{Client, Closed};
 use crate::cluster::matrix::Cx;
 use crate::cluster::proc;
@@ -117,8 +118,15 @@ fn storm(cx: &Cx, flags: &[(&str, &str)], kill_workers: bool) -> Result<()> {
     })?;
     ensure!(kills > 10 && answered > 100, "{kills} kills, {answered} answers");
     // Everything comes to rest.
-    let mut client = Talk::begin(&bed)?;
-    client.wait_idle()?;
+    let mut last = None;
+    proc::until("all tasks to end", PATIENCE, || {
+        // The last one killed may have had this client.
+        let mut client = Talk::begin(&bed).ok()?;
+        let counts = [client.stat("task_queued").ok()?, client.stat("task_running").ok()?];
+        last = Some(counts);
+        (counts == [0, 0]).then_some(())
+    })
+    .with_context(|| format!("queued and running: {last:?}"))?;
     println!("        {kills} processes killed, {answered} tasks answered");
     bed.stop()?;
     let left = files_in(&cx.dir)?;
