@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::link::Lane;
 use crate::manager::{seat_of, slot_of};
 use crate::plan::{LAYOUT, Plan};
+use crate::post::Boxes;
 use crate::shared::{Lifeline, Links, Parts, Shared};
 use crate::stats::WorkerState;
 
@@ -76,6 +77,7 @@ impl Charter {
             vec![control.as_fd(), memory.as_fd(), shared.lifeline.as_fd(), shared.manager_bell.as_fd()];
         let bells = [&shared.bells, &shared.rooms, &shared.reactor_bells, &shared.task_bells];
         descriptors.extend(bells.into_iter().flatten().map(|bell| bell.as_fd()));
+        descriptors.extend(shared.boxes.fds());
         descriptors.extend(links.sockets().iter().flatten().flat_map(|lane| lane.fds()));
         descriptors.extend(heirs.iter().filter_map(|(_, process)| process.map(OwnedFd::as_fd)));
         let text = Text {
@@ -159,6 +161,7 @@ impl Text {
         let [bells, rooms, reactor_bells, task_bells] = plan.bell_nums();
         let (bells, rooms) = (several(bells)?, several(rooms)?);
         let (reactor_bells, task_bells) = (several(reactor_bells)?, several(task_bells)?);
+        let boxes = Boxes::from_fds(&config, &mut next)?;
         let mut socket = || Lane::from_fds(next()?, next()?).map(Arc::new).map_err(failed);
         let sockets = if config.ipc == Ipc::SocketPair {
             let lanes = (0..plan.workers).map(|_| (0..plan.links).map(|_| socket()).collect());
@@ -173,8 +176,17 @@ impl Text {
             Ok(Adopted { slot: slot_of(seat, &config), generation, pid, pidfd, leaving: false })
         };
         let mut adopted = heirs.into_iter().zip(0..).map(adopt).collect::<Result<Vec<_>>>()?;
-        let parts =
-            Parts { memory, lifeline, manager_bell, bells, rooms, reactor_bells, task_bells, sockets };
+        let parts = Parts {
+            memory,
+            lifeline,
+            manager_bell,
+            bells,
+            rooms,
+            reactor_bells,
+            task_bells,
+            boxes,
+            sockets,
+        };
         let master = Pid::from_raw(master).ok_or_else(|| broken("there is no master"))?;
         let (shared, links) = Shared::assemble(config, addresses, keep, master, plan, parts)?;
         for worker in &mut adopted {

@@ -7,6 +7,7 @@ use swoole_reactor::listener::ListenError;
 use swoole_sys::process::ForkError;
 
 use crate::config::ConfigError;
+use crate::post::Peer;
 use crate::session::Session;
 use crate::task::TaskError;
 
@@ -47,16 +48,11 @@ pub enum Error {
         /// The limit, in bytes.
         max: usize,
     },
-    /// Base mode: the worker that owns the session does not take what is sent to its clients; most often it blocks.
-    #[error(
-        "send to session {session}: worker {worker} does not take what is sent to its clients, {waiting} bytes wait \
-         (socket_buffer_size = {max})"
-    )]
+    /// A process does not take what this one sends to it, or to its clients; most often it blocks.
+    #[error("{peer} does not take what is sent to it: {waiting} bytes wait (socket_buffer_size = {max})")]
     PeerFull {
-        /// To whom.
-        session: Session,
-        /// The worker that owns it.
-        worker: u16,
+        /// `worker 3`, `task worker 0`, `reactor 1`.
+        peer: String,
         /// What waits already, in bytes.
         waiting: usize,
         /// The limit, in bytes.
@@ -111,6 +107,19 @@ pub enum Error {
     /// The handler has no [`on_task`](crate::Handler::on_task).
     #[error("the handler has no on_task")]
     NoTaskHandler,
+    /// There is no such process, or it takes no messages.
+    #[error("send a message: there is no {0} that takes any")]
+    NoSuchPeer(Peer),
+    /// Longer than any message may be.
+    #[error("send a message to {to}: {len} bytes, at most {max} may be sent at once")]
+    MessageTooLong {
+        /// To whom.
+        to: Peer,
+        /// Its length, in bytes.
+        len: usize,
+        /// The limit, in bytes.
+        max: usize,
+    },
     /// There is no worker with this id.
     #[error("no such worker: {worker} (worker_num = {worker_num})")]
     NoSuchWorker {

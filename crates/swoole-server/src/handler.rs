@@ -8,6 +8,9 @@ use swoole_supervisor::ExitStatus;
 
 use crate::crash::PacketInHand;
 use crate::error::{Error, Result};
+use crate::post::Peer;
+use crate::post::Sender;
+use crate::post::role::posts;
 use crate::session::Session;
 use crate::shared::Shared;
 use crate::task::{Asker, TaskId, TaskInHand, TaskResult, TaskWorker};
@@ -26,8 +29,8 @@ use crate::worker::{TimerId, Worker};
 /// |---|---|---|
 /// | master | [`Master`] | `on_start`, `on_ready`, `on_before_shutdown`, `on_shutdown` |
 /// | manager | [`Manager`] | `on_manager_start`, `on_manager_stop`, `on_worker_error`, `on_before_reload`, `on_after_reload` |
-/// | worker | [`Worker`] | `on_worker_start`, `on_worker_exit`, `on_worker_stop`, `on_connect`, `on_receive`, `on_close`, `on_timer`, `on_finish` |
-/// | task worker | [`TaskWorker`] | `on_task_worker_start`, `on_task_worker_stop`, `on_task` |
+/// | worker | [`Worker`] | `on_worker_start`, `on_worker_exit`, `on_worker_stop`, `on_connect`, `on_receive`, `on_close`, `on_timer`, `on_finish`, `on_pipe_message` |
+/// | task worker | [`TaskWorker`] | `on_task_worker_start`, `on_task_worker_stop`, `on_task`, `on_task_worker_pipe_message` |
 ///
 /// In Base mode there is no master process: its callbacks run in the manager, once, in the same order among the others,
 /// and on the same value as the manager's.
@@ -162,6 +165,24 @@ pub trait Handler {
     /// asked, and in no other. Its replies become visible when this returns. An error is logged, and no more.
     fn on_finish(&mut self, worker: &mut Worker, task: TaskId, result: TaskResult) -> Result<()> {
         let _ = (worker, task, result);
+        Ok(())
+    }
+
+    /// Another process, or this one, has [sent](Worker::send_message) this. Its replies become visible when this returns. An
+    /// error is logged, and no more.
+    fn on_pipe_message(&mut self, worker: &mut Worker, from: Peer, message: &[u8]) -> Result<()> {
+        let _ = (worker, from, message);
+        Ok(())
+    }
+
+    /// The same in a task worker, between two tasks.
+    fn on_task_worker_pipe_message(
+        &mut self,
+        worker: &mut TaskWorker,
+        from: Peer,
+        message: &[u8],
+    ) -> Result<()> {
+        let _ = (worker, from, message);
         Ok(())
     }
 
@@ -394,28 +415,39 @@ pub struct Manager {
     pub(crate) shared: Arc<Shared>,
     /// What it asks of task workers, once it has.
     tasks: Option<Asker>,
+    post: Sender,
 }
 
 common!(Manager, Manager);
 asks!(Manager);
+posts!(Manager);
 
 impl Manager {
-    pub(crate) fn new(shared: Arc<Shared>) -> Manager {
-        Manager { shared, tasks: None }
+    pub(crate) fn new(shared: Arc<Shared>) -> Result<Manager> {
+        let post = Sender::open(&shared, shared.config.asker_of_manager(), generation(&shared))?;
+        Ok(Manager { shared, tasks: None, post })
     }
 
     fn asker(&mut self) -> Result<&mut Asker> {
-        let Manager { shared, tasks } = self;
+        let Manager { shared, tasks, .. } = self;
         if tasks.is_none() {
-            let generation = shared.board.reign() as u32 + 1;
-            *tasks = Asker::open(shared, shared.config.asker_of_manager(), generation);
+            *tasks = Asker::open(shared, shared.config.asker_of_manager(), generation(shared));
         }
         tasks.as_mut().ok_or(Error::NoTaskWorkers)
+    }
+
+    pub(crate) fn post(&mut self) -> &mut Sender {
+        &mut self.post
     }
 
     fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
+}
+
+/// Which manager this one is, from 1.
+fn generation(shared: &Shared) -> u32 {
+    shared.board.reign() as u32 + 1
 }
 
 pub(crate) fn signal(pid: i32, signal: Signal) -> Result<()> {

@@ -317,6 +317,12 @@ impl SessionTable {
         Err(missing)
     }
 
+    /// The reactor that owns a session, if that is connected.
+    #[inline]
+    pub(crate) fn owner(&self, session: Session) -> Result<u16> {
+        if self.exists(session) { Ok(self.reactor(session)) } else { Err(Error::NoSuchSession(session)) }
+    }
+
     /// The listener that a session came in by, also for a while after it has gone.
     pub(crate) fn listener(&self, session: Session) -> Option<u16> {
         let entry =

@@ -28,6 +28,7 @@ use crate::crash::CrashPolicies;
 use crate::error::{Error, Result};
 use crate::link::Lane;
 use crate::plan::Plan;
+use crate::post::Boxes;
 use crate::session::SessionTable;
 use crate::stats::Stats;
 use crate::task::Tasks;
@@ -52,6 +53,7 @@ pub(crate) struct Shared {
     /// Wakes a task worker that waits for tasks, by task worker.
     pub(crate) task_bells: Vec<Doorbell>,
     pub(crate) tasks: Tasks,
+    pub(crate) boxes: Boxes,
     pub(crate) manager_bell: ManagerBell,
     pub(crate) lifeline: Lifeline,
     /// Descriptors of the user's that every process keeps.
@@ -68,6 +70,7 @@ pub(crate) struct Parts {
     pub(crate) rooms: Vec<OwnedFd>,
     pub(crate) reactor_bells: Vec<OwnedFd>,
     pub(crate) task_bells: Vec<OwnedFd>,
+    pub(crate) boxes: Boxes,
     /// The socketpairs by worker (outer) and reactor, where links are such.
     pub(crate) sockets: Vec<Vec<Arc<Lane>>>,
 }
@@ -109,6 +112,7 @@ impl Shared {
             rooms: bells("worker-rooms", rooms)?,
             reactor_bells: bells("reactor-bells", reactor_bells)?,
             task_bells: bells("task-bells", task_bells)?,
+            boxes: Boxes::create(&config)?,
             sockets,
         };
         let (shared, links) = Shared::assemble(config, addresses, keep, getpid(), plan, parts)?;
@@ -124,8 +128,17 @@ impl Shared {
         plan: Plan,
         parts: Parts,
     ) -> Result<(Shared, Links)> {
-        let Parts { memory, lifeline, manager_bell, bells, rooms, reactor_bells, task_bells, sockets } =
-            parts;
+        let Parts {
+            memory,
+            lifeline,
+            manager_bell,
+            bells,
+            rooms,
+            reactor_bells,
+            task_bells,
+            boxes,
+            sockets,
+        } = parts;
         let words = plan.bells(&memory).map_err(|error| Error::setup("map the doorbells", error))?;
         let together = |words: Vec<Words>, events: Vec<OwnedFd>| {
             words.into_iter().zip(events).map(|(word, event)| Doorbell::new(word, event)).collect()
@@ -145,6 +158,7 @@ impl Shared {
             reactor_bells: together(reactor_bell_words, reactor_bells),
             task_bells: together(task_bell_words, task_bells),
             tasks,
+            boxes,
             manager_bell: ManagerBell(manager_bell),
             lifeline,
             keep,
@@ -164,20 +178,24 @@ impl Shared {
     pub(crate) fn worker_keep(&self, worker: u16) -> Vec<RawFd> {
         let own = [&self.bells, &self.rooms].into_iter().filter_map(|bells| bells.get(usize::from(worker)));
         let bells = own.chain(&self.reactor_bells).chain(&self.task_bells);
-        bells.map(|bell| bell.as_fd().as_raw_fd()).chain(self.common_keep()).collect()
+        let bells = bells.map(|bell| bell.as_fd().as_raw_fd());
+        bells.chain(self.boxes.keep(worker, false)).chain(self.common_keep()).collect()
     }
 
     /// What a task worker keeps open besides its standard streams.
-    pub(crate) fn task_worker_keep(&self) -> Vec<RawFd> {
+    pub(crate) fn task_worker_keep(&self, seat: u16) -> Vec<RawFd> {
         let bells = self.bells.iter().chain(&self.task_bells);
-        bells.map(|bell| bell.as_fd().as_raw_fd()).chain(self.common_keep()).collect()
+        let bells = bells.map(|bell| bell.as_fd().as_raw_fd());
+        bells.chain(self.boxes.keep(seat, true)).chain(self.common_keep()).collect()
     }
 
     /// What the manager keeps open: all that its workers need, and its own end of the control channel.
     pub(crate) fn manager_keep(&self, links: &Links, control: &Endpoint) -> Vec<RawFd> {
         let workers = 0..self.config.worker_num;
         let own = workers.flat_map(|worker| [self.worker_keep(worker), links.keep(worker)].concat());
-        own.chain(self.task_worker_keep()).chain([control.as_fd().as_raw_fd()]).collect()
+        let boxes = self.boxes.fds().map(|end| end.as_raw_fd());
+        let bells = self.task_bells.iter().map(|bell| bell.as_fd().as_raw_fd());
+        own.chain(boxes).chain(bells).chain([control.as_fd().as_raw_fd()]).collect()
     }
 
     /// Makes what this worker only reads, and what concerns other workers only, read-only in its process.

@@ -13,9 +13,9 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, memfd_create};
 use swoole_ipc::socketpair::{self, Endpoint, FDS_MAX, Kind};
 
-use super::mesh::Mail;
 use crate::desk::Heirloom;
 use crate::error::{Error, Result};
+use crate::post::{Mail, Part};
 use crate::session::Session;
 
 /// What the kernel is asked to hold; with small messages of [`FDS_MAX`] descriptors each, enough for 100,000 clients.
@@ -105,17 +105,20 @@ impl Estate {
     }
 }
 
-/// The list: the mail, each kind after its number of messages; then for each client its session, flags, and the bytes
+/// The list: the mail, each kind after its number of parts; then for each client its session, flags, and the bytes
 /// read and not handled, and made and not sent. All bytes stand after their length.
 fn write(heirlooms: &[Heirloom], mail: &Mail) -> io::Result<OwnedFd> {
     let file = memfd_create("swoole-estate", MemfdFlags::CLOEXEC)?;
     let mut list = io::BufWriter::new(File::from(file));
-    for messages in [&mail.begun, &mail.outgoing] {
-        write_word(&mut list, messages.len() as u64)?;
-        for (worker, bytes) in messages {
-            write_word(&mut list, u64::from(*worker))?;
-            write_bytes(&mut list, bytes)?;
-        }
+    write_word(&mut list, mail.begun.len() as u64)?;
+    for Part { sender, generation, bytes } in &mail.begun {
+        write_word(&mut list, u64::from(*sender) | u64::from(*generation) << 16)?;
+        write_bytes(&mut list, bytes)?;
+    }
+    write_word(&mut list, mail.outgoing.len() as u64)?;
+    for (number, bytes) in &mail.outgoing {
+        write_word(&mut list, u64::from(*number))?;
+        write_bytes(&mut list, bytes)?;
     }
     for Heirloom { session, ended, closing, input, output, .. } in heirlooms {
         write_word(&mut list, session.raw())?;
@@ -140,11 +143,17 @@ fn read(mut list: File, sockets: Vec<OwnedFd>) -> io::Result<(Vec<Heirloom>, Mai
     list.rewind()?;
     let size = list.metadata()?.len();
     let mut list = io::BufReader::new(list);
-    let mut messages = || -> io::Result<Vec<(u16, Vec<u8>)>> {
+    let mut parts = || -> io::Result<Vec<(u64, Vec<u8>)>> {
         let count = read_word(&mut list)?;
-        (0..count).map(|_| Ok((read_word(&mut list)? as u16, read_bytes(&mut list, size)?))).collect()
+        (0..count).map(|_| Ok((read_word(&mut list)?, read_bytes(&mut list, size)?))).collect()
     };
-    let mail = Mail { begun: messages()?, outgoing: messages()? };
+    let begun = parts()?.into_iter().map(|(word, bytes)| Part {
+        sender: word as u16,
+        generation: (word >> 16) as u32,
+        bytes,
+    });
+    let outgoing = parts()?.into_iter().map(|(number, bytes)| (number as u16, bytes));
+    let mail = Mail { begun: begun.collect(), outgoing: outgoing.collect() };
     let mut heirlooms = Vec::new();
     for socket in sockets {
         let session = Session::from_raw(read_word(&mut list)?);
@@ -199,8 +208,8 @@ mod tests {
         let estate = Estate::create().unwrap();
         assert!(estate.take().unwrap().0.is_empty());
         let (clients, peers): (Vec<_>, Vec<_>) = (1..=700).map(client).unzip();
-        let mail =
-            Mail { begun: vec![(3, b"half".into())], outgoing: vec![(1, b"a".into()), (0, b"b".into())] };
+        let part = Part { sender: 3, generation: 70_000, bytes: b"half".into() };
+        let mail = Mail { begun: vec![part], outgoing: vec![(1, b"a".into()), (0, b"b".into())] };
         assert!(estate.leave(clients, &mail).unwrap().is_empty());
         let (taken, its_mail) = estate.take().unwrap();
         assert_eq!(its_mail, mail);

@@ -2,7 +2,6 @@
 
 use swoole_reactor::Reactor;
 
-use super::mesh::MeshEnd;
 use super::till::{Outbox, Till};
 use crate::desk::{Desk, Offer, Taker};
 use crate::handler::Handler;
@@ -14,7 +13,6 @@ pub(super) struct Hands<'a, H> {
     pub(super) handler: &'a mut H,
     pub(super) duty: &'a mut Duty,
     pub(super) outbox: &'a mut Outbox,
-    pub(super) mesh: &'a mut MeshEnd,
 }
 
 impl<H: Handler> Hands<'_, H> {
@@ -25,7 +23,7 @@ impl<H: Handler> Hands<'_, H> {
         reactor: &mut Reactor,
         run: impl FnOnce(&mut H, &mut Worker<'_>) -> T,
     ) -> T {
-        let till = Till { desk, reactor, outbox: self.outbox, mesh: self.mesh };
+        let till = Till { desk, reactor, outbox: self.outbox };
         run(self.handler, &mut Worker { duty: self.duty, way: Way::Own(till) })
     }
 
@@ -83,7 +81,8 @@ impl<H: Handler> Taker for Hands<'_, H> {
 
     fn deliver(&mut self, desk: &mut Desk, reactor: &mut Reactor) {
         self.duty.shared.board.hold(self.duty.id, None);
-        Till { desk, reactor, outbox: self.outbox, mesh: self.mesh }.deliver();
+        Till { desk, reactor, outbox: self.outbox }.deliver();
+        self.duty.post.sender.pump();
     }
 
     fn is_clear(&self, _: usize) -> bool {

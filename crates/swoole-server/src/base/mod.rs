@@ -20,13 +20,11 @@
 //! | `life` | worker | from the fork to the exit |
 //! | `hands` | worker | takes packets off the desk and handles them at once |
 //! | `till` | worker | what a callback sends, until it returns |
-//! | `mesh` | worker | what is sent to other workers' clients |
 //! | `estate` | worker | clients, from one generation to the next |
 
 mod estate;
 mod hands;
 mod life;
-mod mesh;
 mod office;
 mod till;
 
@@ -42,16 +40,14 @@ use crate::handler::Handler;
 use crate::log::{Identity, Role};
 use crate::shared::Shared;
 use estate::Estate;
-use mesh::Mesh;
 use office::Office;
 pub(crate) use till::Till;
 
 /// The listening sockets of each worker (outer), in the order of the configuration.
 pub(crate) type Stalls = Vec<Vec<OwnedFd>>;
 
-/// What joins the workers of Base mode; exists before the first fork.
+/// What joins a worker of Base mode with its successors; exists before the first fork.
 pub(crate) struct Premises {
-    mesh: Mesh,
     /// By worker.
     estates: Vec<Estate>,
 }
@@ -59,15 +55,12 @@ pub(crate) struct Premises {
 impl Premises {
     fn create(shared: &Shared) -> Result<Premises> {
         let workers = usize::from(shared.config.worker_num);
-        Ok(Premises {
-            mesh: Mesh::create(workers)?,
-            estates: (0..workers).map(|_| Estate::create()).collect::<Result<_>>()?,
-        })
+        Ok(Premises { estates: (0..workers).map(|_| Estate::create()).collect::<Result<_>>()? })
     }
 
     /// The descriptors of it that a worker keeps.
     fn keep(&self, worker: usize) -> Vec<RawFd> {
-        self.mesh.keep(worker).into_iter().chain(self.estates[worker].keep()).collect()
+        self.estates[worker].keep()
     }
 }
 

@@ -236,7 +236,7 @@ impl<H: Handler> Program for Office<H> {
 
     fn keep(&self, slot: SlotId) -> Vec<RawFd> {
         if slot.group == TASK_WORKERS {
-            return self.shared().task_worker_keep();
+            return self.shared().task_worker_keep(seat_of(slot, &self.shared().config));
         }
         let worker = usize::from(slot.slot);
         let own = self.shared().worker_keep(slot.slot);

@@ -5,9 +5,7 @@ use std::io::IoSlice;
 
 use swoole_reactor::Reactor;
 
-use super::mesh::MeshEnd;
 use crate::desk::{Desk, Replies};
-use crate::error::Result;
 use crate::link::{ReplySink as _, UNCOMMITTED_MAX};
 use crate::session::Session;
 
@@ -89,28 +87,24 @@ pub(crate) struct Till<'a> {
     pub(super) desk: &'a mut Desk,
     pub(super) reactor: &'a mut Reactor,
     pub(super) outbox: &'a mut Outbox,
-    pub(super) mesh: &'a mut MeshEnd,
 }
 
 impl Till<'_> {
-    /// `owner`: the worker that has the session.
-    pub(crate) fn send(&mut self, owner: u16, session: Session, bytes: &[u8]) -> Result<()> {
-        if owner != self.desk.id() {
-            return self.mesh.send(owner, session, bytes);
-        }
+    /// Which worker this is.
+    pub(crate) fn id(&self) -> u16 {
+        self.desk.id()
+    }
+
+    /// For a client of this worker's own, as in [`close`](Till::close).
+    pub(crate) fn send(&mut self, session: Session, bytes: &[u8]) {
         if self.outbox.bytes.len() + self.outbox.large + bytes.len() > UNCOMMITTED_MAX {
             self.deliver();
         }
         self.outbox.send(session, bytes);
-        Ok(())
     }
 
-    pub(crate) fn close(&mut self, owner: u16, session: Session) -> Result<()> {
-        if owner != self.desk.id() {
-            return self.mesh.close(owner, session);
-        }
+    pub(crate) fn close(&mut self, session: Session) {
         self.outbox.close(session);
-        Ok(())
     }
 
     /// What was sent so far leaves now, though the callback goes on.
@@ -124,6 +118,5 @@ impl Till<'_> {
         if !self.outbox.acts.is_empty() {
             self.outbox.deliver(self.desk, self.reactor);
         }
-        self.mesh.pump();
     }
 }

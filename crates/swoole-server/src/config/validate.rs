@@ -147,6 +147,25 @@ impl Config {
         self.seats() + 1
     }
 
+    /// How many post boxes there are: one for each seat, and one for each reactor that is not a worker.
+    pub(crate) fn boxes(&self) -> usize {
+        let reactors = if self.mode == Mode::Base { 0 } else { self.reactors() };
+        usize::from(self.seats()) + reactors
+    }
+
+    pub(crate) fn box_of_reactor(&self, reactor: u16) -> u16 {
+        if self.mode == Mode::Base { reactor } else { self.seats() + reactor }
+    }
+
+    /// Whose box this is.
+    pub(crate) fn name_of_box(&self, number: u16) -> String {
+        match number.checked_sub(self.worker_num) {
+            None => format!("worker {number}"),
+            Some(id) if id < self.task_worker_num => format!("task worker {id}"),
+            Some(_) => format!("reactor {}", number - self.seats()),
+        }
+    }
+
     /// How many reactors there are: threads of the master, or in Base mode the workers themselves.
     pub(crate) fn reactors(&self) -> usize {
         usize::from(if self.mode == Mode::Base { self.worker_num } else { self.reactor_num.into() })

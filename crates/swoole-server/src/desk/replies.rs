@@ -7,6 +7,7 @@ use swoole_reactor::{Close, Reactor, Token};
 use super::Desk;
 use crate::board::Counter;
 use crate::link::{ReplySink, Sent};
+use crate::post::Parcel;
 use crate::session::Session;
 use crate::wire::RequestKind;
 
@@ -17,6 +18,15 @@ pub(crate) struct Replies<'a> {
 }
 
 impl Replies<'_> {
+    /// What has come by post for a client.
+    pub(crate) fn take(&mut self, parcel: Parcel) {
+        match parcel {
+            Parcel::Send(session, bytes) => self.send(session, &[IoSlice::new(&bytes)]),
+            Parcel::Close(session) => self.close(session),
+            Parcel::Message(from, _) => tracing::error!("a message from {from} has come to a reactor"),
+        }
+    }
+
     fn send_by(
         &mut self,
         session: Session,

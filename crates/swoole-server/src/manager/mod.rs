@@ -39,6 +39,8 @@ pub(crate) use timer::Timer;
 
 /// How long orphans may take to finish: the whole family has to be gone within a second.
 const ORPHAN_WAIT: Duration = Duration::from_millis(300);
+/// How long clients' reactors may take to take what the manager has sent at last.
+const POST_WAIT: Duration = Duration::from_millis(100);
 /// How long the master may take to say what a worker left, when nobody waits for the successor.
 const BURIAL_WAIT: Duration = Duration::from_secs(1);
 
@@ -128,6 +130,7 @@ fn serve<H: Handler>(office: Office<H>, adopted: Vec<Adopted>) -> Result<bool> {
     }
     office.staff.shared.tasks.end();
     office.staff.call("on_manager_stop", |handler, manager| handler.on_manager_stop(manager));
+    office.staff.context.post().finish(POST_WAIT);
     Ok(!office.failed)
 }
 
@@ -170,7 +173,7 @@ impl<H: Handler> Program for Office<H> {
 
     fn keep(&self, slot: SlotId) -> Vec<RawFd> {
         if slot.group == TASK_WORKERS {
-            return self.staff.shared.task_worker_keep();
+            return self.staff.shared.task_worker_keep(self.seat(slot));
         }
         [self.staff.shared.worker_keep(slot.slot), self.links.keep(slot.slot)].concat()
     }

@@ -68,20 +68,26 @@ impl<H: Handler> Staff<H> {
         let Config { request_slow_time, request_terminate_time, worker_num, .. } = shared.config;
         let watchman = Watchman::new(request_slow_time, request_terminate_time, worker_num)?;
         let recycler = Recycler::new(&shared)?;
-        let context = Manager::new(Arc::clone(&shared));
+        let context = Manager::new(Arc::clone(&shared))?;
         Ok(Staff { handler, context, shared, forked: 0, watchman, recycler })
     }
 
     /// Has [`look`](Staff::look) called when it is time.
-    pub(crate) fn watch(&self, control: &mut Control) {
+    pub(crate) fn watch(&mut self, control: &mut Control) {
+        control.watch(self.context.post().room().as_raw_fd());
         if let Some(watchman) = &self.watchman {
             control.watch(watchman.as_fd().as_raw_fd());
         }
         self.recycler.watch(&self.shared, control);
     }
 
-    /// Looks after workers that are stuck or due to be replaced, if this descriptor says that it is time for that.
+    /// Looks after workers that are stuck or due to be replaced, or sends what had no room, if this descriptor says that it is
+    /// time for that.
     pub(crate) fn look(&mut self, fd: RawFd, control: &mut Control) -> bool {
+        if fd == self.context.post().room().as_raw_fd() {
+            self.context.post().pump();
+            return true;
+        }
         if let Some(watchman) = self.watchman.as_mut().filter(|watchman| watchman.is(fd)) {
             watchman.look(&self.shared.board, self.shared.config.worker_num, control);
             return true;

@@ -15,12 +15,16 @@ use crate::error::{Error, Result};
 use crate::link::{Lane, Parcel, ReactorEnd};
 use crate::log::{Identity, Role};
 use crate::pace::{Pace, Part, Spin};
+use crate::post::Receiver;
 use crate::shared::Shared;
 use crate::wire::RequestKind;
 
 /// How long to sleep at first while packets are with workers, and at most. A worker wakes its reactors once per
 /// pass; this bounds what a slow packet can hold up of the replies before it.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(128));
+
+/// Parcels that are taken in one go: replies wait, too.
+const POST_BUDGET: usize = 256;
 
 /// What a reactor thread is given.
 pub(super) struct Seat {
@@ -52,6 +56,9 @@ pub(super) fn run(seat: Seat, reactor: Reactor, mail: Arc<Mailbox<Command>>) {
 struct ReactorThread {
     seat: Seat,
     mail: Arc<Mailbox<Command>>,
+    /// What processes without a link send to clients, and its watch.
+    post: Receiver,
+    postbox: Option<Token>,
     desk: Desk,
     dealer: Dealer,
     /// The watch of each link that has a descriptor, unless it carries nonsense, and whether it is readable.
@@ -100,6 +107,8 @@ impl ReactorThread {
             // A queue for each worker, and one of those for whom any will do.
             desk: Desk::new(seat.id.into(), Arc::clone(shared), seat.framing, queues, dealer.takes_in()),
             mail,
+            post: Receiver::new(shared, shared.config.box_of_reactor(seat.id.into())),
+            postbox: None,
             watches: vec![Watch::None; dealer.links.len()],
             dealer,
             stop: Stop::No,
@@ -112,6 +121,8 @@ impl ReactorThread {
         let bell = &shared.reactor_bells[usize::from(self.seat.id)];
         let failed = |error| Error::setup("run a reactor thread", error);
         reactor.watch(bell, Interest::READABLE, Trigger::Edge).map_err(failed)?;
+        let postbox = reactor.watch(self.post.descriptor(), Interest::READABLE, Trigger::Level);
+        self.postbox = Some(postbox.map_err(failed)?);
         for worker in 0..self.dealer.links.len() {
             self.watch_link(&mut reactor, worker).map_err(failed)?;
         }
@@ -244,6 +255,7 @@ impl ReactorThread {
                 self.desk.close_all(reactor, Close::Reset)
             }
             Event::Timer { id } => self.desk.timer(reactor, id),
+            Event::Ready { token, .. } if Some(token) == self.postbox => _ = self.take_parcels(reactor),
             Event::Ready { token, .. } => {
                 for watch in &mut self.watches {
                     if let Watch::On { token: its, readable } = watch
@@ -260,6 +272,15 @@ impl ReactorThread {
             }
             _ => {}
         }
+    }
+
+    /// Sends what has come by post, some of it; whether there may be more.
+    fn take_parcels(&mut self, reactor: &mut Reactor) -> bool {
+        for _ in 0..POST_BUDGET {
+            let Some(parcel) = self.post.next() else { return false };
+            Replies { desk: &mut self.desk, reactor }.take(parcel);
+        }
+        true
     }
 
     /// A connection is gone: one that waits can come.
@@ -313,6 +334,8 @@ impl ReactorThread {
             if unanswered > 0 {
                 self.desk.abandon(unanswered);
             }
+            // Whoever could send is gone.
+            while self.take_parcels(reactor) {}
             self.desk.close_all(reactor, Close::AfterSend);
         }
         self.stop = Stop::Finishing(reactor.timer(within));

@@ -1,7 +1,7 @@
 //! A task worker's life, in either mode, from the fork to the exit.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::getpid;
 use swoole_supervisor::Child;
@@ -16,8 +16,9 @@ use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::log::{Identity, Role};
 use crate::pace::{Pace, Part as PacePart, Spin};
+use crate::post::Post;
 use crate::shared::Shared;
-use crate::worker::{Lookout, callbacks, exit_code, request_limit};
+use crate::worker::{LEAVE_WAIT, Lookout, callbacks, exit_code, request_limit};
 
 /// Tasks that are done in one go before somebody else's turn: signals, and askers that sleep.
 const BUDGET: usize = 64;
@@ -25,6 +26,8 @@ const BUDGET: usize = 64;
 const LOOK_AFTER: Duration = Duration::from_millis(5);
 /// How long a task worker of Base mode may go on without the manager.
 const ORPHAN_WAIT: Duration = Duration::from_millis(600);
+/// How long one that leaves waits for messages that are under way.
+const POST_WAIT: Duration = Duration::from_millis(250);
 
 /// Runs a task worker to its end; the exit code. `reign`: that of the manager that has forked it, in Process mode.
 pub(crate) fn run<H: Handler>(
@@ -53,11 +56,13 @@ pub(crate) fn run<H: Handler>(
         if reign.is_some() && !shared.board.move_lease(seat, taken, Lease::Serving { pid }) {
             return Ok(());
         }
+        life.lookout.watch_mail(&life.duty.post)?;
         child.ready();
         // It may have been asked to leave while it started.
         life.look(Some(Duration::ZERO))?;
         life.serve()?;
         let stopped = life.handler.on_task_worker_stop(&mut TaskWorker { duty: &mut life.duty });
+        life.duty.post.sender.finish(LEAVE_WAIT);
         stopped.map_err(|error| Error::Start(format!("on_task_worker_stop: {error}")))
     };
     exit_code("task worker", id, life())
@@ -87,6 +92,7 @@ pub(super) struct TaskDuty {
     unrung: Option<u16>,
     /// What it asks itself.
     pub(super) asker: Option<Asker>,
+    pub(super) post: Post,
 }
 
 impl TaskDuty {
@@ -187,6 +193,7 @@ impl<'a, H: Handler> Life<'a, H> {
             hand: None,
             unrung: None,
             asker: Asker::open(shared, seat, child.generation),
+            post: Post::open(shared, seat, child.generation)?,
         };
         Ok(Life { handler, duty, lookout, turn: 0, revivals: u64::MAX, payload: Vec::new() })
     }
@@ -198,9 +205,10 @@ impl<'a, H: Handler> Life<'a, H> {
         let mut pace = Pace::new(&shared, PacePart::Alone);
         loop {
             shared.board.set_busy(seat, true);
-            let worked = self.pass()?;
+            let worked = self.pass()? | self.read_mail();
             // Who stops has no successor, and leaves nothing that was asked.
             if self.duty.retiring && !(worked && shared.board.phase() == Phase::Stopping) {
+                self.finish_post()?;
                 break;
             }
             if worked {
@@ -221,6 +229,33 @@ impl<'a, H: Handler> Life<'a, H> {
 
     fn look(&mut self, timeout: Option<Duration>) -> Result<()> {
         self.duty.retiring |= self.lookout.look(timeout)?;
+        self.lookout.serve(&mut self.duty.post);
+        Ok(())
+    }
+
+    /// Calls the user for messages that have come, some of them; true if there was one.
+    fn read_mail(&mut self) -> bool {
+        let Life { handler, duty, .. } = self;
+        for told in 0..BUDGET {
+            let Some((from, message)) = duty.post.next_message() else { return told > 0 };
+            let result = handler.on_task_worker_pipe_message(&mut TaskWorker { duty }, from, &message);
+            callbacks::log_message_error(from, result);
+        }
+        true
+    }
+
+    /// Waits until what it has begun to read is there, and what it has sent is taken.
+    fn finish_post(&mut self) -> Result<()> {
+        let deadline = Instant::now() + POST_WAIT;
+        while self.duty.post.under_way() > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                tracing::warn!("a message that has come in part is lost");
+                break;
+            }
+            self.look(Some(left))?;
+            self.read_mail();
+        }
         Ok(())
     }
 
@@ -266,7 +301,8 @@ impl<'a, H: Handler> Life<'a, H> {
 
     fn has_work(&self) -> bool {
         let (store, id) = (&self.duty.store, self.duty.id);
-        store.revivals() != self.revivals || (0..store.shape().askers).any(|asker| store.has_work(asker, id))
+        let has_mail = self.duty.post.has_mail();
+        has_mail || store.revivals() != self.revivals || (0..store.shape().askers).any(|asker| store.has_work(asker, id))
     }
 
     fn work(&mut self, taken: Taken) {

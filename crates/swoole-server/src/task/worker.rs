@@ -9,16 +9,19 @@ use super::{Asker, TaskId};
 use crate::board::Phase;
 use crate::error::{Error, Result};
 use crate::handler::{asks, common};
+use crate::post::Sender;
+use crate::post::role::posts;
 use crate::shared::Shared;
 
-/// A task worker process, as its callbacks see it. It has no clients: what it finds out, it tells the worker that has
-/// asked.
+/// A task worker process, as its callbacks see it. It has no clients of its own: what it finds out, it tells the worker that
+/// has asked, or sends to any client itself.
 pub struct TaskWorker<'a> {
     pub(super) duty: &'a mut TaskDuty,
 }
 
 common!(TaskWorker<'_>, TaskWorker);
 asks!(TaskWorker<'_>);
+posts!(TaskWorker<'_>);
 
 impl TaskWorker<'_> {
     /// This task worker's slot, from 0. A successor has the same.
@@ -70,6 +73,10 @@ impl TaskWorker<'_> {
     /// Lets this process retire and be replaced, after the present callback.
     pub fn retire(&mut self) {
         self.duty.retiring = true;
+    }
+
+    fn post(&mut self) -> &mut Sender {
+        &mut self.duty.post.sender
     }
 
     fn asker(&mut self) -> Result<&mut Asker> {

@@ -6,6 +6,7 @@ use super::drain::Cause;
 use super::{TimerId, Worker};
 use crate::error::{Error, Result};
 use crate::handler::Handler;
+use crate::post::Peer;
 use crate::session::Session;
 use crate::task::Finished;
 use crate::wire::RequestKind;
@@ -51,6 +52,7 @@ pub(crate) fn own<H: Handler>(handler: &mut H, worker: &mut Worker<'_>, cause: C
     match cause {
         Cause::Timer(id) => timer(handler, worker, id),
         Cause::Finished(finished) => finish(handler, worker, finished),
+        Cause::Message(from, bytes) => pipe_message(handler, worker, from, &bytes),
         Cause::Exit => exit(handler, worker),
     }
     worker.publish_tasks();
@@ -61,6 +63,19 @@ fn finish<H: Handler>(handler: &mut H, worker: &mut Worker<'_>, Finished { id, r
         Ok(()) => {}
         Err(error) if error.is_departure() => tracing::debug!("task {id}: {error}"),
         Err(error) => tracing::warn!("task {id}: {error}"),
+    }
+}
+
+fn pipe_message<H: Handler>(handler: &mut H, worker: &mut Worker<'_>, from: Peer, bytes: &[u8]) {
+    log_message_error(from, handler.on_pipe_message(worker, from, bytes));
+}
+
+/// An error of a callback for a message costs nobody anything.
+pub(crate) fn log_message_error(from: Peer, result: Result<()>) {
+    match result {
+        Ok(()) => {}
+        Err(error) if error.is_departure() => tracing::debug!("a message from {from}: {error}"),
+        Err(error) => tracing::warn!("a message from {from}: {error}"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a worker does by itself, in either mode: timers, tasks that are over, and how one that is to leave waits for what it has begun. When to
+//! What a worker does by itself, in either mode: timers, tasks that are over, messages, and how one that is to leave waits for what it has begun. When to
 //! do what ([`Drain`]) is pure: time is passed in.
 
 use std::sync::Arc;
@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use super::{Duty, TimerId};
 use crate::error::Result;
+use crate::post::Peer;
 use crate::task::Finished;
 
 /// The longest time from one `on_worker_exit` to the next.
 const EVERY: Duration = Duration::from_millis(100);
-/// Tasks that are told of in one go: packets wait, too.
+/// Tasks, and messages, that are told of in one go: packets wait, too.
 const BUDGET: usize = 64;
 /// What a worker leaves of its time, at the end of which it would be killed: for `on_worker_stop`, and for its clients.
 const MARGIN: Duration = Duration::from_millis(500);
@@ -26,6 +27,8 @@ pub(crate) enum Cause {
     Timer(TimerId),
     /// A task is over.
     Finished(Finished),
+    /// Another process has sent this.
+    Message(Peer, Vec<u8>),
     /// Something is unfinished, and the worker is to leave.
     Exit,
 }
@@ -44,29 +47,37 @@ pub(crate) trait Life {
     fn is_pointless(&self) -> bool;
 }
 
-/// Calls the user for every timer that is due and for tasks that are over; true if there was one.
+/// Calls the user for every timer that is due, for tasks that are over and for messages; true if there was one.
 pub(crate) fn tell_news(life: &mut impl Life) -> Result<bool> {
     let duty = life.duty();
     if !duty.has_news() {
         return Ok(false);
     }
     // One that a callback sets for at once has its turn after the packets that wait.
-    let (now, id, shared) = (Instant::now(), duty.id, Arc::clone(&duty.shared));
-    let was_busy = shared.board.is_busy(id);
+    let now = Instant::now();
     while let Some(timer) = life.duty().timers.take_due(now) {
-        // Each is another thing to be at.
-        shared.board.set_busy(id, true);
-        shared.board.hold(id, None);
-        life.call(Cause::Timer(timer))?;
+        tell(life, Cause::Timer(timer))?;
     }
     for _ in 0..BUDGET {
         let Some(finished) = life.duty().next_finished() else { break };
-        shared.board.set_busy(id, true);
-        shared.board.hold(id, None);
-        life.call(Cause::Finished(finished))?;
+        tell(life, Cause::Finished(finished))?;
     }
-    shared.board.set_busy(id, was_busy);
+    for _ in 0..BUDGET {
+        let Some((from, message)) = life.duty().post.next_message() else { break };
+        tell(life, Cause::Message(from, message))?;
+    }
     Ok(true)
+}
+
+/// Calls the user for this one, which is another thing to be at.
+pub(crate) fn tell(life: &mut impl Life, cause: Cause) -> Result<()> {
+    let (id, shared) = (life.duty().id, Arc::clone(&life.duty().shared));
+    let was_busy = shared.board.is_busy(id);
+    shared.board.set_busy(id, true);
+    shared.board.hold(id, None);
+    let result = life.call(cause);
+    shared.board.set_busy(id, was_busy);
+    result
 }
 
 /// Waits for what callbacks have begun, as long as there is time: `within`, and no longer than the manager and a stop let it.

@@ -25,6 +25,8 @@ const LOOK_AFTER: Duration = Duration::from_millis(5);
 const SLOW: Duration = Duration::from_micros(20);
 /// Packets between two looks at the clock while handlers are not slow: here it costs as much as a packet.
 const CLOCK_EVERY: u32 = 8;
+/// How long what the last callback has sent to other processes may take to be taken.
+pub(crate) const LEAVE_WAIT: Duration = Duration::from_millis(100);
 
 /// Runs a worker to its end; the exit code.
 pub(crate) fn run<H: Handler>(
@@ -50,12 +52,15 @@ pub(crate) fn run<H: Handler>(
         if !shared.board.move_lease(id, taken, Lease::Serving { pid }) {
             return Ok(());
         }
+        life.lookout.watch_mail(&life.duty.post)?;
         child.ready();
         // It may have been asked to leave while it started.
         life.look(Some(Duration::ZERO))?;
         life.serve()?;
         drain::finish_work(&mut life, time_for_work(shared.config.max_wait_time))?;
-        life.callback(callbacks::stop)
+        let stopped = life.callback(callbacks::stop);
+        life.duty.post.sender.finish(LEAVE_WAIT);
+        stopped
     };
     super::exit_code("worker", id, life())
 }
@@ -155,6 +160,7 @@ impl<'a, H: Handler> Life<'a, H> {
     /// Waits for a doorbell, a link or a signal, and notes what the signals want.
     fn look(&mut self, timeout: Option<Duration>) -> Result<()> {
         self.duty.retiring |= self.lookout.look(timeout)?;
+        self.lookout.serve(&mut self.duty.post);
         Ok(())
     }
 
@@ -230,6 +236,7 @@ impl<'a, H: Handler> Life<'a, H> {
         let way = Way::Links(&mut self.outlets);
         run(self.handler, &mut Worker { duty: &mut self.duty, way })?;
         self.outlets.commit(None)?;
+        self.duty.post.sender.pump();
         self.outlets.ring()
     }
 }
@@ -273,5 +280,7 @@ fn deliver<H: Handler>(
     breakpoint::pass(Point::Begun);
     let mut worker = Worker { duty, way: Way::Links(outlets) };
     callbacks::message(handler, &mut worker, message.kind, message.session, message.payload);
-    outlets.commit(Some(reactor))
+    outlets.commit(Some(reactor))?;
+    duty.post.sender.pump();
+    Ok(())
 }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, getppid};
-use swoole_reactor::{Backend, Event, Interest, Options, Reactor, Trigger};
+use swoole_reactor::{Backend, Event, Interest, Options, Reactor, Token, Trigger};
 use swoole_sys::signal::SignalSet;
 
 use super::SIGNALS;
 use crate::board::{Lease, Phase};
 use crate::error::{Error, Result};
+use crate::post::Post;
 use crate::shared::Shared;
 use crate::stats::WorkerState;
 
@@ -27,6 +28,11 @@ pub(crate) struct Lookout {
     orphan: bool,
     /// It was asked to leave.
     asked: bool,
+    /// The process's post: what has come, and room for what is to go; and whether there is some.
+    mail: Option<Token>,
+    room: Option<Token>,
+    has_mail: bool,
+    has_room: bool,
     looked: Instant,
 }
 
@@ -43,6 +49,10 @@ impl Lookout {
             manager: Pid::from_raw(shared.board.manager_pid()),
             orphan: false,
             asked: false,
+            mail: None,
+            room: None,
+            has_mail: false,
+            has_room: false,
             looked: Instant::now(),
         };
         let watch = |error| Error::setup("watch the process's signals", error);
@@ -57,6 +67,26 @@ impl Lookout {
             .watch(descriptor, Interest::READABLE, Trigger::Edge)
             .map(drop)
             .map_err(|error| Error::setup("watch the process's bells and links", error))
+    }
+
+    /// From here on there is somebody to read it.
+    pub(crate) fn watch_mail(&mut self, post: &Post) -> Result<()> {
+        let watch = |error| Error::setup("watch the process's post", error);
+        let mail = self.reactor.watch(post.mailbox(), Interest::READABLE, Trigger::Level);
+        self.mail = Some(mail.map_err(watch)?);
+        let room = self.reactor.watch(post.sender.room(), Interest::READABLE, Trigger::Level);
+        self.room = Some(room.map_err(watch)?);
+        Ok(())
+    }
+
+    /// Goes on with what has come to be since the last look.
+    pub(crate) fn serve(&mut self, post: &mut Post) {
+        if std::mem::take(&mut self.has_mail) {
+            post.mail_came();
+        }
+        if std::mem::take(&mut self.has_room) {
+            post.sender.pump();
+        }
     }
 
     /// Has the kernel end this process so long after its manager, if it is too busy to notice that it is an orphan.
@@ -91,15 +121,19 @@ impl Lookout {
         let timeout = if self.orphan && self.is_over() { Some(Duration::ZERO) } else { timeout };
         let manager = self.manager;
         let (mut asked, mut asked_by_manager) = (false, false);
-        let turn = self.reactor.turn(timeout, |_, event| {
-            if let Event::Signal { info } = event {
-                match info.signal {
-                    Signal::TERM if info.pid.is_some() && info.pid == manager => asked_by_manager = true,
-                    Signal::TERM => asked = true,
-                    Signal::HUP => crate::log::reopen_or_say(),
-                    _ => {}
-                }
+        let Lookout { reactor, mail, room, has_mail, has_room, .. } = self;
+        let turn = reactor.turn(timeout, |_, event| match event {
+            Event::Signal { info } => match info.signal {
+                Signal::TERM if info.pid.is_some() && info.pid == manager => asked_by_manager = true,
+                Signal::TERM => asked = true,
+                Signal::HUP => crate::log::reopen_or_say(),
+                _ => {}
+            },
+            Event::Ready { token, .. } => {
+                *has_mail |= Some(token) == *mail;
+                *has_room |= Some(token) == *room;
             }
+            _ => {}
         });
         turn.map_err(|error| Error::setup("wait for work", error))?;
         self.looked = Instant::now();

@@ -6,6 +6,7 @@
 //! | `callbacks` | where the user's code is called |
 //! | `timers` | what comes by itself |
 //! | `tasks` | what it asks of task workers |
+//! | `messages` | what it writes to other processes |
 //! | `unfinished` | what a callback leaves to later ones, and `drain`, how a worker that is to leave waits for it |
 //! | `lookout` | signals, bells, and whether the manager is there |
 //! | `life` | Process mode, from the fork to the exit: start, serve, retire |
@@ -14,6 +15,7 @@ pub(crate) mod callbacks;
 pub(crate) mod drain;
 mod life;
 mod lookout;
+mod messages;
 mod tasks;
 mod timers;
 mod unfinished;
@@ -29,11 +31,13 @@ use crate::error::{Error, Result};
 use crate::handler::common;
 use crate::link::Outlets;
 use crate::log::{Identity, Role};
-use crate::session::{Session, SessionInfo};
+use crate::post::Post;
+use crate::post::role::clients;
+use crate::session::Session;
 use crate::shared::Shared;
 use crate::task::{Asker, Finished};
 
-pub(crate) use life::run;
+pub(crate) use life::{LEAVE_WAIT, run};
 pub(crate) use lookout::Lookout;
 pub use timers::TimerId;
 pub(crate) use timers::Timers;
@@ -69,6 +73,7 @@ pub(crate) struct Duty {
     replies: OpenReplies,
     /// Its end of the tasks; `None` where there are no task workers.
     pub(crate) tasks: Option<Asker>,
+    pub(crate) post: Post,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -85,6 +90,7 @@ impl Duty {
         let Config { max_request, .. } = shared.config;
         let request_limit = request_limit("max_request", max_request, shared.config.request_grace())?;
         let tasks = Asker::open(shared, id, generation);
+        let post = Post::open(shared, id, generation)?;
         let shared = Arc::clone(shared);
         Ok(Duty {
             id,
@@ -96,6 +102,7 @@ impl Duty {
             timers: Timers::default(),
             replies: OpenReplies::default(),
             tasks,
+            post,
             shared,
         })
     }
@@ -109,9 +116,9 @@ impl Duty {
         }
     }
 
-    /// Whether something has come to be that the user is to be told of: a timer is due, a task is over.
+    /// Whether something has come to be that the user is to be told of: a timer is due, a task is over, a message is there.
     pub(crate) fn has_news(&self) -> bool {
-        self.timers.is_due() || self.tasks.as_ref().is_some_and(Asker::has_news)
+        self.timers.is_due() || self.post.has_mail() || self.tasks.as_ref().is_some_and(Asker::has_news)
     }
 
     /// The next task that is over.
@@ -121,7 +128,7 @@ impl Duty {
 
     /// How many such things the user was told of.
     fn news_told(&self) -> u64 {
-        self.timers.taken() + self.tasks.as_ref().map_or(0, Asker::told)
+        self.timers.taken() + self.tasks.as_ref().map_or(0, Asker::told) + self.post.taken()
     }
 }
 
@@ -165,6 +172,7 @@ pub(crate) fn exit_code(kind: &str, id: u16, life: Result<()>) -> i32 {
 }
 
 common!(Worker<'_>, Worker);
+clients!(Worker<'_>);
 
 impl Worker<'_> {
     /// This worker's slot, from 0. A successor has the same.
@@ -202,7 +210,7 @@ impl Worker<'_> {
     ///
     /// [`Error::NoSuchSession`] if the client has left. [`Error::ReplyTooLong`] if `bytes` alone exceed
     /// `socket_buffer_size`. [`Error::PeerFull`] in Base mode, if it is another worker's client, and that worker has not
-    /// taken what was sent to its clients before. [`Error::Uncommitted`] under `on_crash = retry`, if this callback has sent
+    /// taken what this one has sent before. [`Error::Uncommitted`] under `on_crash = retry`, if this callback has sent
     /// too much already. Nothing was sent then.
     #[inline]
     pub fn send(&mut self, session: Session, bytes: &[u8]) -> Result<()> {
@@ -212,9 +220,11 @@ impl Worker<'_> {
         }
         let reactor = self.reactor(session)?;
         match &mut self.way {
-            Way::Links(outlets) => outlets.to(reactor).send(session, bytes),
-            Way::Own(till) => till.send(reactor, session, bytes),
+            Way::Links(outlets) => return outlets.to(reactor).send(session, bytes),
+            Way::Own(till) if till.id() == reactor => till.send(session, bytes),
+            Way::Own(_) => self.duty.post.sender.send(reactor, session, bytes)?,
         }
+        Ok(())
     }
 
     /// Closes a client's connection, after what was sent to it before has gone out.
@@ -225,12 +235,14 @@ impl Worker<'_> {
     pub fn close(&mut self, session: Session) -> Result<()> {
         let reactor = self.reactor(session)?;
         match &mut self.way {
-            Way::Links(outlets) => outlets.to(reactor).close(session),
-            Way::Own(till) => till.close(reactor, session),
+            Way::Links(outlets) => return outlets.to(reactor).close(session),
+            Way::Own(till) if till.id() == reactor => till.close(session),
+            Way::Own(_) => self.duty.post.sender.close(reactor, session)?,
         }
+        Ok(())
     }
 
-    /// Lets out what this callback has sent, and asked of task workers, so far, before it returns. If the worker dies later in the same callback,
+    /// Lets out what this callback has sent, to clients and to other processes, and asked of task workers, so far, before it returns. If the worker dies later in the same callback,
     /// this much has been sent all the same. Waits for a reactor that has no room at the moment, for no client.
     ///
     /// # Errors
@@ -242,27 +254,9 @@ impl Worker<'_> {
             Way::Links(outlets) => outlets.flush()?,
             Way::Own(till) => till.flush(),
         }
+        self.duty.post.sender.pump();
         self.publish_tasks();
         Ok(())
-    }
-
-    /// Whether the session is connected.
-    pub fn exists(&self, session: Session) -> bool {
-        self.shared().sessions.exists(session)
-    }
-
-    /// What is known of a session.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoSuchSession`] if it is not connected.
-    pub fn session(&self, session: Session) -> Result<SessionInfo> {
-        self.shared().sessions.info(session)
-    }
-
-    /// Every session of the server. Those that come or go meanwhile may or may not be among them.
-    pub fn sessions(&self) -> impl Iterator<Item = Session> + '_ {
-        self.shared().sessions.iter()
     }
 
     /// This worker's share of all sessions, if all workers do something to all of them, as to tell them that the server stops
@@ -298,11 +292,7 @@ impl Worker<'_> {
     /// The reactor of a session that is connected.
     #[inline]
     fn reactor(&self, session: Session) -> Result<u16> {
-        let sessions = &self.shared().sessions;
-        if !sessions.exists(session) {
-            return Err(Error::NoSuchSession(session));
-        }
-        Ok(sessions.reactor(session))
+        self.shared().sessions.owner(session)
     }
 
     #[inline]

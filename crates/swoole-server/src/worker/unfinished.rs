@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use super::Worker;
+use crate::config::Mode;
 use crate::session::Session;
 use crate::task::Asker;
 
@@ -103,15 +104,18 @@ pub struct Unfinished {
     pub replies: Vec<(Session, Duration)>,
     /// Tasks of which no result has come yet.
     pub tasks: usize,
+    /// Messages that have come in part, and processes that have not taken all that was sent to them.
+    pub messages: usize,
 }
 
 impl fmt::Display for Unfinished {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Unfinished { timers, ticks, replies, tasks } = self;
+        let Unfinished { timers, ticks, replies, tasks, messages } = self;
         let counts = [
             (*timers, "timer", "timers"),
             (*ticks, "tick", "ticks"),
             (*tasks, "task", "tasks"),
+            (*messages, "message", "messages"),
             (replies.len(), "open reply", "open replies"),
         ];
         let some = counts.iter().filter(|(count, ..)| *count > 0);
@@ -145,7 +149,14 @@ impl Worker<'_> {
 impl super::Duty {
     /// Whether nothing is left to wait for.
     pub(crate) fn is_finished(&self) -> bool {
-        self.timers.is_empty() && self.replies.is_empty() && self.tasks_under_way() == 0
+        let is_quiet = self.timers.is_empty() && self.replies.is_empty() && self.tasks_under_way() == 0;
+        is_quiet && self.messages_under_way() == 0
+    }
+
+    /// In Base mode a successor goes on with them.
+    fn messages_under_way(&self) -> usize {
+        let are_left = self.shared.config.mode == Mode::Base && self.has_heir;
+        if are_left { 0 } else { self.post.under_way() }
     }
 
     /// What is left is left to nobody.
@@ -161,7 +172,8 @@ impl super::Duty {
     pub(crate) fn unfinished(&self) -> Unfinished {
         let ticks = self.timers.ticks();
         let (timers, tasks) = (self.timers.len() - ticks, self.tasks_under_way());
-        Unfinished { timers, ticks, replies: self.replies.list(Instant::now()), tasks }
+        let replies = self.replies.list(Instant::now());
+        Unfinished { timers, ticks, replies, tasks, messages: self.messages_under_way() }
     }
 
     fn tasks_under_way(&self) -> usize {
@@ -192,7 +204,7 @@ mod tests {
         let told = |timers, ticks, replies| {
             let reply = |slot| (Session::from_raw(slot as u64 + 1), Duration::from_millis(1500));
             let replies = (0..replies).map(reply).collect();
-            Unfinished { timers, ticks, replies, tasks: 0 }.to_string()
+            Unfinished { timers, ticks, replies, tasks: 0, messages: 0 }.to_string()
         };
         assert_eq!(told(0, 0, 0), "nothing");
         assert_eq!(told(1, 0, 0), "1 timer");

@@ -67,7 +67,7 @@ impl<H: Handler> Life<'_, H> {
         if is_open {
             let heirlooms = std::mem::take(&mut self.heirlooms);
             let estate = &self.premises.estates[usize::from(self.duty.id)];
-            for heirloom in estate.leave(heirlooms, &self.mesh.leave())? {
+            for heirloom in estate.leave(heirlooms, &self.duty.post.leave())? {
                 self.desk.disown(&heirloom);
             }
             shared.board.set_clients(self.duty.id, Clients::Left);
@@ -115,7 +115,8 @@ impl<H: Handler> Life<'_, H> {
         let result = self.say_stop(reactor);
         self.voice = Voice::Silent;
         self.desk.close_all(reactor, Close::AfterSend);
-        self.turn_until(reactor, within.saturating_sub(begun.elapsed()), |life| !life.mesh.is_blocked())?;
+        let is_out = |life: &Self| !life.duty.post.sender.is_blocked();
+        self.turn_until(reactor, within.saturating_sub(begun.elapsed()), is_out)?;
         self.end_connections(reactor, within.saturating_sub(begun.elapsed()))?;
         result
     }

@@ -2,7 +2,6 @@
 
 mod leave;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -17,14 +16,13 @@ use swoole_sys::signal::SignalSet;
 use self::leave::stop_time;
 use super::Premises;
 use super::hands::Hands;
-use super::mesh::{MeshEnd, Parcel};
 use super::till::Outbox;
 use crate::board::{Clients, Phase};
 use crate::desk::{Desk, Heirloom, Replies, Taker as _};
 use crate::error::{Error, Result};
 use crate::handler::Handler;
-use crate::link::ReplySink as _;
 use crate::pace::{Pace, Part, Spin};
+use crate::post::Parcel;
 use crate::rest::Rest;
 use crate::session::Arrival;
 use crate::shared::Shared;
@@ -34,8 +32,8 @@ use crate::worker::{Duty, SIGNALS, callbacks, exit_code, introduce};
 
 /// How long a worker may take to leave when the manager is gone: the whole family has to be gone within a second.
 const ORPHAN_WAIT: Duration = Duration::from_millis(300);
-/// Messages of other workers that are taken in one go: clients wait, too.
-const MESH_BUDGET: usize = 256;
+/// Parcels of other processes that are taken in one go: clients wait, too.
+const POST_BUDGET: usize = 256;
 
 /// Runs a worker to its end; the exit code.
 pub(super) fn run<H: Handler>(
@@ -98,7 +96,6 @@ struct Life<'a, H> {
     duty: Duty,
     premises: Rc<Premises>,
     outbox: Outbox,
-    mesh: MeshEnd,
     desk: Desk,
     /// Listening sockets, in the order of the configuration.
     listeners: Vec<Token>,
@@ -107,11 +104,11 @@ struct Life<'a, H> {
     /// Accepting pauses at that limit.
     full: bool,
     rest: Rest,
-    /// What other workers send; watched as long as there are clients whom it could be for.
+    /// What other processes send; watched as long as there are clients whom it could be for.
     mailbox: Option<Token>,
+    /// Room in other processes' boxes.
+    room: Token,
     lifeline: Token,
-    /// Watches of other workers' boxes that were full, by worker.
-    blocked: HashMap<u16, Token>,
     manager: i32,
     orphan: bool,
     /// Given away, and not yet left.
@@ -142,26 +139,26 @@ impl<'a, H: Handler> Life<'a, H> {
         }
         let mut reactor = Reactor::new(shared.reactor_options())
             .map_err(|error| Error::setup("make the worker's event loop", error))?;
-        let mesh = MeshEnd::new(premises, id, config.socket_buffer_size);
+        let duty = Duty::new(id, child.generation, shared)?;
         let watch = |error| Error::setup("watch the worker's signals and channels", error);
         reactor.signals(&SignalSet::from(SIGNALS)).map_err(watch)?;
         let bell = &shared.bells[usize::from(id)];
         reactor.watch(bell, Interest::READABLE, Trigger::Edge).map_err(watch)?;
         let lifeline = reactor.watch(&shared.lifeline, Interest::READABLE, Trigger::Edge).map_err(watch)?;
+        let room = reactor.watch(duty.post.sender.room(), Interest::READABLE, Trigger::Level).map_err(watch)?;
         let life = Life {
             handler,
-            duty: Duty::new(id, child.generation, shared)?,
+            duty,
             premises: Rc::clone(premises),
             outbox: Outbox::default(),
-            mesh,
             desk: Desk::new(id, Arc::clone(shared), config.framing()?, 1, true),
             listeners: Vec::new(),
             limit: shared.connection_limit.div_ceil(usize::from(config.worker_num)),
             full: false,
             rest: Rest::default(),
             mailbox: None,
+            room,
             lifeline,
-            blocked: HashMap::new(),
             // Not whoever is the parent now: the manager may be dead already.
             manager: shared.board.manager_pid(),
             orphan: false,
@@ -174,8 +171,8 @@ impl<'a, H: Handler> Life<'a, H> {
 
     /// What handles packets, and the desk that they come from.
     fn hands(&mut self) -> (Hands<'_, H>, &mut Desk) {
-        let Life { handler, duty, outbox, mesh, desk, .. } = self;
-        (Hands { handler, duty, outbox, mesh }, desk)
+        let Life { handler, duty, outbox, desk, .. } = self;
+        (Hands { handler, duty, outbox }, desk)
     }
 
     /// False if this worker leaves before the server has come so far.
@@ -196,8 +193,8 @@ impl<'a, H: Handler> Life<'a, H> {
         let shared = Arc::clone(&self.duty.shared);
         shared.board.set_clients(self.duty.id, Clients::Own);
         let (heirlooms, mail) = self.premises.estates[usize::from(self.duty.id)].take()?;
-        self.mesh.inherit(mail);
-        let mailbox = reactor.watch(self.mesh.descriptor(), Interest::READABLE, Trigger::Level);
+        self.duty.post.inherit(mail);
+        let mailbox = reactor.watch(self.duty.post.mailbox(), Interest::READABLE, Trigger::Level);
         self.mailbox = Some(mailbox.map_err(|error| Error::setup("watch the worker's box", error))?);
         let (mut hands, desk) = self.hands();
         desk.inherit(reactor, &mut hands, heirlooms);
@@ -287,7 +284,6 @@ impl<'a, H: Handler> Life<'a, H> {
         if self.voice == Voice::All {
             drain::tell_news(&mut Own { life: self, reactor })?;
         }
-        self.watch_blocked(reactor)?;
         Ok(events)
     }
 
@@ -334,8 +330,7 @@ impl<'a, H: Handler> Life<'a, H> {
             },
             Event::Ready { token, .. } if Some(token) == self.mailbox => self.take_parcels(reactor),
             Event::Ready { token, .. } if token == self.lifeline => self.look_for_manager(),
-            // A box that was full is not any more.
-            Event::Ready { .. } => self.mesh.pump(),
+            Event::Ready { token, .. } if token == self.room => self.duty.post.sender.pump(),
             Event::Signal { info } => match info.signal {
                 Signal::TERM => {
                     self.look_for_manager();
@@ -388,14 +383,20 @@ impl<'a, H: Handler> Life<'a, H> {
         }
     }
 
-    /// What other workers have sent to clients of this one.
+    /// What other processes have sent to clients of this one, and to itself.
     fn take_parcels(&mut self, reactor: &mut Reactor) {
-        for _ in 0..MESH_BUDGET {
-            let Some(parcel) = self.mesh.next() else { return };
-            let mut replies = Replies { desk: &mut self.desk, reactor };
-            match parcel {
-                Parcel::Send(session, bytes) => replies.send(session, &[std::io::IoSlice::new(&bytes)]),
-                Parcel::Close(session) => replies.close(session),
+        for _ in 0..POST_BUDGET {
+            match self.duty.post.next() {
+                None => return,
+                // The server stops, and nobody is called back any more.
+                Some(Parcel::Message(..)) if self.voice != Voice::All => {}
+                Some(Parcel::Message(from, message)) => {
+                    let mut life = Own { life: self, reactor };
+                    if let Err(error) = drain::tell(&mut life, Cause::Message(from, message)) {
+                        tracing::error!("a message from {from}: {error}");
+                    }
+                }
+                Some(parcel) => (Replies { desk: &mut self.desk, reactor }).take(parcel),
             }
         }
     }
@@ -413,25 +414,6 @@ impl<'a, H: Handler> Life<'a, H> {
             }
             hands.deliver(desk, reactor);
         }
-    }
-
-    /// Watches the boxes of other workers that are full until they are not.
-    fn watch_blocked(&mut self, reactor: &mut Reactor) -> Result<()> {
-        if self.blocked.is_empty() && !self.mesh.is_blocked() {
-            return Ok(());
-        }
-        let mut before = std::mem::take(&mut self.blocked);
-        for (worker, descriptor) in self.mesh.blocked() {
-            let token = match before.remove(&worker) {
-                Some(token) => token,
-                None => reactor
-                    .watch(descriptor, Interest::WRITABLE, Trigger::Level)
-                    .map_err(|error| Error::setup(format!("watch the box of worker {worker}"), error))?,
-            };
-            self.blocked.insert(worker, token);
-        }
-        before.into_values().for_each(|token| reactor.unwatch(token));
-        Ok(())
     }
 
     /// A callback that belongs to no packet.

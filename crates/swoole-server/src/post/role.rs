@@ -1,0 +1,89 @@
+//! What users may do with clients in a process that has no link to their reactors.
+
+/// Needs `post(&mut self) -> &mut Sender` and `shared(&self) -> &Arc<Shared>`.
+macro_rules! posts {
+    ($role:ty) => {
+        impl $role {
+            /// Sends `bytes` to a client, whichever reactor or worker it belongs to, after all that this process has sent to
+            /// it before. It leaves at once: if the process dies in the same callback, it has been sent all the same.
+            ///
+            /// Does not wait for the client: what it does not take is kept for it, up to `socket_buffer_size`; a client that
+            /// falls further behind is closed.
+            ///
+            /// # Errors
+            ///
+            /// [`Error::NoSuchSession`](crate::Error::NoSuchSession) if the client has left.
+            /// [`Error::ReplyTooLong`](crate::Error::ReplyTooLong) if `bytes` alone exceed `socket_buffer_size`.
+            /// [`Error::PeerFull`](crate::Error::PeerFull) if the reactor that owns the client, in Base mode the worker, has
+            /// not taken what this process has sent before. Nothing was sent then.
+            pub fn send(&mut self, session: crate::Session, bytes: &[u8]) -> Result<()> {
+                let max = self.shared().config.socket_buffer_size;
+                if bytes.len() > max {
+                    return Err(crate::Error::ReplyTooLong { session, len: bytes.len(), max });
+                }
+                let reactor = self.shared().sessions.owner(session)?;
+                let sender = self.post();
+                sender.send(reactor, session, bytes)?;
+                sender.pump();
+                Ok(())
+            }
+
+            /// Closes a client's connection, after what was sent to it before has gone out.
+            ///
+            /// # Errors
+            ///
+            /// [`Error::NoSuchSession`](crate::Error::NoSuchSession) if it is gone already;
+            /// [`Error::PeerFull`](crate::Error::PeerFull) as for [`send`](Self::send).
+            pub fn close(&mut self, session: crate::Session) -> Result<()> {
+                let reactor = self.shared().sessions.owner(session)?;
+                let sender = self.post();
+                sender.close(reactor, session)?;
+                sender.pump();
+                Ok(())
+            }
+
+            /// Sends a message to a worker or a task worker, after all that this process has sent to it before; see
+            /// [`Worker::send_message`](crate::Worker::send_message). It leaves at once.
+            ///
+            /// # Errors
+            ///
+            /// As for [`Worker::send_message`](crate::Worker::send_message).
+            pub fn send_message(&mut self, to: crate::Peer, message: &[u8]) -> Result<()> {
+                let sender = self.post();
+                sender.message(to, message)?;
+                sender.pump();
+                Ok(())
+            }
+        }
+
+        crate::post::role::clients!($role);
+    };
+}
+pub(crate) use posts;
+
+/// What may be known of clients.
+macro_rules! clients {
+    ($role:ty) => {
+        impl $role {
+            /// Whether the session is connected.
+            pub fn exists(&self, session: crate::Session) -> bool {
+                self.shared().sessions.exists(session)
+            }
+
+            /// What is known of a session.
+            ///
+            /// # Errors
+            ///
+            /// [`Error::NoSuchSession`](crate::Error::NoSuchSession) if it is not connected.
+            pub fn session(&self, session: crate::Session) -> Result<crate::SessionInfo> {
+                self.shared().sessions.info(session)
+            }
+
+            /// Every session of the server. Those that come or go meanwhile may or may not be among them.
+            pub fn sessions(&self) -> impl Iterator<Item = crate::Session> + '_ {
+                self.shared().sessions.iter()
+            }
+        }
+    };
+}
+pub(crate) use clients;

@@ -1,0 +1,186 @@
+//! What one process sends by post.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::packet::{Header, Kind, PIECE};
+use super::{MESSAGE_MAX, Peer};
+use crate::error::{Error, Result};
+use crate::session::Session;
+use crate::shared::Shared;
+
+/// What waits for room in one box.
+#[derive(Debug, Default)]
+struct Queue {
+    packets: VecDeque<Box<[u8]>>,
+    bytes: usize,
+    /// The box is among those that [`Sender::room`] watches.
+    watched: bool,
+}
+
+pub(crate) struct Sender {
+    shared: Arc<Shared>,
+    own: u16,
+    generation: u32,
+    /// By box.
+    queues: Vec<Queue>,
+    /// Something may wait.
+    dirty: bool,
+    /// Watches the boxes that were full.
+    room: OwnedFd,
+}
+
+impl Sender {
+    /// That of the process which calls itself so.
+    pub(crate) fn open(shared: &Arc<Shared>, own: u16, generation: u32) -> Result<Sender> {
+        let room = epoll::create(CreateFlags::CLOEXEC)
+            .map_err(|error| Error::setup("watch post boxes (epoll)", std::io::Error::from(error)))?;
+        Ok(Sender {
+            queues: shared.boxes.ends.iter().map(|_| Queue::default()).collect(),
+            shared: Arc::clone(shared),
+            own,
+            generation,
+            dirty: false,
+            room,
+        })
+    }
+
+    /// Readable when a box has room again that had none: time to [`pump`](Sender::pump).
+    pub(crate) fn room(&self) -> BorrowedFd<'_> {
+        self.room.as_fd()
+    }
+
+    /// Bytes for a client of this reactor's; they leave when [`pump`](Sender::pump) is called next.
+    pub(crate) fn send(&mut self, reactor: u16, session: Session, bytes: &[u8]) -> Result<()> {
+        self.queue(Kind::Send, self.shared.config.box_of_reactor(reactor), session.raw(), bytes)
+    }
+
+    /// Closes a client of this reactor's.
+    pub(crate) fn close(&mut self, reactor: u16, session: Session) -> Result<()> {
+        self.queue(Kind::Close, self.shared.config.box_of_reactor(reactor), session.raw(), &[])
+    }
+
+    pub(crate) fn message(&mut self, to: Peer, message: &[u8]) -> Result<()> {
+        if message.len() > MESSAGE_MAX {
+            return Err(Error::MessageTooLong { to, len: message.len(), max: MESSAGE_MAX });
+        }
+        self.queue(Kind::Message, to.seat(&self.shared.config)?, message.len() as u64, message)
+    }
+
+    fn queue(&mut self, kind: Kind, number: u16, about: u64, bytes: &[u8]) -> Result<()> {
+        let max = self.shared.config.socket_buffer_size;
+        let queue = &mut self.queues[usize::from(number)];
+        if queue.bytes > 0 && queue.bytes + bytes.len() > max {
+            let peer = self.shared.config.name_of_box(number);
+            return Err(Error::PeerFull { peer, waiting: queue.bytes, max });
+        }
+        let pieces = bytes.len().div_ceil(PIECE).max(1);
+        for piece in 0..pieces {
+            let part = &bytes[piece * PIECE..bytes.len().min((piece + 1) * PIECE)];
+            let header = Header {
+                kind,
+                first: piece == 0,
+                last: piece + 1 == pieces,
+                sender: self.own,
+                generation: self.generation,
+                about,
+            };
+            let packet = [&header.encode(), part].concat();
+            queue.bytes += packet.len();
+            queue.packets.push_back(packet.into());
+        }
+        self.dirty = true;
+        Ok(())
+    }
+
+    /// Lets out what waits, as far as there is room.
+    #[inline]
+    pub(crate) fn pump(&mut self) {
+        if self.dirty {
+            self.pump_all();
+        }
+    }
+
+    fn pump_all(&mut self) {
+        self.dirty = false;
+        let Sender { shared, queues, room, dirty, .. } = self;
+        for (queue, (write, _)) in queues.iter_mut().zip(&shared.boxes.ends) {
+            let mut is_full = false;
+            while let Some(packet) = queue.packets.front().filter(|_| !is_full) {
+                match write.send_packet(&[IoSlice::new(packet)]) {
+                    Ok(()) => {}
+                    Err(swoole_ipc::Error::Full) => {
+                        is_full = true;
+                        continue;
+                    }
+                    // Whatever it is, it will not get better by trying it again.
+                    Err(error) => tracing::error!("send to another process: {error}"),
+                }
+                queue.bytes -= packet.len();
+                queue.packets.pop_front();
+            }
+            *dirty |= is_full;
+            if queue.watched == is_full {
+                continue;
+            }
+            queue.watched = is_full;
+            let watched = if is_full {
+                epoll::add(&*room, write, EventData::new_u64(0), EventFlags::OUT)
+            } else {
+                epoll::delete(&*room, write)
+            };
+            if let Err(error) = watched {
+                tracing::error!("watch a post box: {error}");
+            }
+        }
+    }
+
+    /// Whether something waits for room.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.dirty
+    }
+
+    /// Lets out all that waits, and waits for room for so long at most. For a process that leaves.
+    pub(crate) fn finish(&mut self, within: Duration) {
+        let deadline = Instant::now() + within;
+        self.pump();
+        while self.dirty {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let bytes: usize = self.queues.iter().map(|queue| queue.bytes).sum();
+                return tracing::warn!("{bytes} bytes for other processes or their clients were not taken in time");
+            }
+            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            // An error ends the wait, which goes on until the deadline.
+            let _ = poll(&mut [PollFd::new(&self.room, PollFlags::IN)], Some(&timeout));
+            self.pump();
+        }
+    }
+
+    /// Takes out what waits: each packet with its box.
+    pub(super) fn leave(&mut self) -> Vec<(u16, Vec<u8>)> {
+        self.dirty = false;
+        let queues = self.queues.iter_mut().zip(0..);
+        let packets = queues.flat_map(|(queue, number)| {
+            queue.bytes = 0;
+            queue.packets.drain(..).map(move |packet| (number, packet.into_vec()))
+        });
+        packets.collect()
+    }
+
+    /// Puts that before everything.
+    pub(super) fn inherit(&mut self, packets: Vec<(u16, Vec<u8>)>) {
+        for (number, packet) in packets {
+            let Some(queue) = self.queues.get_mut(usize::from(number)) else { continue };
+            queue.bytes += packet.len();
+            queue.packets.push_back(packet.into());
+            self.dirty = true;
+        }
+    }
+}
