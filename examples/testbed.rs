@@ -17,6 +17,8 @@
 mod command;
 #[path = "testbed/later.rs"]
 mod later;
+#[path = "testbed/messages.rs"]
+mod messages;
 #[path = "testbed/tasks.rs"]
 mod tasks;
 
@@ -27,10 +29,11 @@ use std::time::{Duration, Instant};
 
 use command::{Command, Crash};
 use later::Later;
+use messages::Messages;
 use rustix::process::{Signal, getpid, kill_process};
 use swoole_server::config::{Config, Framing, Listen, Sources};
 use swoole_server::{
-    Error, ExitStatus, Handler, Manager, Master, Result, Server, Session, TaskFate, TaskId, TaskResult,
+    Error, ExitStatus, Handler, Manager, Master, Peer, Result, Server, Session, TaskFate, TaskId, TaskResult,
     TaskWorker, TimerId, Unfinished, Worker, WorkerError, WorkerKind,
 };
 use tasks::Tasks;
@@ -47,6 +50,9 @@ struct Testbed {
     goodbye: Option<String>,
     later: Later,
     tasks: Tasks,
+    messages: Messages,
+    /// Whether the manager tells worker 0 and all clients of each reload.
+    tell_reloads: bool,
     /// How long each takes to start.
     start_time: Duration,
     /// Whether manager and master, and workers that stop, have something for task workers.
@@ -126,6 +132,12 @@ impl Handler for Testbed {
     }
 
     fn on_after_reload(&mut self, manager: &mut Manager) -> Result<()> {
+        if self.tell_reloads {
+            manager.send_message(Peer::Worker(0), b"reloaded")?;
+            for session in manager.sessions().collect::<Vec<_>>() {
+                manager.send(session, &[b"reloaded", &self.line_end[..]].concat())?;
+            }
+        }
         say(format!("on_after_reload manager={}", manager.manager_pid()))
     }
 
@@ -182,7 +194,20 @@ impl Handler for Testbed {
     }
 
     fn on_task(&mut self, worker: &mut TaskWorker, _: TaskId, payload: &[u8]) -> Result<Vec<u8>> {
-        tasks::work(worker, payload)
+        tasks::work(worker, payload, &mut self.messages, &self.line_end)
+    }
+
+    fn on_pipe_message(&mut self, worker: &mut Worker, from: Peer, message: &[u8]) -> Result<()> {
+        self.messages.came(worker, (from, message), &self.line_end)
+    }
+
+    fn on_task_worker_pipe_message(
+        &mut self,
+        worker: &mut TaskWorker,
+        from: Peer,
+        message: &[u8],
+    ) -> Result<()> {
+        self.messages.came(worker, (from, message), &self.line_end)
     }
 
     fn on_finish(&mut self, worker: &mut Worker, task: TaskId, result: TaskResult) -> Result<()> {
@@ -290,6 +315,10 @@ impl Testbed {
             Command::TaskWaits(ms, bytes) => tasks::wait_on(worker, ms, bytes).map(Some),
             Command::TaskWait(ms, line) => tasks::wait(worker, ms, line).map(Some),
             Command::TaskAll(ms, lines) => tasks::wait_all(worker, ms, lines).map(Some),
+            Command::Message(to, message) => worker.send_message(to, message).and_then(|()| ok()),
+            Command::Messages(to, count, bytes) => {
+                text(format!("sent {}", self.messages.flood(worker, to, count, bytes)?))
+            }
             Command::Big(bytes) => Ok(Some(vec![b'x'; bytes])),
             Command::Leak(bytes) => {
                 // Written to, or the kernel would not have to give it.
@@ -371,7 +400,7 @@ fn run() -> Result<()> {
 
     let mut goodbye = None;
     let (mut crash_on_start, mut hang_on_start, mut start_time) = (None, None, None);
-    let (mut spawn_thread, mut ask_on_start) = (false, false);
+    let (mut spawn_thread, mut ask_on_start, mut tell_reloads) = (false, false, false);
     let config = Sources::new(defaults)
         .option(
             "crash-on-start",
@@ -396,6 +425,11 @@ fn run() -> Result<()> {
             "ask-on-start",
             "manager and master have a task worker say something, and each worker as it stops",
             &mut ask_on_start,
+        )
+        .switch(
+            "tell-reloads",
+            "the manager tells worker 0, and all clients, of each reload",
+            &mut tell_reloads,
         )
         .switch(
             "spawn-thread",
@@ -423,6 +457,8 @@ fn run() -> Result<()> {
         goodbye,
         later: Later::default(),
         tasks: Tasks::default(),
+        messages: Messages::default(),
+        tell_reloads,
         start_time,
         ask_on_start,
     };

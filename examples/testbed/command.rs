@@ -17,12 +17,14 @@
 //! | `clear ID` | `ok`, or `error: no such timer` |
 //! | `reply MS TEXT` | `TEXT` after MS; the reply is open till then |
 //! | `forget` | `ok`, and a reply is open for ever |
-//! | `task TEXT` | `task ID`, and when it is done `finish ID RESULT`: TEXT in upper case. As TEXT: `sleep MS`, `crash ...`, `fail WHY`, `big N`, `whoami`, `die_at POINT`; `early TEXT` is finished before its end, after `leave` the task worker is replaced, `ask TEXT` and `asks N TEXT` ask other task workers, `say TEXT` prints a line |
+//! | `task TEXT` | `task ID`, and when it is done `finish ID RESULT`: TEXT in upper case. As TEXT: `sleep MS`, `crash ...`, `fail WHY`, `big N`, `whoami`, `die_at POINT`; `early TEXT` is finished before its end, after `leave` the task worker is replaced, `ask TEXT` and `asks N TEXT` ask other task workers, `say TEXT` prints a line, `message TO TEXT` and `messages TO N BYTES` send messages, `send SESSION TEXT`, `close SESSION` and `exists SESSION` are about clients |
 //! | `taskto TASKWORKER TEXT` | the same, by that one |
 //! | `taskwait MS TEXT` | `result RESULT`, or `error: timeout` after MS |
 //! | `taskall MS TEXT\|TEXT\|...` | `results RESULT\|RESULT\|...` |
 //! | `taskload N MS BYTES` | N tasks of so many bytes are in flight for so long; `tasks=COUNT us=TIME` |
 //! | `taskwaits MS BYTES` | the worker waits for one after the other; the same, and `p50=` and `p99=` in nanoseconds |
+//! | `message TO TEXT` | TEXT goes to worker TO, or `tTO` for a task worker, which does what it says ([`super::messages`]); `ok` |
+//! | `messages TO N BYTES` | N numbered messages of so many bytes go there, or as many as are taken; `sent N` |
 //! | `spawn MS` | the worker starts a process that lives for so long; `pid=PID` |
 //! | `big N` | N bytes of `x` |
 //! | `leak N` | the worker keeps N bytes of memory for as long as it lives; `leaked N` |
@@ -35,7 +37,7 @@
 
 use std::str::FromStr;
 
-use swoole_server::Session;
+use swoole_server::{Peer, Session};
 
 #[derive(Debug, PartialEq)]
 pub(crate) enum Command<'a> {
@@ -60,6 +62,8 @@ pub(crate) enum Command<'a> {
     TaskAll(u64, &'a [u8]),
     TaskLoad(usize, u64, usize),
     TaskWaits(u64, usize),
+    Message(Peer, &'a [u8]),
+    Messages(Peer, u64, usize),
     Spawn(u64),
     Big(usize),
     Leak(usize),
@@ -142,6 +146,16 @@ impl<'a> Command<'a> {
                 let (ms, bytes) = split_word(rest);
                 Command::TaskWaits(number(ms, usage)?, number(bytes, usage)?)
             }
+            b"message" => {
+                let (to, text) = split_word(rest);
+                Command::Message(peer(to, "message TO TEXT")?, text)
+            }
+            b"messages" => {
+                let usage = "messages TO N BYTES";
+                let (to, rest) = split_word(rest);
+                let (count, bytes) = split_word(rest);
+                Command::Messages(peer(to, usage)?, number(count, usage)?, number(bytes, usage)?)
+            }
             b"reload" if rest == b"task" => Command::ReloadTasks,
             b"spawn" => Command::Spawn(number(rest, "spawn MS")?),
             b"big" => Command::Big(amount(rest, "big")?),
@@ -183,6 +197,10 @@ pub(crate) fn split_word(text: &[u8]) -> (&[u8], &[u8]) {
 
 fn number<T: FromStr>(text: &[u8], expected: &str) -> Result<T, String> {
     std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).ok_or_else(|| usage(expected))
+}
+
+fn peer(text: &[u8], expected: &str) -> Result<Peer, String> {
+    super::messages::parse_peer(text).ok_or_else(|| usage(expected))
 }
 
 fn optional<T: FromStr>(text: &[u8], expected: &str) -> Result<Option<T>, String> {
@@ -250,6 +268,8 @@ mod tests {
             (b"taskall 5 a|b", Command::TaskAll(5, b"a|b")),
             (b"taskload 64 5 128", Command::TaskLoad(64, 5, 128)),
             (b"taskwaits 5 128", Command::TaskWaits(5, 128)),
+            (b"message 1 a b", Command::Message(Peer::Worker(1), b"a b")),
+            (b"messages t1 5 128", Command::Messages(Peer::TaskWorker(1), 5, 128)),
             (b"reload task", Command::ReloadTasks),
             (b"hold what may", Command::Hold),
             (b"big 1073741824", Command::Big(BIG_MAX)),
@@ -271,6 +291,7 @@ mod tests {
             (b"Echo x", "unknown command `Echo x`"),
             (b"reload tasks", "unknown command `reload tasks`"),
             (b"taskto x", "usage: taskto TASKWORKER TEXT"),
+            (b"message x hello", "usage: message TO TEXT"),
             (b"a\nb\x1b", "unknown command `a\\nb\\u{1b}`"),
             (b"sleep", "usage: sleep MS"),
             (b"sleep -1", "usage: sleep MS"),

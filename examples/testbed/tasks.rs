@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use swoole_server::{Error, Result, Session, TaskError, TaskId, TaskResult, TaskWorker, Worker};
 
-use super::command::Crash;
+use super::command::{Crash, split_word};
+use super::messages::{self, Messages};
 
 /// Who is told of which task.
 #[derive(Default)]
@@ -125,7 +126,12 @@ fn told(result: TaskResult) -> Vec<u8> {
 }
 
 /// Does one, in the task worker.
-pub(crate) fn work(worker: &mut TaskWorker, text: &[u8]) -> Result<Vec<u8>> {
+pub(crate) fn work(
+    worker: &mut TaskWorker,
+    text: &[u8],
+    messages: &mut Messages,
+    line_end: &[u8],
+) -> Result<Vec<u8>> {
     let word = text.split(|byte| *byte == b' ').next().unwrap_or_default();
     let rest = text.get(word.len() + 1..).unwrap_or_default();
     let number = || String::from_utf8_lossy(rest).parse::<u64>().unwrap_or_default();
@@ -145,13 +151,34 @@ pub(crate) fn work(worker: &mut TaskWorker, text: &[u8]) -> Result<Vec<u8>> {
         b"die_at" => super::die_at(&String::from_utf8_lossy(rest))?,
         b"ask" => drop(worker.ask(rest)?),
         b"asks" => {
-            let (times, text) = super::command::split_word(rest);
+            let (times, text) = split_word(rest);
             for _ in 0..String::from_utf8_lossy(times).parse::<u64>().unwrap_or_default() {
                 worker.ask(text)?;
             }
         }
         b"say" => super::say(format!("said by={} {}", worker.id(), String::from_utf8_lossy(rest)))?,
         b"leave" => worker.retire(),
+        b"message" | b"messages" => {
+            let (to, rest) = split_word(rest);
+            let to = messages::parse_peer(to).ok_or("message TO TEXT, messages TO N BYTES")?;
+            if word == b"message" {
+                worker.send_message(to, rest)?;
+            } else {
+                let (count, bytes) = split_word(rest);
+                let number = |text| String::from_utf8_lossy(text).parse::<usize>().unwrap_or_default();
+                let sent = messages.flood(worker, to, number(count) as u64, number(bytes))?;
+                return Ok(format!("sent {sent}").into_bytes());
+            }
+        }
+        b"send" | b"close" | b"exists" => {
+            let (session, text) = split_word(rest);
+            let session = String::from_utf8_lossy(session).parse().map_err(Error::other)?;
+            match word {
+                b"send" => worker.send(session, &[text, line_end].concat())?,
+                b"close" => worker.close(session)?,
+                _ => return Ok(worker.exists(session).to_string().into_bytes()),
+            }
+        }
         _ => {}
     }
     Ok(text.to_ascii_uppercase())

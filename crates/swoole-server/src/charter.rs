@@ -176,17 +176,8 @@ impl Text {
             Ok(Adopted { slot: slot_of(seat, &config), generation, pid, pidfd, leaving: false })
         };
         let mut adopted = heirs.into_iter().zip(0..).map(adopt).collect::<Result<Vec<_>>>()?;
-        let parts = Parts {
-            memory,
-            lifeline,
-            manager_bell,
-            bells,
-            rooms,
-            reactor_bells,
-            task_bells,
-            boxes,
-            sockets,
-        };
+        let parts =
+            Parts { memory, lifeline, manager_bell, bells, rooms, reactor_bells, task_bells, boxes, sockets };
         let master = Pid::from_raw(master).ok_or_else(|| broken("there is no master"))?;
         let (shared, links) = Shared::assemble(config, addresses, keep, master, plan, parts)?;
         for worker in &mut adopted {

@@ -43,6 +43,7 @@
 //! | [`Handler`] | all callbacks, where each runs and in which order |
 //! | [`Worker`] | what a callback can do: send, close, ask about sessions, set timers, reload |
 //! | [`TaskWorker`], [`Worker::task`] | slow work elsewhere, and its result |
+//! | [`Peer`], [`Worker::send_message`] | messages between processes |
 //! | [`Config`] | every key, from code, a TOML file, the environment or flags |
 //! | [`Server`] | starting, and the signals it understands |
 //!

@@ -128,17 +128,8 @@ impl Shared {
         plan: Plan,
         parts: Parts,
     ) -> Result<(Shared, Links)> {
-        let Parts {
-            memory,
-            lifeline,
-            manager_bell,
-            bells,
-            rooms,
-            reactor_bells,
-            task_bells,
-            boxes,
-            sockets,
-        } = parts;
+        let Parts { memory, lifeline, manager_bell, bells, rooms, reactor_bells, task_bells, boxes, sockets } =
+            parts;
         let words = plan.bells(&memory).map_err(|error| Error::setup("map the doorbells", error))?;
         let together = |words: Vec<Words>, events: Vec<OwnedFd>| {
             words.into_iter().zip(events).map(|(word, event)| Doorbell::new(word, event)).collect()

@@ -70,10 +70,7 @@ impl Boxes {
     }
 
     /// Those that another process has made: of each box the writing end, then the reading end.
-    pub(crate) fn from_fds(
-        config: &Config,
-        mut next: impl FnMut() -> Result<OwnedFd>,
-    ) -> Result<Boxes> {
+    pub(crate) fn from_fds(config: &Config, mut next: impl FnMut() -> Result<OwnedFd>) -> Result<Boxes> {
         let mut end = || -> Result<Endpoint> {
             let failed = |error| Error::setup("take up a post box", error);
             Endpoint::from_fd(Kind::SeqPacket, next()?).map_err(failed)

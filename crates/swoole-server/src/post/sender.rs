@@ -154,7 +154,9 @@ impl Sender {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let bytes: usize = self.queues.iter().map(|queue| queue.bytes).sum();
-                return tracing::warn!("{bytes} bytes for other processes or their clients were not taken in time");
+                return tracing::warn!(
+                    "{bytes} bytes for other processes or their clients were not taken in time"
+                );
             }
             let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
             // An error ends the wait, which goes on until the deadline.

@@ -87,7 +87,8 @@ fn a_process_that_does_not_read_costs_the_sender_an_error_and_no_more() {
     assert_eq!(all(&mut posts[2]).len(), 1);
     let is_roomy = |post: &Post| {
         let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        let mut fds = [rustix::event::PollFd::from_borrowed_fd(post.sender.room(), rustix::event::PollFlags::IN)];
+        let mut fds =
+            [rustix::event::PollFd::from_borrowed_fd(post.sender.room(), rustix::event::PollFlags::IN)];
         rustix::event::poll(&mut fds, Some(&now)).unwrap() > 0
     };
     assert!(!is_roomy(&posts[0]));

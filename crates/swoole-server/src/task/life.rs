@@ -302,7 +302,9 @@ impl<'a, H: Handler> Life<'a, H> {
     fn has_work(&self) -> bool {
         let (store, id) = (&self.duty.store, self.duty.id);
         let has_mail = self.duty.post.has_mail();
-        has_mail || store.revivals() != self.revivals || (0..store.shape().askers).any(|asker| store.has_work(asker, id))
+        has_mail
+            || store.revivals() != self.revivals
+            || (0..store.shape().askers).any(|asker| store.has_work(asker, id))
     }
 
     fn work(&mut self, taken: Taken) {

@@ -17,6 +17,7 @@ mod dispatch;
 mod drain;
 mod hostile;
 mod manager;
+mod messages;
 mod operation;
 mod packets;
 mod placement;
@@ -49,6 +50,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         stop::ALL,
         stuck::ALL,
         tasks::ALL,
+        messages::ALL,
         boot::ALL,
         config::ALL,
         operation::ALL,

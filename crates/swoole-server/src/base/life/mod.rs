@@ -145,7 +145,8 @@ impl<'a, H: Handler> Life<'a, H> {
         let bell = &shared.bells[usize::from(id)];
         reactor.watch(bell, Interest::READABLE, Trigger::Edge).map_err(watch)?;
         let lifeline = reactor.watch(&shared.lifeline, Interest::READABLE, Trigger::Edge).map_err(watch)?;
-        let room = reactor.watch(duty.post.sender.room(), Interest::READABLE, Trigger::Level).map_err(watch)?;
+        let room =
+            reactor.watch(duty.post.sender.room(), Interest::READABLE, Trigger::Level).map_err(watch)?;
         let life = Life {
             handler,
             duty,

@@ -117,7 +117,7 @@ fn start(cx: &Cx, task_workers: usize, flags: &[(&str, &str)]) -> Result<Bed> {
 }
 
 /// The latest process of each task worker's slot.
-fn task_workers_of(bed: &Bed) -> BTreeMap<u32, i32> {
+pub(super) fn task_workers_of(bed: &Bed) -> BTreeMap<u32, i32> {
     let lines = bed.log.texts(Source::Stdout);
     let starts = lines.iter().filter(|line| line.starts_with("on_worker_start task="));
     starts
@@ -125,7 +125,7 @@ fn task_workers_of(bed: &Bed) -> BTreeMap<u32, i32> {
         .collect()
 }
 
-fn wait_task_worker(bed: &Bed, id: u32, before: i32) -> Result<i32> {
+pub(super) fn wait_task_worker(bed: &Bed, id: u32, before: i32) -> Result<i32> {
     proc::until("another task worker", PATIENCE, || {
         task_workers_of(bed).get(&id).copied().filter(|pid| *pid != before)
     })
