@@ -15,7 +15,8 @@ const RING_MIN: usize = 16 * KIB;
 /// Descriptors of a process that are no clients: standard streams, listeners, and some for the user's program.
 const DESCRIPTORS_RESERVED: u64 = 128;
 
-/// Descriptors that the master has for each worker and each reactor: doorbells, control sockets, event queues.
+/// Descriptors that the master has for each worker, task worker and reactor: doorbells, post boxes, control sockets, event
+/// queues.
 const DESCRIPTORS_PER_PEER: u64 = 8;
 
 /// Descriptors that the master has for each pair of worker and reactor which socketpairs join.

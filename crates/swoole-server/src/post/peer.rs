@@ -5,7 +5,8 @@ use std::fmt;
 use crate::config::Config;
 use crate::error::{Error, Result};
 
-/// A process of the server, by what it does. Whichever process is in a slot when a message arrives gets it.
+/// A process of the server, by what it does. Whichever process is in a slot when a message arrives gets it. Who has sent one
+/// is what it has said: a process that somebody else has taken over may lie.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[non_exhaustive]
 pub enum Peer {
