@@ -57,15 +57,23 @@ pub(crate) struct Boxes {
 
 impl Boxes {
     pub(crate) fn create(config: &Config) -> Result<Boxes> {
-        let create = |number: usize| {
-            let failed = |error| Error::setup(format!("make post box {number} (a socketpair)"), error);
-            let (mut write, mut read) = socketpair::pair(Kind::SeqPacket).map_err(failed)?;
+        let failed = |error: swoole_ipc::Error| Error::setup("make the post boxes (socketpairs)", error);
+        let create = |_| {
+            let (mut write, mut read) = socketpair::pair(Kind::SeqPacket)?;
             for end in [&mut write, &mut read] {
-                end.set_buffer_sizes(BUFFER).map_err(failed)?;
+                end.set_buffer_sizes(BUFFER)?;
             }
             Ok((write, read))
         };
-        let ends = (0..config.boxes()).map(create).collect::<Result<_>>()?;
+        let pairs = (0..config.boxes()).map(create).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        // The writing ends get numbers side by side: each process keeps those, and closes what lies between in one call.
+        let mut write = pairs.iter().map(|(write, _)| Ok(write.as_fd().try_clone_to_owned()?));
+        let write = write.by_ref().collect::<Result<Vec<OwnedFd>>>()?;
+        let ends = write
+            .into_iter()
+            .zip(pairs)
+            .map(|(write, (_, read))| Ok((Endpoint::from_fd(Kind::SeqPacket, write)?, read)));
+        let ends = ends.collect::<Result<_, _>>().map_err(failed)?;
         Ok(Boxes { ends, seats: config.seats().into() })
     }
 
