@@ -33,8 +33,8 @@ use messages::Messages;
 use rustix::process::{Signal, getpid, kill_process};
 use swoole_server::config::{Config, Framing, Listen, Sources};
 use swoole_server::{
-    Error, ExitStatus, Handler, Manager, Master, Peer, Result, Server, Session, TaskFate, TaskId, TaskResult,
-    TaskWorker, TimerId, Unfinished, Worker, WorkerError, WorkerKind,
+    Audience, Error, ExitStatus, Handler, Manager, Master, Peer, Result, Server, Session, TaskFate, TaskId,
+    TaskResult, TaskWorker, TimerId, Unfinished, Worker, WorkerError, WorkerKind,
 };
 use tasks::Tasks;
 
@@ -266,8 +266,19 @@ impl Testbed {
             }
             Command::Send(session, line) => self.send_line(worker, session, line).and_then(|()| ok()),
             Command::Broadcast(line) => {
+                let others = worker.sessions().filter(|session| *session != client).count();
+                worker.broadcast(Audience::all().except(client), &[line, &self.line_end].concat())?;
+                text(format!("sent {others}"))
+            }
+            Command::SendAll(line) => {
                 let others: Vec<Session> = worker.sessions().filter(|session| *session != client).collect();
                 text(format!("sent {}", self.send_to_all(worker, &others, line)?))
+            }
+            Command::Subscribe(topic) => worker.subscribe(client, topic).and_then(|()| ok()),
+            Command::Unsubscribe(topic) => worker.unsubscribe(client, topic).and_then(|()| ok()),
+            Command::Publish(topic, line) => {
+                let audience = Audience::topic(topic).except(client);
+                worker.broadcast(audience, &[line, &self.line_end].concat()).and_then(|()| ok())
             }
             Command::Close(None) => worker.close(client).map(|()| None),
             Command::Close(Some(session)) => worker.close(session).and_then(|()| ok()),

@@ -6,7 +6,10 @@
 //! | `whoami` | `worker=ID pid=PID generation=G handled=N` |
 //! | `session` | `session=ID reactor=R port=P peer=ADDR connected=UNIX_MS recv=BYTES sent=BYTES` |
 //! | `send SESSION TEXT` | TEXT goes to that session; `ok` |
-//! | `broadcast TEXT` | TEXT goes to every other session; `sent N` |
+//! | `broadcast TEXT` | TEXT goes to every other session, in one broadcast; `sent N` |
+//! | `sendall TEXT` | the same, sent to one after the other |
+//! | `subscribe TOPIC`, `unsubscribe TOPIC` | the sender, to that topic; `ok` |
+//! | `publish TOPIC TEXT` | TEXT goes to all who are subscribed, but the sender; `ok` |
 //! | `close`, `close SESSION` | closes it after what was sent before; only the second replies, `ok` |
 //! | `sleep MS`, `spin MS` | blocks the worker, idle or busy; `slept MS`, `spun MS` |
 //! | `crash panic`, `abort`, `segv`, `kill`, `exit N` | the worker dies that way |
@@ -17,7 +20,7 @@
 //! | `clear ID` | `ok`, or `error: no such timer` |
 //! | `reply MS TEXT` | `TEXT` after MS; the reply is open till then |
 //! | `forget` | `ok`, and a reply is open for ever |
-//! | `task TEXT` | `task ID`, and when it is done `finish ID RESULT`: TEXT in upper case. As TEXT: `sleep MS`, `crash ...`, `fail WHY`, `big N`, `whoami`, `die_at POINT`; `early TEXT` is finished before its end, after `leave` the task worker is replaced, `ask TEXT` and `asks N TEXT` ask other task workers, `say TEXT` prints a line, `message TO TEXT` and `messages TO N BYTES` send messages, `send SESSION TEXT`, `close SESSION` and `exists SESSION` are about clients |
+//! | `task TEXT` | `task ID`, and when it is done `finish ID RESULT`: TEXT in upper case. As TEXT: `sleep MS`, `crash ...`, `fail WHY`, `big N`, `whoami`, `die_at POINT`; `early TEXT` is finished before its end, after `leave` the task worker is replaced, `ask TEXT` and `asks N TEXT` ask other task workers, `say TEXT` prints a line, `message TO TEXT` and `messages TO N BYTES` send messages, `send SESSION TEXT`, `close SESSION`, `exists SESSION`, `broadcast TEXT` and `publish TOPIC TEXT` are about clients |
 //! | `taskto TASKWORKER TEXT` | the same, by that one |
 //! | `taskwait MS TEXT` | `result RESULT`, or `error: timeout` after MS |
 //! | `taskall MS TEXT\|TEXT\|...` | `results RESULT\|RESULT\|...` |
@@ -46,6 +49,10 @@ pub(crate) enum Command<'a> {
     Session,
     Send(Session, &'a [u8]),
     Broadcast(&'a [u8]),
+    SendAll(&'a [u8]),
+    Subscribe(&'a [u8]),
+    Unsubscribe(&'a [u8]),
+    Publish(&'a [u8], &'a [u8]),
     Close(Option<Session>),
     Sleep(u64),
     Spin(u64),
@@ -97,6 +104,13 @@ impl<'a> Command<'a> {
         Ok(match name {
             b"echo" => Command::Echo(rest),
             b"broadcast" => Command::Broadcast(rest),
+            b"sendall" => Command::SendAll(rest),
+            b"subscribe" => Command::Subscribe(rest),
+            b"unsubscribe" => Command::Unsubscribe(rest),
+            b"publish" => {
+                let (topic, text) = split_word(rest);
+                Command::Publish(topic, text)
+            }
             b"hold" => Command::Hold,
             b"sum" => Command::Sum(rest),
             b"send" => {
@@ -262,6 +276,7 @@ mod tests {
             (b"clear 7", Command::Clear(7)),
             (b"reply 5 a b", Command::Reply(5, b"a b")),
             (b"forget", Command::Forget),
+            (b"publish a b c", Command::Publish(b"a", b"b c")),
             (b"task a b", Command::Task(None, b"a b")),
             (b"taskto 1 a b", Command::Task(Some(1), b"a b")),
             (b"taskwait 5 a b", Command::TaskWait(5, b"a b")),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use swoole_server::{Error, Result, Session, TaskError, TaskId, TaskResult, TaskWorker, Worker};
+use swoole_server::{Audience, Error, Result, Session, TaskError, TaskId, TaskResult, TaskWorker, Worker};
 
 use super::command::{Crash, split_word};
 use super::messages::{self, Messages};
@@ -169,6 +169,11 @@ pub(crate) fn work(
                 let sent = messages.flood(worker, to, number(count) as u64, number(bytes))?;
                 return Ok(format!("sent {sent}").into_bytes());
             }
+        }
+        b"broadcast" => worker.broadcast(Audience::all(), &[rest, line_end].concat())?,
+        b"publish" => {
+            let (topic, text) = split_word(rest);
+            worker.publish(topic, &[text, line_end].concat())?;
         }
         b"send" | b"close" | b"exists" => {
             let (session, text) = split_word(rest);

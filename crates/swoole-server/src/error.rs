@@ -48,6 +48,22 @@ pub enum Error {
         /// The limit, in bytes.
         max: usize,
     },
+    /// A broadcast is larger than a connection's whole output limit.
+    #[error("broadcast: {len} bytes exceed socket_buffer_size = {max}")]
+    BroadcastTooLong {
+        /// How much was to be sent, in bytes.
+        len: usize,
+        /// The limit, in bytes.
+        max: usize,
+    },
+    /// No topic can be called so.
+    #[error("the name of a topic has {len} bytes: must be 1..={max}")]
+    TopicLength {
+        /// Its length, in bytes.
+        len: usize,
+        /// The limit, in bytes.
+        max: usize,
+    },
     /// A process does not take what this one sends to it, or to its clients; most often it blocks.
     #[error("{peer} does not take what is sent to it: {waiting} bytes wait (socket_buffer_size = {max})")]
     PeerFull {

@@ -43,6 +43,7 @@
 //! | [`Handler`] | all callbacks, where each runs and in which order |
 //! | [`Worker`] | what a callback can do: send, close, ask about sessions, set timers, reload |
 //! | [`TaskWorker`], [`Worker::task`] | slow work elsewhere, and its result |
+//! | [`Audience`], [`Worker::broadcast`] | many clients at once, and topics that they are subscribed to |
 //! | [`Peer`], [`Worker::send_message`] | messages between processes |
 //! | [`Config`] | every key, from code, a TOML file, the environment or flags |
 //! | [`Server`] | starting, and the signals it understands |
@@ -68,6 +69,7 @@
 #![forbid(unsafe_code)]
 
 mod affinity;
+mod audience;
 mod base;
 mod board;
 #[cfg(not(feature = "breakpoints"))]
@@ -107,6 +109,7 @@ mod task;
 mod wire;
 mod worker;
 
+pub use audience::Audience;
 pub use config::Config;
 pub use crash::{Fate, PacketInHand};
 pub use error::{Error, Result};

@@ -8,12 +8,13 @@
 //! |---|---|---|
 //! | request | session: u64, total: u64 (bytes of the whole packet) | the packet, or a fragment of it |
 //! | batch of requests | session: u64, total: u64 (packets) | what was received, then for each packet in it where it begins and ends: u32, u32 |
-//! | reply | session: u64, ack: u64 (requests finished) | bytes for the client |
+//! | reply | session: u64, ack: u64 (requests finished) | bytes for the client, or an order ([`crate::audience`]) |
 //!
 //! All integers are little-endian. What comes from a worker is checked before it is believed.
 
 use std::ops::Range;
 
+use crate::audience::Order;
 use crate::session::Session;
 
 /// Bytes of either header.
@@ -43,6 +44,8 @@ pub(crate) enum ReplyKind {
     Send = 2,
     /// Close the session after what was sent before has gone out.
     Close = 3,
+    /// Do something for many clients, or for one's topics: [`Order`].
+    Order = 4,
 }
 
 /// The last fragment of its packet (a whole packet is its own last fragment).
@@ -164,6 +167,7 @@ impl Reply {
             1 => ReplyKind::Ack,
             2 => ReplyKind::Send,
             3 => ReplyKind::Close,
+            4 if Order::decode(payload).is_some() => ReplyKind::Order,
             _ => return Err(Malformed { tag, len: record.len() }),
         };
         Ok((Reply { kind, commit: tag & COMMIT != 0, session: Session::from_raw(session), ack }, payload))

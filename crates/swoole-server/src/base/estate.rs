@@ -105,8 +105,8 @@ impl Estate {
     }
 }
 
-/// The list: the mail, each kind after its number of parts; then for each client its session, flags, and the bytes
-/// read and not handled, and made and not sent. All bytes stand after their length.
+/// The list: the mail, each kind after its number of parts; then for each client its session, flags, the bytes
+/// read and not handled, and made and not sent, and its topics after their number. All bytes stand after their length.
 fn write(heirlooms: &[Heirloom], mail: &Mail) -> io::Result<OwnedFd> {
     let file = memfd_create("swoole-estate", MemfdFlags::CLOEXEC)?;
     let mut list = io::BufWriter::new(File::from(file));
@@ -120,12 +120,14 @@ fn write(heirlooms: &[Heirloom], mail: &Mail) -> io::Result<OwnedFd> {
         write_word(&mut list, u64::from(*number))?;
         write_bytes(&mut list, bytes)?;
     }
-    for Heirloom { session, ended, closing, input, output, .. } in heirlooms {
+    for Heirloom { session, ended, closing, input, output, topics, .. } in heirlooms {
         write_word(&mut list, session.raw())?;
         list.write_all(&[if *ended { ENDED } else { 0 } | if *closing { CLOSING } else { 0 }])?;
         for bytes in [input, output] {
             write_bytes(&mut list, bytes)?;
         }
+        write_word(&mut list, topics.len() as u64)?;
+        topics.iter().try_for_each(|topic| write_bytes(&mut list, topic))?;
     }
     Ok(list.into_inner().map_err(io::IntoInnerError::into_error)?.into())
 }
@@ -161,7 +163,10 @@ fn read(mut list: File, sockets: Vec<OwnedFd>) -> io::Result<(Vec<Heirloom>, Mai
         list.read_exact(&mut flags)?;
         let [input, output] = [read_bytes(&mut list, size), read_bytes(&mut list, size)];
         let (ended, closing) = (flags[0] & ENDED != 0, flags[0] & CLOSING != 0);
-        heirlooms.push(Heirloom { session, socket, ended, closing, input: input?, output: output? });
+        let (input, output, count) = (input?, output?, read_word(&mut list)?);
+        let topics =
+            (0..count).map(|_| Ok(read_bytes(&mut list, size)?.into())).collect::<io::Result<_>>()?;
+        heirlooms.push(Heirloom { session, socket, ended, closing, input, output, topics });
     }
     Ok((heirlooms, mail))
 }
@@ -199,6 +204,7 @@ mod tests {
             closing: number % 3 == 1,
             input: vec![1; number as usize],
             output: vec![2; 3 * number as usize],
+            topics: (0..number % 4).map(|topic| topic.to_le_bytes().as_slice().into()).collect(),
         };
         (heirloom, peer)
     }
@@ -217,6 +223,7 @@ mod tests {
         for ((heirloom, mut peer), number) in taken.into_iter().zip(peers).zip(1..) {
             assert_eq!(heirloom.session.raw(), number);
             assert_eq!((heirloom.ended, heirloom.closing), (number % 2 == 1, number % 3 == 1));
+            assert_eq!(heirloom.topics.len() as u64, number % 4);
             assert_eq!((heirloom.input.len(), heirloom.output.len() as u64), (number as usize, 3 * number));
             let mut socket = UnixStream::from(heirloom.socket);
             socket.write_all(&number.to_le_bytes()).unwrap();

@@ -5,6 +5,7 @@ use std::io::IoSlice;
 
 use swoole_reactor::Reactor;
 
+use crate::audience::Order;
 use crate::desk::{Desk, Replies};
 use crate::link::{ReplySink as _, UNCOMMITTED_MAX};
 use crate::session::Session;
@@ -38,6 +39,8 @@ enum What {
     },
     Large(Vec<u8>),
     Close,
+    /// For many, whoever the session is.
+    Order(Vec<u8>),
 }
 
 impl Outbox {
@@ -58,6 +61,11 @@ impl Outbox {
         self.acts.push(Act { session, what: What::Close });
     }
 
+    fn order(&mut self, order: Vec<u8>) {
+        self.large += order.len();
+        self.acts.push(Act { session: Session::from_raw(0), what: What::Order(order) });
+    }
+
     /// Whether the callback wants this session closed.
     pub(super) fn closes(&self, session: Session) -> bool {
         self.acts.iter().any(|act| act.session == session && matches!(act.what, What::Close))
@@ -74,6 +82,7 @@ impl Outbox {
                 }
                 What::Large(bytes) => replies.send_owned(session, bytes),
                 What::Close => replies.close(session),
+                What::Order(order) => replies.order(&order),
             }
         }
         self.large = 0;
@@ -97,10 +106,21 @@ impl Till<'_> {
 
     /// For a client of this worker's own, as in [`close`](Till::close).
     pub(crate) fn send(&mut self, session: Session, bytes: &[u8]) {
-        if self.outbox.bytes.len() + self.outbox.large + bytes.len() > UNCOMMITTED_MAX {
+        self.bound(bytes.len());
+        self.outbox.send(session, bytes);
+    }
+
+    /// Lets out what was sent so far, if it would be too much with so many bytes more.
+    fn bound(&mut self, bytes: usize) {
+        if self.outbox.bytes.len() + self.outbox.large + bytes > UNCOMMITTED_MAX {
             self.deliver();
         }
-        self.outbox.send(session, bytes);
+    }
+
+    /// For this worker's own clients.
+    pub(crate) fn order(&mut self, order: &Order<'_>) {
+        self.bound(order.len());
+        order.encode(usize::MAX).for_each(|order| self.outbox.order(order));
     }
 
     pub(crate) fn close(&mut self, session: Session) {

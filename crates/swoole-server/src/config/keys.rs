@@ -37,7 +37,7 @@ const fn key(name: &'static str, kind: Kind, help: &'static str) -> Key {
 }
 
 /// In the order of the fields of [`Config`](super::Config).
-pub(super) static KEYS: [Key; 46] = [
+pub(super) static KEYS: [Key; 47] = [
     key("listen", Listen, "where clients connect; may repeat"),
     key("mode", Choice(&["process", "base"]), "how the work is divided between processes"),
     key("worker_num", Count(1, 1024), "worker processes"),
@@ -116,6 +116,7 @@ pub(super) static KEYS: [Key; 46] = [
     key("max_wait_time", Seconds(0.1, 3600.0), "how long a worker may take to stop"),
     key("close_listen", Choice(&["first", "last"]), "when a stop closes the listening sockets"),
     key("max_timer", Count(1, 1_000_000), "timers of one worker at one time"),
+    key("max_subscription", Count(1, 65_536), "topics that one client may be subscribed to"),
     key("max_connection", Count(1, 1_000_000), "client connections at one time"),
     key("backlog", Count(1, 65535), "connections that wait in the kernel to be accepted"),
     key("open_tcp_nodelay", Switch, "send small replies at once"),

@@ -215,6 +215,10 @@ pub struct Config {
     /// Timers of one worker at one time, 1..=1000000. Default 100000. To set another one is an error. (Swoole has no limit.)
     pub max_timer: usize,
 
+    /// Topics that one client may be [subscribed](crate::Worker::subscribe) to, 1..=65536. Default 128. Each takes some hundred
+    /// bytes of the reactor that has the client, and the name of a topic, up to 255, once for all who are subscribed there.
+    pub max_subscription: usize,
+
     /// Client connections at one time, 1..=1000000. Default 100000. The process's limit of open files bounds it too:
     /// see [`connection_limit`](Config::connection_limit). Swoole: `max_connection`, there a limit of the
     /// descriptor's number.
@@ -309,6 +313,7 @@ impl Default for Config {
             max_wait_time: Duration::from_secs(3),
             close_listen: CloseListen::First,
             max_timer: 100_000,
+            max_subscription: 128,
             max_connection: 100_000,
             backlog: 511,
             open_tcp_nodelay: true,

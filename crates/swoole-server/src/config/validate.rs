@@ -40,6 +40,7 @@ impl Config {
         check_count("package_body_offset", self.package_body_offset as u64)?;
         check_size("package_max_length", self.package_max_length)?;
         check_count("max_timer", self.max_timer as u64)?;
+        check_count("max_subscription", self.max_subscription as u64)?;
         check_count("max_connection", self.max_connection as u64)?;
         check_count("backlog", self.backlog.into())?;
         check_count("busy_poll", self.busy_poll.into())?;

@@ -40,6 +40,7 @@ impl Desk {
             reactor.cancel(timer);
             self.lingering.remove(&timer);
         }
+        self.topics.forget(connection.session);
         self.count(Counter::Closed, 1);
         true
     }

@@ -1,6 +1,8 @@
 //! How connections change hands between two workers of Base mode: the one that retires gives them away, the one that
 //! takes its place goes on with them. Session, slot and every byte under way stay.
 
+use std::rc::Rc;
+
 use rustix::fd::OwnedFd;
 use swoole_reactor::{Close, Detached, Reactor, Token};
 
@@ -21,6 +23,8 @@ pub(crate) struct Heirloom {
     pub(crate) input: Vec<u8>,
     /// Made, and not sent.
     pub(crate) output: Vec<u8>,
+    /// What it is subscribed to.
+    pub(crate) topics: Vec<Rc<[u8]>>,
 }
 
 impl Desk {
@@ -61,7 +65,9 @@ impl Desk {
         let Connection { session, ended, closing, input, .. } = self.connections.remove(slot);
         let mut input = input.into_bytes();
         input.extend(detached.unread);
-        Some(Heirloom { session, socket: detached.socket, ended, closing, input, output: detached.unsent })
+        let topics = self.topics.forget(session);
+        let (socket, output) = (detached.socket, detached.unsent);
+        Some(Heirloom { session, socket, ended, closing, input, output, topics })
     }
 
     /// A connection that was given away and that nobody takes is closed.
@@ -80,7 +86,7 @@ impl Desk {
         let mut connections = Vec::new();
         let mut bytes = Vec::new();
         for heirloom in heirlooms {
-            let Heirloom { session, socket, ended, closing, input, output } = heirloom;
+            let Heirloom { session, socket, ended, closing, input, output, topics } = heirloom;
             // Counted as lost already if the last worker died after all.
             if self.shared.sessions.reactor(session) != self.id
                 || !(closing || self.shared.sessions.exists(session))
@@ -95,6 +101,7 @@ impl Desk {
                     (connection.announced, connection.ended, connection.input) = (true, ended, input.into());
                     connection.closing = closing;
                     connections.push((slot, connection));
+                    topics.iter().for_each(|topic| _ = self.topics.subscribe(session, topic));
                     bytes.push((slot, output));
                 }
                 Err(error) => {

@@ -9,6 +9,7 @@
 //! | `intake` | bytes in: where they are read to, and how they get on |
 //! | `connection` | one connection, and the cutting of its stream |
 //! | `replies` | what is sent to them |
+//! | `topics` | who is subscribed to what |
 //! | `departure` | how they end |
 //! | `heritage` | how they change hands |
 
@@ -17,6 +18,7 @@ mod departure;
 mod heritage;
 mod intake;
 mod replies;
+mod topics;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -30,6 +32,7 @@ use connection::{Connection, LINGER};
 pub(crate) use connection::{Fed, Offer, feed};
 pub(crate) use heritage::Heirloom;
 pub(crate) use replies::Replies;
+use topics::Topics;
 
 use crate::board::Counter;
 use crate::session::{Arrival, Generations, Session};
@@ -119,6 +122,7 @@ pub(crate) struct Desk {
     /// Closed connections that stand in there still, at most.
     stale: usize,
     lingering: HashMap<TimerId, Session>,
+    topics: Topics,
     /// Closed, and their home workers not told yet.
     departed: Vec<(u16, Session)>,
     /// Connections are read from here, not by the driver.
@@ -145,6 +149,7 @@ impl Desk {
             waiting: (0..queues).map(|_| VecDeque::new()).collect(),
             stale: 0,
             lingering: HashMap::new(),
+            topics: Topics::new(shared.config.max_subscription),
             departed: Vec::new(),
             reads,
             scratch: Vec::new(),

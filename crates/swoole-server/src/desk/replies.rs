@@ -5,6 +5,8 @@ use std::io::IoSlice;
 use swoole_reactor::{Close, Reactor, Token};
 
 use super::Desk;
+use super::topics::Subscribed;
+use crate::audience::{Audience, Order};
 use crate::board::Counter;
 use crate::link::{ReplySink, Sent};
 use crate::post::Parcel;
@@ -23,7 +25,29 @@ impl Replies<'_> {
         match parcel {
             Parcel::Send(session, bytes) => self.send(session, &[IoSlice::new(&bytes)]),
             Parcel::Close(session) => self.close(session),
+            Parcel::Order(order) => self.order(&order),
             Parcel::Message(from, _) => tracing::error!("a message from {from} has come to a reactor"),
+        }
+    }
+
+    /// To all of this desk's clients who are meant.
+    fn broadcast(&mut self, audience: &Audience<'_>, bytes: &[u8]) {
+        let Desk { topics, connections, shared, .. } = &*self.desk;
+        let is_meant = |session: &Session| audience.has(*session, || shared.sessions.listener(*session));
+        // Who does not read is closed meanwhile, so nobody may be at the list itself.
+        let sessions: Vec<Session> = match audience.its_topic() {
+            Some(topic) => topics.members(topic).filter(is_meant).collect(),
+            None => connections.iter().map(|(_, connection)| connection.session).filter(is_meant).collect(),
+        };
+        for session in sessions {
+            self.send(session, &[IoSlice::new(bytes)]);
+        }
+    }
+
+    fn subscribe(&mut self, session: Session, topic: &[u8]) {
+        if self.desk.is_open(session) && self.desk.topics.subscribe(session, topic) == Subscribed::Refused {
+            let max = self.desk.shared.config.max_subscription;
+            tracing::warn!(%session, "subscribed to {max} topics (max_subscription), and to no more");
         }
     }
 
@@ -60,6 +84,15 @@ impl ReplySink for Replies<'_> {
 
     fn send_owned(&mut self, session: Session, bytes: Vec<u8>) {
         self.send_by(session, bytes.len(), |reactor, token| reactor.send(token, bytes));
+    }
+
+    fn order(&mut self, order: &[u8]) {
+        match Order::decode(order) {
+            Some(Order::Broadcast(audience, bytes)) => self.broadcast(&audience, bytes),
+            Some(Order::Subscribe(session, topic)) => self.subscribe(session, topic),
+            Some(Order::Unsubscribe(session, topic)) => self.desk.topics.unsubscribe(session, topic),
+            None => tracing::error!("an order for many clients is malformed ({} bytes)", order.len()),
+        }
     }
 
     fn close(&mut self, session: Session) {

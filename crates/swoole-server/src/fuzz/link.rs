@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use swoole_ipc::{Doorbell, Producer};
 
+use crate::audience::Order;
 use crate::config::{Config, Ipc, OnCrash};
 use crate::crash::CrashPolicy;
 use crate::link::{Inbox, Lane, Next, Parcel, ReactorEnd, ReplySink, Sent};
@@ -36,6 +37,10 @@ impl ReplySink for Replies {
     }
 
     fn close(&mut self, _: Session) {}
+
+    fn order(&mut self, order: &[u8]) {
+        assert!(Order::decode(order).is_some(), "an order that is none");
+    }
 
     fn finished(&mut self, sent: &Sent, count: u32) {
         if sent.last && matches!(sent.kind, RequestKind::Packet | RequestKind::Batch) {

@@ -44,6 +44,8 @@ pub(crate) trait ReplySink {
     fn send_owned(&mut self, session: Session, bytes: Vec<u8>);
     /// The worker wants the session closed after what was sent before.
     fn close(&mut self, session: Session);
+    /// Something for many clients, or for one's topics: an encoded [`Order`](crate::audience::Order).
+    fn order(&mut self, order: &[u8]);
     /// So many messages of a record are finished; the replies to them have been delivered here before.
     fn finished(&mut self, sent: &Sent, count: u32);
 }

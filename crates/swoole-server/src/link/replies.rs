@@ -33,6 +33,7 @@ impl<'a> Gather<'a> {
         match reply.kind {
             ReplyKind::Ack => {}
             ReplyKind::Close => sink.close(reply.session),
+            ReplyKind::Order => sink.order(payload),
             ReplyKind::Send => {
                 self.parts[self.count] = IoSlice::new(payload);
                 self.count += 1;
@@ -77,6 +78,7 @@ impl Staging {
             match reply.kind {
                 ReplyKind::Ack => {}
                 ReplyKind::Close => sink.close(reply.session),
+                ReplyKind::Order => sink.order(&payload),
                 ReplyKind::Send => sink.send_owned(reply.session, payload),
             }
         }

@@ -20,6 +20,7 @@ use crate::wire::RequestKind;
 #[derive(Default)]
 struct Replies {
     sent: Vec<(Session, Vec<u8>)>,
+    orders: Vec<Vec<u8>>,
     finished: usize,
 }
 
@@ -34,6 +35,10 @@ impl ReplySink for Replies {
     }
 
     fn close(&mut self, _: Session) {}
+
+    fn order(&mut self, order: &[u8]) {
+        self.orders.push(order.to_vec());
+    }
 
     fn finished(&mut self, _: &Sent, count: u32) {
         self.finished += count as usize;

@@ -14,6 +14,7 @@ use swoole_ipc::socketpair::Endpoint;
 use swoole_ipc::{Consumer, Producer};
 
 use super::{Lane, SOCKET_PACKET, SOCKET_PIECE, UNCOMMITTED_MAX, reply_cost};
+use crate::audience::Order;
 use crate::breakpoint::{self, Point};
 use crate::crash::{CrashPolicies, CrashPolicy};
 use crate::error::Error;
@@ -258,14 +259,21 @@ impl Outlet {
         self.ack = ack;
     }
 
+    /// Lets out what was sent so far, if it would be too much with so many bytes more.
     #[inline]
-    pub(crate) fn send(&mut self, session: Session, bytes: &[u8]) -> Result<(), Error> {
-        if self.uncommitted > 0 && self.uncommitted + reply_cost(bytes.len()) > UNCOMMITTED_MAX {
+    fn bound(&mut self, bytes: usize) -> Result<(), Error> {
+        if self.uncommitted > 0 && self.uncommitted + reply_cost(bytes) > UNCOMMITTED_MAX {
             if self.whole {
                 return Err(Error::Uncommitted { max: UNCOMMITTED_MAX });
             }
             self.flush()?;
         }
+        Ok(())
+    }
+
+    #[inline]
+    pub(crate) fn send(&mut self, session: Session, bytes: &[u8]) -> Result<(), Error> {
+        self.bound(bytes.len())?;
         bytes.chunks(self.piece_max).try_for_each(|piece| {
             self.push(ReplyKind::Send, session, self.ack, piece)?;
             if piece.len() == self.piece_max {
@@ -273,6 +281,15 @@ impl Outlet {
             }
             Ok(())
         })
+    }
+
+    pub(crate) fn order(&mut self, order: &Order<'_>) -> Result<(), Error> {
+        self.bound(order.len())?;
+        order.encode(self.piece_max).try_for_each(|piece| self.push_order(&piece))
+    }
+
+    fn push_order(&mut self, piece: &[u8]) -> Result<(), Error> {
+        self.push(ReplyKind::Order, Session::from_raw(0), self.ack, piece)
     }
 
     pub(crate) fn close(&mut self, session: Session) -> Result<(), Error> {
@@ -417,6 +434,17 @@ impl Outlets {
     #[inline]
     pub(crate) fn to(&mut self, reactor: u16) -> &mut Outlet {
         &mut self.outlets[usize::from(reactor)]
+    }
+
+    /// To all reactors.
+    pub(crate) fn order_all(&mut self, order: &Order<'_>) -> Result<(), Error> {
+        // It is for all of them or for none.
+        self.outlets.iter_mut().try_for_each(|outlet| outlet.bound(order.len()))?;
+        let piece_max = self.outlets.iter().map(|outlet| outlet.piece_max).min().unwrap_or(1);
+        for piece in order.encode(piece_max) {
+            self.outlets.iter_mut().try_for_each(|outlet| outlet.push_order(&piece))?;
+        }
+        Ok(())
     }
 
     /// What was sent so far stands, and leaves now.

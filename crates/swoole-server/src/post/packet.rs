@@ -19,6 +19,8 @@ pub(crate) enum Kind {
     Close = 2,
     /// Bytes for the process.
     Message = 3,
+    /// Something for many clients.
+    Order = 4,
 }
 
 /// What stands before the bytes.
@@ -55,6 +57,7 @@ impl Header {
             1 => Kind::Send,
             2 => Kind::Close,
             3 => Kind::Message,
+            4 => Kind::Order,
             _ => return None,
         };
         let header = Header {

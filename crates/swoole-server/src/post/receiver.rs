@@ -8,6 +8,7 @@ use swoole_ipc::socketpair::Endpoint;
 
 use super::packet::{HEADER, Header, Kind, PIECE};
 use super::{MESSAGE_MAX, Peer};
+use crate::audience::ORDER_HEAD_MAX;
 use crate::session::Session;
 use crate::shared::Shared;
 
@@ -18,6 +19,8 @@ pub(crate) enum Parcel {
     Send(Session, Vec<u8>),
     /// A client's connection is to be closed.
     Close(Session),
+    /// For many clients: an [`Order`](crate::audience::Order).
+    Order(Vec<u8>),
     /// For this process.
     Message(Peer, Vec<u8>),
 }
@@ -89,6 +92,7 @@ impl Receiver {
         let (max, is_whole): (_, &dyn Fn(usize) -> bool) = match kind {
             Kind::Close => return Some(Parcel::Close(Session::from_raw(about))),
             Kind::Send => (config.socket_buffer_size, &|_| true),
+            Kind::Order => (config.socket_buffer_size + ORDER_HEAD_MAX, &|_| true),
             Kind::Message => (MESSAGE_MAX, &|len| len as u64 == about),
         };
         let whole = if first && last {
@@ -115,6 +119,7 @@ impl Receiver {
         }
         Some(match kind {
             Kind::Message => Parcel::Message(peer, whole),
+            Kind::Order => Parcel::Order(whole),
             _ => Parcel::Send(Session::from_raw(about), whole),
         })
     }

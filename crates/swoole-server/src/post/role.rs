@@ -42,6 +42,57 @@ macro_rules! posts {
                 Ok(())
             }
 
+            /// Sends `bytes` to many clients, see [`Worker::broadcast`](crate::Worker::broadcast). It leaves at once.
+            ///
+            /// # Errors
+            ///
+            /// As for [`Worker::broadcast`](crate::Worker::broadcast).
+            pub fn broadcast(&mut self, audience: crate::Audience<'_>, bytes: &[u8]) -> Result<()> {
+                let order = crate::audience::Order::Broadcast(audience, bytes);
+                order.check(self.shared().config.socket_buffer_size)?;
+                let sender = self.post();
+                sender.order_all(&order, None)?;
+                sender.pump();
+                Ok(())
+            }
+
+            /// Sends `bytes` to those who are subscribed to a topic.
+            ///
+            /// # Errors
+            ///
+            /// As for [`Worker::broadcast`](crate::Worker::broadcast).
+            pub fn publish(&mut self, topic: impl AsRef<[u8]>, bytes: &[u8]) -> Result<()> {
+                self.broadcast(crate::Audience::topic(&topic), bytes)
+            }
+
+            /// Subscribes a client to a topic, see [`Worker::subscribe`](crate::Worker::subscribe).
+            ///
+            /// # Errors
+            ///
+            /// As for [`Worker::subscribe`](crate::Worker::subscribe).
+            pub fn subscribe(&mut self, session: crate::Session, topic: impl AsRef<[u8]>) -> Result<()> {
+                self.order(session, &crate::audience::Order::Subscribe(session, topic.as_ref()))
+            }
+
+            /// Ends a subscription, see [`Worker::unsubscribe`](crate::Worker::unsubscribe).
+            ///
+            /// # Errors
+            ///
+            /// As for [`Worker::subscribe`](crate::Worker::subscribe).
+            pub fn unsubscribe(&mut self, session: crate::Session, topic: impl AsRef<[u8]>) -> Result<()> {
+                self.order(session, &crate::audience::Order::Unsubscribe(session, topic.as_ref()))
+            }
+
+            /// To the reactor of this session.
+            fn order(&mut self, session: crate::Session, order: &crate::audience::Order<'_>) -> Result<()> {
+                order.check(0)?;
+                let reactor = self.shared().sessions.owner(session)?;
+                let sender = self.post();
+                sender.order(reactor, order)?;
+                sender.pump();
+                Ok(())
+            }
+
             /// Sends a message to a worker or a task worker, after all that this process has sent to it before; see
             /// [`Worker::send_message`](crate::Worker::send_message). It leaves at once.
             ///

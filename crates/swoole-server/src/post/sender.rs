@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::packet::{Header, Kind, PIECE};
 use super::{MESSAGE_MAX, Peer};
+use crate::audience::Order;
 use crate::error::{Error, Result};
 use crate::session::Session;
 use crate::shared::Shared;
@@ -66,6 +67,29 @@ impl Sender {
         self.queue(Kind::Close, self.shared.config.box_of_reactor(reactor), session.raw(), &[])
     }
 
+    /// An order for one reactor.
+    pub(crate) fn order(&mut self, reactor: u16, order: &Order<'_>) -> Result<()> {
+        let number = self.shared.config.box_of_reactor(reactor);
+        order.encode(usize::MAX).try_for_each(|order| self.queue(Kind::Order, number, 0, &order))
+    }
+
+    /// An order for all reactors that have clients, or all but this one: for each of them, or for none if one has no room.
+    pub(crate) fn order_all(&mut self, order: &Order<'_>, but: Option<u16>) -> Result<()> {
+        let Shared { config, sessions, .. } = &*self.shared;
+        // Nobody may be there to read what is for those that have none.
+        let is_meant =
+            |reactor: &u16| Some(*reactor) != but && sessions.of_reactor(*reactor).next().is_some();
+        let boxes: Vec<u16> = (0..config.reactors() as u16)
+            .filter(is_meant)
+            .map(|reactor| config.box_of_reactor(reactor))
+            .collect();
+        boxes.iter().try_for_each(|number| self.check_room(*number, order.len()))?;
+        for piece in order.encode(usize::MAX) {
+            boxes.iter().try_for_each(|number| self.queue(Kind::Order, *number, 0, &piece))?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn message(&mut self, to: Peer, message: &[u8]) -> Result<()> {
         if message.len() > MESSAGE_MAX {
             return Err(Error::MessageTooLong { to, len: message.len(), max: MESSAGE_MAX });
@@ -73,13 +97,18 @@ impl Sender {
         self.queue(Kind::Message, to.seat(&self.shared.config)?, message.len() as u64, message)
     }
 
-    fn queue(&mut self, kind: Kind, number: u16, about: u64, bytes: &[u8]) -> Result<()> {
-        let max = self.shared.config.socket_buffer_size;
-        let queue = &mut self.queues[usize::from(number)];
-        if queue.bytes > 0 && queue.bytes + bytes.len() > max {
-            let peer = self.shared.config.name_of_box(number);
-            return Err(Error::PeerFull { peer, waiting: queue.bytes, max });
+    /// Whether so many bytes more may wait for this box.
+    fn check_room(&self, number: u16, bytes: usize) -> Result<()> {
+        let (waiting, max) = (self.queues[usize::from(number)].bytes, self.shared.config.socket_buffer_size);
+        if waiting > 0 && waiting + bytes > max {
+            return Err(Error::PeerFull { peer: self.shared.config.name_of_box(number), waiting, max });
         }
+        Ok(())
+    }
+
+    fn queue(&mut self, kind: Kind, number: u16, about: u64, bytes: &[u8]) -> Result<()> {
+        self.check_room(number, bytes.len())?;
+        let queue = &mut self.queues[usize::from(number)];
         let pieces = bytes.len().div_ceil(PIECE).max(1);
         for piece in 0..pieces {
             let part = &bytes[piece * PIECE..bytes.len().min((piece + 1) * PIECE)];

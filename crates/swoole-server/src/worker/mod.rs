@@ -6,6 +6,7 @@
 //! | `callbacks` | where the user's code is called |
 //! | `timers` | what comes by itself |
 //! | `tasks` | what it asks of task workers |
+//! | `groups` | what it does for many clients at once |
 //! | `messages` | what it writes to other processes |
 //! | `unfinished` | what a callback leaves to later ones, and `drain`, how a worker that is to leave waits for it |
 //! | `lookout` | signals, bells, and whether the manager is there |
@@ -13,6 +14,7 @@
 
 pub(crate) mod callbacks;
 pub(crate) mod drain;
+mod groups;
 mod life;
 mod lookout;
 mod messages;

@@ -195,7 +195,7 @@ fn bound_uncommitted(cx: &Cx) -> Result<()> {
             client.expect("echo there", "there")?;
         }
         let mut sender = bed.connect()?;
-        sender.tell(&format!("broadcast {}", "y".repeat(TEXT)))?;
+        sender.tell(&format!("sendall {}", "y".repeat(TEXT)))?;
         if on_crash == "retry" && others * TEXT > 32 << 20 {
             sender.expect_line("error: on_crash = retry: replies go out when the callback returns, and are at most 33554432 bytes until then")?;
         } else {

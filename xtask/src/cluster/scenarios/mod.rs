@@ -15,6 +15,7 @@ mod crash;
 mod crash_policy;
 mod dispatch;
 mod drain;
+mod groups;
 mod hostile;
 mod manager;
 mod messages;
@@ -51,6 +52,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         stuck::ALL,
         tasks::ALL,
         messages::ALL,
+        groups::ALL,
         boot::ALL,
         config::ALL,
         operation::ALL,

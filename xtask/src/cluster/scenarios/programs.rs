@@ -22,6 +22,7 @@ pub(super) static ALL: &[Scenario] = &[
     once("supervise", "plain functions are restarted, reloaded and stopped", supervise).in_process(),
     once("frames", "cuts what stands on its input into packets", frames).in_process(),
     once("tasks_example", "task workers count primes, also when one of them is killed", tasks).in_process(),
+    once("chat_example", "people meet in rooms, where the deaths of workers leave them", chat).in_process(),
     once(
         "table",
         "workers count a client's requests together, and go on counting when one was killed",
@@ -81,6 +82,44 @@ fn tasks(cx: &Cx) -> Result<()> {
         client.expect_line(&format!("{part} of 8"))?;
     }
     client.expect_line("216816 primes below 3000000")?;
+    proc::signal(server.pid(), Signal::TERM)?;
+    let status = server.wait_exit(PATIENCE)?;
+    ensure!(status.code() == Some(0), "ended with {status}");
+    Ok(())
+}
+
+fn chat(cx: &Cx) -> Result<()> {
+    let path = cx.dir.join("chat.sock");
+    let mut server = cx.example("chat").flag("listen", format!("unix://{}", path.display())).spawn()?;
+    let address = Address::Unix(path);
+    let mut enter = |name: &str| -> Result<Client> {
+        let mut client = proc::until("the example to listen", PATIENCE, || Client::connect(&address).ok())?;
+        let line = client.line()?;
+        ensure!(line.starts_with("* welcome"), "{line:?}");
+        client.expect(&format!("/nick {name}"), &format!("* you are {name}"))?;
+        Ok(client)
+    };
+    let (mut ann, mut bob, mut eve) = (enter("ann")?, enter("bob")?, enter("eve")?);
+    ann.expect("hello?", "! join a room first: /join ROOM")?;
+    ann.expect("/join cats", "* you have joined cats")?;
+    bob.expect("/join cats", "* you have joined cats")?;
+    ann.expect_line("* bob has joined cats")?;
+    eve.expect("/who", "* ann, bob, eve")?;
+    eve.expect("/join two words", "! a name is one word")?;
+    let is_worker = |pid: &i32| proc::title(*pid).starts_with("swoole: worker");
+    for pid in proc::descendants(server.pid()).into_iter().filter(is_worker) {
+        proc::signal(pid, Signal::KILL)?;
+    }
+    ann.tell("meow")?;
+    bob.expect_line("ann: meow")?;
+    eve.tell("/all good night")?;
+    ann.expect_line("eve to all: good night")?;
+    bob.expect_line("eve to all: good night")?;
+    bob.tell("/quit")?;
+    bob.expect_close()?;
+    ann.expect_line("* bob has left")?;
+    ann.expect("/part cats", "* you have left cats")?;
+    ann.expect("/dance", "! there is no /dance")?;
     proc::signal(server.pid(), Signal::TERM)?;
     let status = server.wait_exit(PATIENCE)?;
     ensure!(status.code() == Some(0), "ended with {status}");

@@ -93,6 +93,11 @@ impl ReplySink for Sink<'_> {
         self.wrong.get_or_insert(Breach { kind: Kind::Misdelivered, what });
     }
 
+    fn order(&mut self, order: &[u8]) {
+        let what = format!("an order that nobody gave: {order:?}");
+        self.wrong.get_or_insert(Breach { kind: Kind::Misdelivered, what });
+    }
+
     fn finished(&mut self, sent: &Sent, count: u32) {
         if !matches!(sent.kind, RequestKind::Packet | RequestKind::Batch) || !sent.last {
             return;
