@@ -92,7 +92,7 @@ fn chat(cx: &Cx) -> Result<()> {
     let path = cx.dir.join("chat.sock");
     let mut server = cx.example("chat").flag("listen", format!("unix://{}", path.display())).spawn()?;
     let address = Address::Unix(path);
-    let mut enter = |name: &str| -> Result<Client> {
+    let enter = |name: &str| -> Result<Client> {
         let mut client = proc::until("the example to listen", PATIENCE, || Client::connect(&address).ok())?;
         let line = client.line()?;
         ensure!(line.starts_with("* welcome"), "{line:?}");
