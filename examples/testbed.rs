@@ -17,6 +17,8 @@
 mod command;
 #[path = "testbed/later.rs"]
 mod later;
+#[path = "testbed/processes.rs"]
+mod processes;
 #[path = "testbed/tasks.rs"]
 mod tasks;
 
@@ -71,8 +73,12 @@ impl Handler for Testbed {
     }
 
     fn on_ready(&mut self, master: &mut Master) -> Result<()> {
+        let processes = match &master.user_process_pids()[..] {
+            [] => String::new(),
+            pids => format!(" processes={}", join(pids)),
+        };
         say(format!(
-            "ready master={} manager={} workers={} tasks={} listen={}",
+            "ready master={} manager={} workers={} tasks={} listen={}{processes}",
             master.master_pid(),
             master.manager_pid(),
             join(master.worker_pids()),
@@ -113,6 +119,10 @@ impl Handler for Testbed {
                 });
                 let tasks = join(fates);
                 say(format!("on_worker_error task={worker} pid={pid} status={status} tasks={tasks}"))
+            }
+            WorkerKind::UserProcess => {
+                let name = error.name.as_deref().unwrap_or_default();
+                say(format!("on_worker_error process={name} pid={pid} status={status}"))
             }
             _ => {
                 let lost = error.lost().count();
@@ -371,7 +381,7 @@ fn run() -> Result<()> {
 
     let mut goodbye = None;
     let (mut crash_on_start, mut hang_on_start, mut start_time) = (None, None, None);
-    let (mut spawn_thread, mut ask_on_start) = (false, false);
+    let (mut spawn_thread, mut ask_on_start, mut user_processes) = (false, false, None);
     let config = Sources::new(defaults)
         .option(
             "crash-on-start",
@@ -390,6 +400,12 @@ fn run() -> Result<()> {
             "MS",
             "each worker and task worker takes so long to start; default 0",
             &mut start_time,
+        )
+        .option(
+            "processes",
+            "NAME[:WHAT],...",
+            "user processes, and what they do: wait, poll, spin, ask, hang, return, fail, or die as by `crash WHAT`",
+            &mut user_processes,
         )
         .option("goodbye", "TEXT", "what clients are told when the server stops", &mut goodbye)
         .switch(
@@ -426,7 +442,13 @@ fn run() -> Result<()> {
         start_time,
         ask_on_start,
     };
-    Server::new(config).run(testbed)
+    let mut server = Server::new(config);
+    for process in user_processes.iter().flat_map(|list: &String| list.split(',')) {
+        let (name, conduct) =
+            processes::parse(process).map_err(|error| Error::from(format!("flag --processes: {error}")))?;
+        server = processes::add(server, name, conduct);
+    }
+    server.run(testbed)
 }
 
 pub(crate) fn main() -> ExitCode {

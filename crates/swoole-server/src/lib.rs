@@ -43,6 +43,7 @@
 //! | [`Handler`] | all callbacks, where each runs and in which order |
 //! | [`Worker`] | what a callback can do: send, close, ask about sessions, set timers, reload |
 //! | [`TaskWorker`], [`Worker::task`] | slow work elsewhere, and its result |
+//! | [`Server::add_process`], [`UserProcess`] | a function of your own in a process of its own, kept alive beside the workers |
 //! | [`Config`] | every key, from code, a TOML file, the environment or flags |
 //! | [`Server`] | starting, and the signals it understands |
 //!
@@ -95,6 +96,7 @@ mod manager;
 mod master;
 mod pace;
 mod plan;
+mod process;
 mod rest;
 mod server;
 mod session;
@@ -109,9 +111,10 @@ pub use config::Config;
 pub use crash::{Fate, PacketInHand};
 pub use error::{Error, Result};
 pub use handler::{Handler, Manager, Master, WorkerError, WorkerKind};
+pub use process::UserProcess;
 pub use server::Server;
 pub use session::{Session, SessionInfo};
-pub use stats::{Stats, WorkerState, WorkerStats};
+pub use stats::{Stats, UserProcessStats, WorkerState, WorkerStats};
 pub use swoole_supervisor::ExitStatus;
 pub use task::{TaskError, TaskFate, TaskId, TaskInHand, TaskResult, TaskStats, TaskWorker};
 pub use worker::{OpenReply, TimerId, Unfinished, Worker};

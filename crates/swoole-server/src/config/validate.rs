@@ -125,9 +125,17 @@ impl Config {
         Ok(())
     }
 
-    /// Places for processes that work: first the workers', then the task workers'.
+    /// Places for processes that work: first the workers', then the task workers', then the user processes'.
     pub(crate) fn seats(&self) -> u16 {
-        self.worker_num + self.task_worker_num
+        self.seat_of_user_process(self.user_process_num())
+    }
+
+    pub(crate) fn user_process_num(&self) -> u16 {
+        self.user_processes.len() as u16
+    }
+
+    pub(crate) fn seat_of_user_process(&self, id: u16) -> u16 {
+        self.worker_num + self.task_worker_num + id
     }
 
     pub(crate) fn seat_of_task_worker(&self, id: u16) -> u16 {
@@ -218,7 +226,7 @@ impl Config {
     /// If that limit does not even suffice for the server itself.
     pub fn connection_limit(&self) -> Result<usize, ConfigError> {
         let (workers, reactors) = (u64::from(self.worker_num), self.reactors() as u64);
-        let peers = workers + u64::from(self.task_worker_num) + reactors;
+        let peers = u64::from(self.seats()) + reactors;
         let links = if self.mode == Mode::Process { workers * reactors } else { 0 };
         let lanes = if self.ipc == Ipc::SocketPair { DESCRIPTORS_PER_SOCKETPAIR * links } else { 0 };
         let reserve = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_PEER * peers + lanes;
