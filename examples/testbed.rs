@@ -403,7 +403,7 @@ fn run() -> Result<()> {
         )
         .option(
             "processes",
-            "NAME[:WHAT],...",
+            "NAME[:WHAT],...|@FILE",
             "user processes, and what they do: wait, poll, spin, ask, hang, return, fail, or die as by `crash WHAT`",
             &mut user_processes,
         )
@@ -442,13 +442,8 @@ fn run() -> Result<()> {
         start_time,
         ask_on_start,
     };
-    let mut server = Server::new(config);
-    for process in user_processes.iter().flat_map(|list: &String| list.split(',')) {
-        let (name, conduct) =
-            processes::parse(process).map_err(|error| Error::from(format!("flag --processes: {error}")))?;
-        server = processes::add(server, name, conduct);
-    }
-    server.run(testbed)
+    let server = Server::new(config);
+    processes::add_all(server, user_processes)?.run(testbed)
 }
 
 pub(crate) fn main() -> ExitCode {

@@ -4,7 +4,7 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use swoole_server::{Result, Server, UserProcess};
+use swoole_server::{Error, Result, Server, UserProcess};
 
 use super::{Crash, crash, say};
 
@@ -48,8 +48,19 @@ pub(crate) fn parse(text: &str) -> std::result::Result<(&str, Conduct), String> 
     Ok((name, conduct))
 }
 
-pub(crate) fn add(server: Server, name: &str, conduct: Conduct) -> Server {
-    server.add_process(name, move |process| run(process, conduct))
+/// Adds those of a list with commas, or of the file that it names.
+pub(crate) fn add_all(mut server: Server, list: Option<String>) -> Result<Server> {
+    let list = match list.as_deref().map(|list| (list, list.strip_prefix('@'))) {
+        None => return Ok(server),
+        Some((_, Some(file))) => std::fs::read_to_string(file)?,
+        Some((list, None)) => list.to_owned(),
+    };
+    for process in list.split(',') {
+        let (name, conduct) =
+            parse(process).map_err(|error| Error::from(format!("flag --processes: {error}")))?;
+        server = server.add_process(name, move |process| run(process, conduct));
+    }
+    Ok(server)
 }
 
 fn run(process: &mut UserProcess, conduct: Conduct) -> Result<()> {

@@ -21,6 +21,7 @@ mod operation;
 mod packets;
 mod placement;
 mod pressure;
+mod processes;
 mod programs;
 mod recycle;
 mod reload;
@@ -49,6 +50,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         stop::ALL,
         stuck::ALL,
         tasks::ALL,
+        processes::ALL,
         boot::ALL,
         config::ALL,
         operation::ALL,
