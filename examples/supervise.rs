@@ -85,7 +85,10 @@ impl Program for Demo {
 fn main() -> Result<(), Box<dyn Error>> {
     title::set("supervise: supervisor")?;
     println!("supervisor: pid {}", getpid().as_raw_pid());
-    let groups = GROUPS.iter().map(|&(name, slots, _)| GroupConfig { name: name.into(), slots, tenure: Tenure::Term }).collect();
+    let groups = GROUPS
+        .iter()
+        .map(|&(name, slots, _)| GroupConfig { name: name.into(), slots, tenure: Tenure::Term })
+        .collect();
     let outcome = Supervisor::new(Options::default(), groups, Demo)?.run()?;
     println!("supervisor: all have ended, {} of them killed", outcome.killed);
     Ok(())

@@ -75,14 +75,8 @@ impl Identity {
     }
 
     fn unpack(packed: u64) -> Identity {
-        let roles = [
-            Role::Master,
-            Role::Manager,
-            Role::Worker,
-            Role::TaskWorker,
-            Role::UserProcess,
-            Role::Reactor,
-        ];
+        let roles =
+            [Role::Master, Role::Manager, Role::Worker, Role::TaskWorker, Role::UserProcess, Role::Reactor];
         let role = roles.into_iter().find(|role| u64::from(*role as u8) == packed >> 32);
         Identity { role: role.unwrap_or(Role::Starting), id: packed as u32 }
     }

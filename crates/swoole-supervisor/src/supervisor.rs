@@ -15,8 +15,7 @@ use tracing::debug;
 use crate::policy::{Action, Event, Policy};
 use crate::spawn::{Adopted, Spawned, spawn};
 use crate::{
-    Control, ExitStatus, Exited, GroupConfig, Options, OptionsError, Program, Report, Settle, SlotId,
-    Tenure,
+    Control, ExitStatus, Exited, GroupConfig, Options, OptionsError, Program, Report, Settle, SlotId, Tenure,
 };
 
 /// What the supervisor takes as a readable event instead of being interrupted or killed.

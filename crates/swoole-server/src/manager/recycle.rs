@@ -102,7 +102,8 @@ impl Scale {
                 && self.told[usize::from(seat)] != generation
                 && shared.board.worker_pid(seat) == pid.as_raw_pid()
             {
-                self.told[usize::from(seat)] = if self.is_large(&name(slot, &shared.config), pid.as_raw_pid()) {
+                self.told[usize::from(seat)] = if self.is_large(&name(slot, &shared.config), pid.as_raw_pid())
+                {
                     control.recycle(slot, generation);
                     generation
                 } else {

@@ -93,7 +93,10 @@ fn start(cx: &Cx) -> Result<()> {
     let mut client = bed.connect()?;
     for (pid, name) in begun.into_iter().zip(["one", "two"]) {
         ensure!(proc::title(pid) == format!("swoole: process {name}"), "{pid} is {:?}", proc::title(pid));
-        ensure!(proc::stat(pid).is_some_and(|stat| stat.parent == bed.ready.manager), "not the manager's child");
+        ensure!(
+            proc::stat(pid).is_some_and(|stat| stat.parent == bed.ready.manager),
+            "not the manager's child"
+        );
         let sockets = proc::socket_inodes(pid)?;
         ensure!(sockets.is_empty(), "user process {name} holds sockets: {:?}", proc::files(pid)?);
         let stats = client.ask("stats")?;
@@ -135,14 +138,19 @@ fn killed(cx: &Cx) -> Result<()> {
     for signal in [Signal::KILL, Signal::SEGV] {
         proc::signal(before, signal)?;
         let next = wait_process(&bed, "one", before)?;
-        let line = bed.log.wait_line(Source::Stdout, &["on_worker_error", &format!("pid={before} ")], PATIENCE)?;
+        let line =
+            bed.log.wait_line(Source::Stdout, &["on_worker_error", &format!("pid={before} ")], PATIENCE)?;
         let status = format!("signal:{}", signal.as_raw());
         ensure!(
             field(&line.text, "process") == Some("one") && field(&line.text, "status") == Some(&status),
             "{:?}",
             line.text
         );
-        bed.log.wait_line(Source::Stderr, &["user process one (pid", &format!("died: {status}")], PATIENCE)?;
+        bed.log.wait_line(
+            Source::Stderr,
+            &["user process one (pid", &format!("died: {status}")],
+            PATIENCE,
+        )?;
         before = next;
     }
     ensure!(wait_process(&bed, "other", 0)? == other, "the other one was replaced");
@@ -329,17 +337,20 @@ fn manager_dies_in_stop(cx: &Cx) -> Result<()> {
     let launch = launch.flag("task-tmpdir", cx.dir.display());
     let mut bed = launch.flag("processes", "one,two:spin").start()?;
     let mut client = bed.connect()?;
-    bed.occupy(&mut client, 500)?;
+    client.ask("task sleep 700")?;
+    let titled =
+        |title: &str| proc::descendants(bed.ready.master).into_iter().find(|pid| proc::title(*pid) == title);
+    let task_worker = titled("swoole: task worker 0").context("there is no task worker")?;
+    proc::until("the task to begin", PATIENCE, || proc::sleeps(task_worker).then_some(()))?;
     bed.signal_master(Signal::TERM)?;
-    bed.log.wait_line(Source::Stdout, &["on_before_shutdown"], PATIENCE)?;
-    // In a drain there would be another one; what is left has to do without.
-    proc::until("the workers to be asked to leave", PATIENCE, || {
-        (bed.count("on_worker_stop worker=") > 0).then_some(())
-    })?;
-    let _ = proc::signal(bed.ready.manager, Signal::KILL);
+    // Before that there would be another manager; what is left from here on has to do without.
+    bed.log.wait_line(Source::Stdout, &["on_worker_stop worker="], PATIENCE)?;
+    proc::signal(bed.ready.manager, Signal::KILL)?;
+    ensure!(bed.count("on_worker_stop task=") == 0, "the task worker did not wait for its task");
     let status = bed.wait_gone(PATIENCE)?;
     ensure!(status.success(), "ended with {status}");
-    let last = ["on_worker_stop worker=", "on_worker_stop task=", "on_process_stop "].map(|line| place(&bed, line));
+    let last =
+        ["on_worker_stop worker=", "on_worker_stop task=", "on_process_stop "].map(|line| place(&bed, line));
     let last = last.into_iter().collect::<Result<Vec<_>>>()?;
     ensure!(last.is_sorted(), "they left as {last:?}");
     Ok(())
@@ -353,7 +364,8 @@ fn all_killed(cx: &Cx) -> Result<()> {
     }
     let family: BTreeSet<i32> = proc::descendants(bed.ready.master).into_iter().collect();
     // In Process mode first the one whose death costs nothing, so that nobody is left who would ask them to leave.
-    let victims = if bed.is_base() { vec![bed.ready.master] } else { vec![bed.ready.manager, bed.ready.master] };
+    let victims =
+        if bed.is_base() { vec![bed.ready.master] } else { vec![bed.ready.manager, bed.ready.master] };
     proc::halt(bed.ready.master)?;
     for pid in victims {
         proc::signal(pid, Signal::KILL)?;
@@ -373,7 +385,8 @@ fn names(cx: &Cx) -> Result<()> {
     let many: Vec<String> = (0..65).map(|number| format!("p{number}")).collect();
     launch(&many.join(",")).refused(&["add user process \"p64\": there are 64 already"])?;
     // As many as there may be, of the longest names.
-    let bed = launch(&(0..64).map(|number| format!("{number:a>32}")).collect::<Vec<_>>().join(",")).start()?;
+    let bed =
+        launch(&(0..64).map(|number| format!("{number:a>32}")).collect::<Vec<_>>().join(",")).start()?;
     bed.log.wait_count("on_process_start", 64, PATIENCE)?;
     bed.stop().map(drop)
 }
