@@ -19,7 +19,7 @@ use crate::worker::Lookout;
 /// It is asked to leave by `SIGTERM`, which does not end it: the function sees it here, finishes what it is at, and returns.
 /// The function is free to do all else: to sleep, to start threads, to run an event loop of its own. `SIGTERM`, `SIGINT`,
 /// `SIGQUIT`, `SIGHUP`, `SIGUSR1` and `SIGUSR2` are blocked in it, and in programs that it executes unless it unblocks them
-/// there.
+/// there. `SIGRTMAX` has a handler, by which it ends when nobody is left to look after it, whatever it is busy with.
 ///
 /// ```no_run
 /// use std::time::Duration;
