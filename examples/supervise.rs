@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rustix::process::{Signal, getpid};
 use swoole_supervisor::{
-    Child, Control, Exited, GroupConfig, Options, Program, Report, Settle, SlotId, Supervisor,
+    Child, Control, Exited, GroupConfig, Options, Program, Report, Settle, SlotId, Supervisor, Tenure,
 };
 use swoole_sys::fds::wait_readable;
 use swoole_sys::signal::{SignalFd, SignalSet};
@@ -85,7 +85,10 @@ impl Program for Demo {
 fn main() -> Result<(), Box<dyn Error>> {
     title::set("supervise: supervisor")?;
     println!("supervisor: pid {}", getpid().as_raw_pid());
-    let groups = GROUPS.iter().map(|&(name, slots, _)| GroupConfig { name: name.into(), slots }).collect();
+    let groups = GROUPS
+        .iter()
+        .map(|&(name, slots, _)| GroupConfig { name: name.into(), slots, tenure: Tenure::Term })
+        .collect();
     let outcome = Supervisor::new(Options::default(), groups, Demo)?.run()?;
     println!("supervisor: all have ended, {} of them killed", outcome.killed);
     Ok(())

@@ -19,6 +19,8 @@ mod command;
 mod later;
 #[path = "testbed/messages.rs"]
 mod messages;
+#[path = "testbed/processes.rs"]
+mod processes;
 #[path = "testbed/tasks.rs"]
 mod tasks;
 
@@ -77,8 +79,12 @@ impl Handler for Testbed {
     }
 
     fn on_ready(&mut self, master: &mut Master) -> Result<()> {
+        let processes = match &master.user_process_pids()[..] {
+            [] => String::new(),
+            pids => format!(" processes={}", join(pids)),
+        };
         say(format!(
-            "ready master={} manager={} workers={} tasks={} listen={}",
+            "ready master={} manager={} workers={} tasks={} listen={}{processes}",
             master.master_pid(),
             master.manager_pid(),
             join(master.worker_pids()),
@@ -119,6 +125,10 @@ impl Handler for Testbed {
                 });
                 let tasks = join(fates);
                 say(format!("on_worker_error task={worker} pid={pid} status={status} tasks={tasks}"))
+            }
+            WorkerKind::UserProcess => {
+                let name = error.name.as_deref().unwrap_or_default();
+                say(format!("on_worker_error process={name} pid={pid} status={status}"))
             }
             _ => {
                 let lost = error.lost().count();
@@ -412,6 +422,7 @@ fn run() -> Result<()> {
     let mut goodbye = None;
     let (mut crash_on_start, mut hang_on_start, mut start_time) = (None, None, None);
     let (mut spawn_thread, mut ask_on_start, mut tell_reloads) = (false, false, false);
+    let mut user_processes = None;
     let config = Sources::new(defaults)
         .option(
             "crash-on-start",
@@ -430,6 +441,12 @@ fn run() -> Result<()> {
             "MS",
             "each worker and task worker takes so long to start; default 0",
             &mut start_time,
+        )
+        .option(
+            "processes",
+            "NAME[:WHAT],...|@FILE",
+            "user processes, and what they do: wait, poll, spin, ask, hang, return, fail, or die as by `crash WHAT`",
+            &mut user_processes,
         )
         .option("goodbye", "TEXT", "what clients are told when the server stops", &mut goodbye)
         .switch(
@@ -473,7 +490,8 @@ fn run() -> Result<()> {
         start_time,
         ask_on_start,
     };
-    Server::new(config).run(testbed)
+    let server = Server::new(config);
+    processes::add_all(server, user_processes)?.run(testbed)
 }
 
 pub(crate) fn main() -> ExitCode {

@@ -26,7 +26,7 @@
 //! | `taskall MS TEXT\|TEXT\|...` | `results RESULT\|RESULT\|...` |
 //! | `taskload N MS BYTES` | N tasks of so many bytes are in flight for so long; `tasks=COUNT us=TIME` |
 //! | `taskwaits MS BYTES` | the worker waits for one after the other; the same, and `p50=` and `p99=` in nanoseconds |
-//! | `message TO TEXT` | TEXT goes to worker TO, or `tTO` for a task worker, which does what it says ([`super::messages`]); `ok` |
+//! | `message TO TEXT` | TEXT goes to worker TO, `tTO` for a task worker or `pTO` for a user process, which does what it says ([`super::messages`]); `ok` |
 //! | `messages TO N BYTES` | N numbered messages of so many bytes go there, or as many as are taken; `sent N` |
 //! | `spawn MS` | the worker starts a process that lives for so long; `pid=PID` |
 //! | `big N` | N bytes of `x` |
@@ -284,6 +284,7 @@ mod tests {
             (b"taskload 64 5 128", Command::TaskLoad(64, 5, 128)),
             (b"taskwaits 5 128", Command::TaskWaits(5, 128)),
             (b"message 1 a b", Command::Message(Peer::Worker(1), b"a b")),
+            (b"message p0 a", Command::Message(Peer::UserProcess(0), b"a")),
             (b"messages t1 5 128", Command::Messages(Peer::TaskWorker(1), 5, 128)),
             (b"reload task", Command::ReloadTasks),
             (b"hold what may", Command::Hold),

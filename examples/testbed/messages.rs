@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `send SESSION TEXT`, `close SESSION` | to that client |
 //! | `sleep MS`, `crash HOW` | as the packets of that name |
+//! | `pass PEER TEXT` | sends TEXT to that one |
 //! | `number N BYTES...` | counts it, and looks whether it is the one that had to come |
 //! | `tally SESSION` | tells that client what it has counted: `tally PEER=COUNT,... wrong=COUNT` |
 //! | anything else | prints `on_pipe_message worker=ID from=PEER TEXT` |
@@ -11,11 +12,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use swoole_server::{Error, Peer, Result, Session, TaskWorker, Worker};
+use swoole_server::{Error, Peer, Result, Session, TaskWorker, UserProcess, Worker};
 
 use super::command::{Crash, split_word};
 
-/// What workers and task workers have in common.
+/// What workers, task workers and user processes have in common.
 pub(crate) trait Role {
     fn name(&self) -> String;
     fn send(&mut self, session: Session, bytes: &[u8]) -> Result<()>;
@@ -46,6 +47,7 @@ macro_rules! role {
 }
 role!(Worker<'_>, "worker");
 role!(TaskWorker<'_>, "task");
+role!(UserProcess, "process");
 
 /// What this process has written and got.
 #[derive(Default)]
@@ -86,6 +88,10 @@ impl Messages {
         match word {
             b"send" => role.send(session()?, &[text, line_end].concat()),
             b"close" => role.close(session()?),
+            b"pass" => {
+                let to = parse_peer(first).ok_or("pass PEER TEXT")?;
+                role.send_message(to, text)
+            }
             b"sleep" => {
                 std::thread::sleep(Duration::from_millis(number()?));
                 Ok(())
@@ -115,11 +121,10 @@ impl Messages {
     }
 }
 
-/// `3` is a worker, `t3` a task worker.
+/// `3` is a worker, `t3` a task worker, `p3` a user process.
 pub(crate) fn parse_peer(text: &[u8]) -> Option<Peer> {
     let text = std::str::from_utf8(text).ok()?;
-    match text.strip_prefix('t') {
-        Some(id) => id.parse().ok().map(Peer::TaskWorker),
-        None => text.parse().ok().map(Peer::Worker),
-    }
+    let id = |prefix| text.strip_prefix(prefix).and_then(|id| id.parse().ok());
+    let other = id('t').map(Peer::TaskWorker).or_else(|| id('p').map(Peer::UserProcess));
+    other.or_else(|| text.parse().ok().map(Peer::Worker))
 }

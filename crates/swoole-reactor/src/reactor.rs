@@ -401,6 +401,12 @@ impl Reactor {
         self.driver.socket(token)
     }
 
+    /// What another event loop can wait for: readable when [`turn`](Self::turn) has something to tell, timers apart. `None`
+    /// with io_uring, where what is to be told of has yet to be asked for by a turn.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.driver.descriptor()
+    }
+
     fn check(&self) -> Result<(), Error> {
         if self.fork.has_forked() { Err(Error::Forked) } else { Ok(()) }
     }

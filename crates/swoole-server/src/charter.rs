@@ -39,6 +39,7 @@ struct Text {
     connection_limit: usize,
     /// Descriptors that follow.
     descriptors: usize,
+    user_processes: Vec<String>,
     config: Config,
     addresses: Vec<Listen>,
     heirs: Vec<Heir>,
@@ -75,7 +76,8 @@ impl Charter {
         let memory = links.memory().ok_or_else(|| broken("the shared memory is closed here"))?;
         let mut descriptors =
             vec![control.as_fd(), memory.as_fd(), shared.lifeline.as_fd(), shared.manager_bell.as_fd()];
-        let bells = [&shared.bells, &shared.rooms, &shared.reactor_bells, &shared.task_bells];
+        let Shared { bells, rooms, reactor_bells, task_bells, process_bells, .. } = shared;
+        let bells = [bells, rooms, reactor_bells, task_bells, process_bells];
         descriptors.extend(bells.into_iter().flatten().map(|bell| bell.as_fd()));
         descriptors.extend(shared.boxes.fds());
         descriptors.extend(links.sockets().iter().flatten().flat_map(|lane| lane.fds()));
@@ -85,6 +87,7 @@ impl Charter {
             master: std::process::id().cast_signed(),
             connection_limit: shared.connection_limit,
             descriptors: descriptors.len(),
+            user_processes: shared.config.user_processes.clone(),
             config: shared.config.clone(),
             addresses: shared.addresses.clone(),
             heirs: heirs.iter().map(|(heir, _)| *heir).collect(),
@@ -149,7 +152,8 @@ fn read(file: OwnedFd) -> Result<Text> {
 impl Text {
     /// Gives the descriptors their names.
     fn unfold(self, descriptors: Vec<OwnedFd>, keep: Vec<RawFd>) -> Result<Charter> {
-        let Text { config, addresses, connection_limit, heirs, master, .. } = self;
+        let Text { user_processes, mut config, addresses, connection_limit, heirs, master, .. } = self;
+        config.user_processes = user_processes;
         let plan = Plan::new(&config, connection_limit)?;
         let mut rest = descriptors.into_iter();
         let mut next = || rest.next().ok_or_else(|| broken("descriptors are missing"));
@@ -158,9 +162,10 @@ impl Text {
         let memory = Memory::from_fd("swoole", next()?).map_err(failed)?;
         let (lifeline, manager_bell) = (Lifeline::new(next()?), next()?);
         let mut several = |count: usize| (0..count).map(|_| next()).collect::<Result<Vec<_>>>();
-        let [bells, rooms, reactor_bells, task_bells] = plan.bell_nums();
+        let [bells, rooms, reactor_bells, task_bells, process_bells] = plan.bell_nums();
         let (bells, rooms) = (several(bells)?, several(rooms)?);
         let (reactor_bells, task_bells) = (several(reactor_bells)?, several(task_bells)?);
+        let process_bells = several(process_bells)?;
         let boxes = Boxes::from_fds(&config, &mut next)?;
         let mut socket = || Lane::from_fds(next()?, next()?).map(Arc::new).map_err(failed);
         let sockets = if config.ipc == Ipc::SocketPair {
@@ -176,8 +181,18 @@ impl Text {
             Ok(Adopted { slot: slot_of(seat, &config), generation, pid, pidfd, leaving: false })
         };
         let mut adopted = heirs.into_iter().zip(0..).map(adopt).collect::<Result<Vec<_>>>()?;
-        let parts =
-            Parts { memory, lifeline, manager_bell, bells, rooms, reactor_bells, task_bells, boxes, sockets };
+        let parts = Parts {
+            memory,
+            lifeline,
+            manager_bell,
+            bells,
+            rooms,
+            reactor_bells,
+            task_bells,
+            process_bells,
+            boxes,
+            sockets,
+        };
         let master = Pid::from_raw(master).ok_or_else(|| broken("there is no master"))?;
         let (shared, links) = Shared::assemble(config, addresses, keep, master, plan, parts)?;
         for worker in &mut adopted {
@@ -201,6 +216,7 @@ mod tests {
         let mut config = Config { worker_num: 2, reactor_num: 2, ring_size: 16384, ipc, ..Config::default() };
         config.listen.push("tcp://127.0.0.1:9501".parse().unwrap());
         (config.max_connection, config.package_eof) = (50, b"\0\n".to_vec());
+        config.user_processes = vec!["metrics".into()];
         config
     }
 
@@ -232,6 +248,8 @@ mod tests {
             // The bells are the same ones, and so is the channel.
             shared.bells[1].arm();
             assert!(charter.shared.bells[1].is_armed());
+            shared.process_bells[0].arm();
+            assert!(charter.shared.process_bells[0].is_armed());
             let is_rung = |bell: &ManagerBell| {
                 let now = Timespec { tv_sec: 0, tv_nsec: 0 };
                 poll(&mut [PollFd::new(bell, PollFlags::IN)], Some(&now)).unwrap() > 0

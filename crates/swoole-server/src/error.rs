@@ -170,6 +170,22 @@ pub enum Error {
         /// This program's.
         ours: u32,
     },
+    /// A user process cannot be had under this name.
+    #[error("add user process {name:?}: {reason}")]
+    UserProcess {
+        /// The name that was asked for.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The program was executed to be the manager of a server that has other user processes than this program adds.
+    #[error("take over a server: its user processes are {running:?}, this program has {ours:?}")]
+    OtherProcesses {
+        /// Those of the server that runs, by their names.
+        running: Vec<String>,
+        /// This program's.
+        ours: Vec<String>,
+    },
     /// No first-generation worker could be started, or a start callback failed.
     #[error("start the server: {0}")]
     Start(String),

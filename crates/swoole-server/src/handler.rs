@@ -31,13 +31,16 @@ use crate::worker::{TimerId, Worker};
 /// | manager | [`Manager`] | `on_manager_start`, `on_manager_stop`, `on_worker_error`, `on_before_reload`, `on_after_reload` |
 /// | worker | [`Worker`] | `on_worker_start`, `on_worker_exit`, `on_worker_stop`, `on_connect`, `on_receive`, `on_close`, `on_timer`, `on_finish`, `on_pipe_message` |
 /// | task worker | [`TaskWorker`] | `on_task_worker_start`, `on_task_worker_stop`, `on_task`, `on_task_worker_pipe_message` |
+/// | user process | [`UserProcess`](crate::UserProcess) | none: the function that [`Server::add_process`](crate::Server::add_process) was given |
 ///
 /// In Base mode there is no master process: its callbacks run in the manager, once, in the same order among the others,
 /// and on the same value as the manager's.
 ///
 /// At the start they run in this order, each after the one before has returned: `on_start`, `on_manager_start`,
-/// `on_worker_start` in all workers and `on_task_worker_start` in all task workers side by side, `on_ready`. At the end: `on_before_shutdown`, `on_worker_exit` where a
-/// worker has something to finish, `on_worker_stop`; when all workers are gone, `on_task_worker_stop`; `on_manager_stop`, `on_shutdown`.
+/// `on_worker_start` in all workers, `on_task_worker_start` in all task workers and the functions of all user processes side by
+/// side, `on_ready`. At the end: `on_before_shutdown`, `on_worker_exit` where a
+/// worker has something to finish, `on_worker_stop`; when all workers are gone, `on_task_worker_stop`; when all task workers are
+/// gone, user processes are asked to leave; `on_manager_stop`, `on_shutdown`.
 ///
 /// **Errors.** An error from `on_receive`, `on_connect` or `on_close` is logged with its session, and closes it; it is
 /// no crash. An error from a start callback stops that process from starting. Others are logged.
@@ -60,7 +63,8 @@ pub trait Handler {
         Ok(())
     }
 
-    /// Every worker of the first generation has started (or has failed to), and clients are accepted from now on.
+    /// Every worker and task worker of the first generation has started (or has failed to), the function of every user process
+    /// has begun, and clients are accepted from now on.
     fn on_ready(&mut self, master: &mut Master) -> Result<()> {
         let _ = master;
         Ok(())
@@ -91,8 +95,8 @@ pub trait Handler {
         Ok(())
     }
 
-    /// A worker or a task worker has died: by a signal, by a panic, with an exit code other than 0, or while it had a packet in
-    /// hand. Its successor is forked afterwards, and sees what is written here.
+    /// A worker, a task worker or a user process has died: by a signal, by a panic, with an exit code other than 0, or while it
+    /// had a packet in hand. Its successor is forked afterwards, and sees what is written here.
     fn on_worker_error(&mut self, manager: &mut Manager, error: &WorkerError) -> Result<()> {
         let _ = (manager, error);
         Ok(())
@@ -224,8 +228,10 @@ pub trait Handler {
 pub struct WorkerError {
     /// What it was.
     pub kind: WorkerKind,
-    /// Its slot, from 0; workers and task workers are counted by themselves.
+    /// Its slot, from 0; workers, task workers and user processes are counted by themselves.
     pub worker: u16,
+    /// What the program calls it, if it was a user process.
+    pub name: Option<String>,
     /// Which process of the slot it was, from 1.
     pub generation: u32,
     /// Its process id, which may be somebody else's by now.
@@ -246,6 +252,8 @@ pub enum WorkerKind {
     Worker,
     /// It does tasks.
     TaskWorker,
+    /// It does what the program has added it for.
+    UserProcess,
 }
 
 impl fmt::Display for WorkerKind {
@@ -253,6 +261,7 @@ impl fmt::Display for WorkerKind {
         f.write_str(match self {
             WorkerKind::Worker => "worker",
             WorkerKind::TaskWorker => "task worker",
+            WorkerKind::UserProcess => "user process",
         })
     }
 }
@@ -266,8 +275,12 @@ impl WorkerError {
 
 impl fmt::Display for WorkerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let WorkerError { kind, worker, generation, pid, status, in_hand, tasks } = self;
-        write!(f, "{kind} {worker} (pid {pid}, generation {generation}) died: {status}")?;
+        let WorkerError { kind, worker, name, generation, pid, status, in_hand, tasks } = self;
+        match name {
+            Some(name) => write!(f, "{kind} {name}")?,
+            None => write!(f, "{kind} {worker}")?,
+        }
+        write!(f, " (pid {pid}, generation {generation}) died: {status}")?;
         for packet in in_hand {
             write!(f, "; {packet}")?;
         }
@@ -308,6 +321,14 @@ macro_rules! common {
             pub fn task_worker_pids(&self) -> Vec<i32> {
                 let config = &self.shared().config;
                 let seats = (0..config.task_worker_num).map(|id| config.seat_of_task_worker(id));
+                seats.map(|seat| self.shared().board.worker_pid(seat)).collect()
+            }
+
+            /// The user processes' process ids, in the order in which the program has added them; 0 where there is none at
+            /// the moment.
+            pub fn user_process_pids(&self) -> Vec<i32> {
+                let config = &self.shared().config;
+                let seats = (0..config.user_process_num()).map(|id| config.seat_of_user_process(id));
                 seats.map(|seat| self.shared().board.worker_pid(seat)).collect()
             }
 

@@ -45,6 +45,7 @@
 //! | [`TaskWorker`], [`Worker::task`] | slow work elsewhere, and its result |
 //! | [`Audience`], [`Worker::broadcast`] | many clients at once, and topics that they are subscribed to |
 //! | [`Peer`], [`Worker::send_message`] | messages between processes |
+//! | [`Server::add_process`], [`UserProcess`] | a function of your own in a process of its own, kept alive beside the workers |
 //! | [`Config`] | every key, from code, a TOML file, the environment or flags |
 //! | [`Server`] | starting, and the signals it understands |
 //!
@@ -99,6 +100,7 @@ mod master;
 mod pace;
 mod plan;
 mod post;
+mod process;
 mod rest;
 mod server;
 mod session;
@@ -115,9 +117,10 @@ pub use crash::{Fate, PacketInHand};
 pub use error::{Error, Result};
 pub use handler::{Handler, Manager, Master, WorkerError, WorkerKind};
 pub use post::Peer;
+pub use process::UserProcess;
 pub use server::Server;
 pub use session::{Session, SessionInfo};
-pub use stats::{Stats, WorkerState, WorkerStats};
+pub use stats::{Stats, UserProcessStats, WorkerState, WorkerStats};
 pub use swoole_supervisor::ExitStatus;
 pub use task::{TaskError, TaskFate, TaskId, TaskInHand, TaskResult, TaskStats, TaskWorker};
 pub use worker::{OpenReply, TimerId, Unfinished, Worker};

@@ -54,6 +54,8 @@ pub(crate) enum Role {
     Worker = b'*',
     /// A task worker. Mark `^`.
     TaskWorker = b'^',
+    /// A user process. Mark `+` (`@` in Swoole).
+    UserProcess = b'+',
     /// A reactor thread of the master. Mark `@` (that of the master itself in Swoole).
     Reactor = b'@',
 }
@@ -63,7 +65,7 @@ pub(crate) enum Role {
 pub(crate) struct Identity {
     /// What it does.
     pub(crate) role: Role,
-    /// Which one of its kind: the id of a worker or a reactor, else 0.
+    /// Which one of its kind: the id of a worker, a user process or a reactor, else 0.
     pub(crate) id: u32,
 }
 
@@ -73,7 +75,8 @@ impl Identity {
     }
 
     fn unpack(packed: u64) -> Identity {
-        let roles = [Role::Master, Role::Manager, Role::Worker, Role::TaskWorker, Role::Reactor];
+        let roles =
+            [Role::Master, Role::Manager, Role::Worker, Role::TaskWorker, Role::UserProcess, Role::Reactor];
         let role = roles.into_iter().find(|role| u64::from(*role as u8) == packed >> 32);
         Identity { role: role.unwrap_or(Role::Starting), id: packed as u32 }
     }

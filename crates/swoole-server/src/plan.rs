@@ -15,12 +15,13 @@ use crate::task::store::{Shape, Store};
 
 /// Which layout this program has, and which meanings of what stands in it: of the parts, of the words in them, and of the
 /// records in the rings and the packets of the post. Whoever changes one of them counts this up, so that nobody who knows another one takes part.
-pub(crate) const LAYOUT: u32 = 5;
+pub(crate) const LAYOUT: u32 = 6;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) workers: usize,
     pub(crate) task_workers: usize,
+    user_processes: usize,
     tasks_shape: Shape,
     pub(crate) reactors: usize,
     /// Reactors that every worker is linked to.
@@ -38,6 +39,7 @@ pub(crate) struct Plan {
     rooms: usize,
     reactor_bells: usize,
     task_bells: usize,
+    process_bells: usize,
     tasks: usize,
     rings: usize,
     /// Bytes of all.
@@ -57,6 +59,7 @@ impl Plan {
             size => Ring::size(size).map_err(|error| Error::setup("lay down the rings", error))?,
         };
         let task_workers = usize::from(config.task_worker_num);
+        let user_processes = usize::from(config.user_process_num());
         let tasks_shape = Shape {
             askers: config.askers(),
             task_workers: config.task_worker_num,
@@ -69,16 +72,18 @@ impl Plan {
             start
         };
         Ok(Plan {
-            board: part(Board::size(workers + task_workers, reactors, links)),
+            board: part(Board::size(config.seats().into(), reactors, links)),
             sessions: part(SessionTable::size(reactors, slots)),
             bells: part(Words::size(workers, 1)),
             rooms: part(Words::size(workers, 1)),
             reactor_bells: part(Words::size(links, 1)),
             task_bells: part(Words::size(task_workers, 1)),
+            process_bells: part(Words::size(user_processes, 1)),
             tasks: part(tasks_shape.size()),
             rings: part(2 * ring_part * workers * links),
             workers,
             task_workers,
+            user_processes,
             tasks_shape,
             reactors,
             links,
@@ -91,27 +96,30 @@ impl Plan {
     }
 
     pub(crate) fn board(&self, memory: &Memory) -> Result<Board> {
-        Board::map(memory, self.board, self.workers + self.task_workers, self.reactors, self.links)
+        let seats = self.workers + self.task_workers + self.user_processes;
+        Board::map(memory, self.board, seats, self.reactors, self.links)
     }
 
     pub(crate) fn sessions(&self, memory: &Memory) -> Result<SessionTable> {
         SessionTable::map(memory, self.sessions, self.reactors, self.slots)
     }
 
-    /// How many bells workers have, how many of them one for room, and how many reactors and task workers have one.
-    pub(crate) fn bell_nums(&self) -> [usize; 4] {
+    /// How many bells workers have, how many of them one for room, and how many reactors, task workers and user processes
+    /// have one.
+    pub(crate) fn bell_nums(&self) -> [usize; 5] {
         let rooms = if self.links > 0 { self.workers } else { 0 };
-        [self.workers, rooms, self.links, self.task_workers]
+        [self.workers, rooms, self.links, self.task_workers, self.user_processes]
     }
 
     /// The words of those.
-    pub(crate) fn bells(&self, memory: &Memory) -> Result<[Vec<Words>; 4], swoole_ipc::Error> {
-        let [bells, rooms, reactor_bells, task_bells] = self.bell_nums();
+    pub(crate) fn bells(&self, memory: &Memory) -> Result<[Vec<Words>; 5], swoole_ipc::Error> {
+        let [bells, rooms, reactor_bells, task_bells, process_bells] = self.bell_nums();
         Ok([
             Words::open(memory, self.bells, bells, 1)?,
             Words::open(memory, self.rooms, rooms, 1)?,
             Words::open(memory, self.reactor_bells, reactor_bells, 1)?,
             Words::open(memory, self.task_bells, task_bells, 1)?,
+            Words::open(memory, self.process_bells, process_bells, 1)?,
         ])
     }
 

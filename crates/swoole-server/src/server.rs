@@ -26,6 +26,7 @@ use crate::image::{self, Image};
 use crate::log::{self, Identity, Role};
 use crate::manager;
 use crate::master::{self, Listeners};
+use crate::process::{Processes, UserProcess};
 use crate::shared::{Links, Shared};
 
 /// A server, ready to start.
@@ -49,6 +50,7 @@ use crate::shared::{Links, Shared};
 pub struct Server {
     config: Config,
     keep: Vec<RawFd>,
+    processes: Processes,
 }
 
 impl Server {
@@ -66,7 +68,7 @@ impl Server {
 
     /// A server with this configuration.
     pub fn new(config: Config) -> Server {
-        Server { config, keep: Vec::new() }
+        Server { config, keep: Vec::new(), processes: Processes::default() }
     }
 
     /// Sets [`Config::worker_num`].
@@ -119,6 +121,59 @@ impl Server {
         self
     }
 
+    /// Adds a user process: a function that runs in a process of its own beside the workers, for as long as the server does.
+    /// It has no clients. It may look at the server (`stats`, `worker_pids`), reload and stop it, and have task workers do
+    /// something: see [`UserProcess`].
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// # use swoole_server::{Handler, Result, Server, Session, Worker};
+    /// # struct Echo;
+    /// # impl Handler for Echo {
+    /// #     fn on_receive(&mut self, worker: &mut Worker, client: Session, packet: &[u8]) -> Result<()> {
+    /// #         worker.send(client, packet)
+    /// #     }
+    /// # }
+    ///
+    /// # fn main() -> Result<()> {
+    /// Server::listen("tcp://127.0.0.1:9501")?
+    ///     .add_process("metrics", |process| {
+    ///         while process.wait(Duration::from_secs(1))? {
+    ///             println!("{}", process.stats().to_json());
+    ///         }
+    ///         Ok(())
+    ///     })
+    ///     .run(Echo)
+    /// # }
+    /// ```
+    ///
+    /// `name` is 1..=32 ASCII letters, digits, `-`, `_` and `.`, and there is one process of each name, 64 in all; what is wrong
+    /// with it, [`run`](Server::run) says.
+    ///
+    /// **When it runs.** The function begins when all processes exist and `on_start` and `on_manager_start` have returned,
+    /// beside `on_worker_start`; `on_ready` waits for that, and not for what it does. In a stop it is asked to leave after the
+    /// last worker and the last task worker, which may need it, and is killed at the end of `max_wait_time`. A task that it
+    /// asks for when no task worker is left is not done.
+    ///
+    /// **When it ends**, by returning, with an error, by a panic or a signal, the manager forks another process for it, which
+    /// calls the function anew, on what it has captured as it was before the start. One that ran for at least 10 s has its
+    /// successor at once; one that ends sooner the first time, then after 50 ms, and more and more slowly, after 5 s at most.
+    /// An error and a death are told to [`on_worker_error`](Handler::on_worker_error); that it has returned, the log says. To
+    /// replace it, send `SIGTERM` to it. A reload does not: it has no new code to bring. Nor does `max_memory`.
+    ///
+    /// **When the manager dies** (Process mode), it goes on. The next manager, for which the program's `main` runs again, calls
+    /// the functions that this `main` has added; one that adds others, or in another order, is refused, and the log says so.
+    ///
+    /// Swoole: `addProcess`.
+    #[must_use]
+    pub fn add_process<F>(mut self, name: impl Into<String>, function: F) -> Server
+    where
+        F: Fn(&mut UserProcess) -> Result<()> + Send + Sync + 'static,
+    {
+        self.processes.add(name.into(), Arc::new(function));
+        self
+    }
+
     /// Runs the server until it is stopped by `SIGTERM`, `SIGINT` (a second one does not wait), or
     /// [`shutdown`](crate::Worker::shutdown).
     ///
@@ -127,7 +182,7 @@ impl Server {
     /// | `SIGTERM`, `SIGINT`, `SIGQUIT` | stop in order: every packet that came is answered, within `max_wait_time` |
     /// | `SIGINT` while it stops | stop at once: what is not answered yet is lost |
     /// | `SIGUSR2` | reload of the task workers alone |
-    /// | `SIGUSR1` | reload: new workers and task workers, as [`Config::reload_mode`] and [`Config::reload_parallel`] say; no connection notices |
+    /// | `SIGUSR1` | reload: new workers and task workers, no user processes, as [`Config::reload_mode`] and [`Config::reload_parallel`] say; no connection notices |
     /// | `SIGHUP` | the log file is opened anew, in all processes |
     ///
     /// # Errors
@@ -150,11 +205,13 @@ impl Server {
     /// Children that a callback of the master starts must be waited for in that callback: whoever ends later is reaped by
     /// the master, as what workers leave behind is.
     pub fn run<H: Handler>(self, handler: H) -> Result<()> {
-        let Server { mut config, keep } = self;
+        let Server { mut config, keep, processes } = self;
         if let Some(channel) = image::summons()? {
-            run_child(|| manager::take_over(handler, keep, channel));
+            run_child(|| manager::take_over(handler, keep, processes, channel));
         }
         let image = Image::capture();
+        processes.check()?;
+        config.user_processes = processes.names();
         config.validate()?;
         make_absolute(&mut config)?;
         log::init(config.log_level, config.log_file.as_deref())
@@ -172,7 +229,7 @@ impl Server {
         // A limit of file sizes is to be an error, not the end: of the shared memory now, of the log at any time.
         swoole_sys::signal::ignore(Signal::XFSZ).map_err(std::io::Error::from)?;
         let paths = unix_paths(&listeners);
-        let result = start(config, keep, listeners, (&choice, image), handler);
+        let result = start(config, (keep, processes), listeners, (&choice, image), handler);
         for path in paths {
             // Somebody may have put it away already.
             let _ = std::fs::remove_file(path);
@@ -186,7 +243,7 @@ impl Server {
 /// Makes what every process shares, and runs the server.
 fn start<H: Handler>(
     config: Config,
-    keep: Vec<RawFd>,
+    (keep, processes): (Vec<RawFd>, Processes),
     listeners: Listeners,
     (choice, image): (&str, Image),
     handler: H,
@@ -197,7 +254,8 @@ fn start<H: Handler>(
 
     log::set_identity(Identity { role: Role::Master, id: 0 });
     let addresses = listeners.iter().map(|(_, listen)| listen.clone()).collect();
-    let (shared, links, hold) = Shared::create(config, addresses, keep)?;
+    let (mut shared, links, hold) = Shared::create(config, addresses, keep)?;
+    shared.processes = processes;
     if shared.config.task_worker_num > 0 {
         shared.tasks.spill().sweep_dead();
     }

@@ -29,6 +29,7 @@ use crate::error::{Error, Result};
 use crate::link::Lane;
 use crate::plan::Plan;
 use crate::post::Boxes;
+use crate::process::Processes;
 use crate::session::SessionTable;
 use crate::stats::Stats;
 use crate::task::Tasks;
@@ -52,8 +53,12 @@ pub(crate) struct Shared {
     pub(crate) reactor_bells: Vec<Doorbell>,
     /// Wakes a task worker that waits for tasks, by task worker.
     pub(crate) task_bells: Vec<Doorbell>,
+    /// Wakes a user process that waits to be asked to leave, by user process.
+    pub(crate) process_bells: Vec<Doorbell>,
     pub(crate) tasks: Tasks,
     pub(crate) boxes: Boxes,
+    /// What user processes do: those that the configuration names, once the program has brought them.
+    pub(crate) processes: Processes,
     pub(crate) manager_bell: ManagerBell,
     pub(crate) lifeline: Lifeline,
     /// Descriptors of the user's that every process keeps.
@@ -65,12 +70,13 @@ pub(crate) struct Parts {
     pub(crate) memory: Memory,
     pub(crate) lifeline: Lifeline,
     pub(crate) manager_bell: OwnedFd,
-    /// By worker, by worker, by reactor, by task worker.
+    /// By worker, by worker, by reactor, by task worker, by user process.
     pub(crate) bells: Vec<OwnedFd>,
     pub(crate) rooms: Vec<OwnedFd>,
     pub(crate) reactor_bells: Vec<OwnedFd>,
     pub(crate) task_bells: Vec<OwnedFd>,
     pub(crate) boxes: Boxes,
+    pub(crate) process_bells: Vec<OwnedFd>,
     /// The socketpairs by worker (outer) and reactor, where links are such.
     pub(crate) sockets: Vec<Vec<Arc<Lane>>>,
 }
@@ -101,7 +107,7 @@ impl Shared {
         };
         let memory = Memory::create("swoole", plan.size)
             .map_err(|error| Error::setup(format!("make the shared memory ({} bytes)", plan.size), error))?;
-        let [worker_bells, rooms, reactor_bells, task_bells] = plan.bell_nums();
+        let [worker_bells, rooms, reactor_bells, task_bells, process_bells] = plan.bell_nums();
         let manager_bell = Doorbell::event("manager-bell")
             .map_err(|error| Error::setup("make the manager's bell (an eventfd)", error))?;
         let parts = Parts {
@@ -113,6 +119,7 @@ impl Shared {
             reactor_bells: bells("reactor-bells", reactor_bells)?,
             task_bells: bells("task-bells", task_bells)?,
             boxes: Boxes::create(&config)?,
+            process_bells: bells("process-bells", process_bells)?,
             sockets,
         };
         let (shared, links) = Shared::assemble(config, addresses, keep, getpid(), plan, parts)?;
@@ -128,13 +135,12 @@ impl Shared {
         plan: Plan,
         parts: Parts,
     ) -> Result<(Shared, Links)> {
-        let Parts { memory, lifeline, manager_bell, bells, rooms, reactor_bells, task_bells, boxes, sockets } =
-            parts;
+        let Parts { memory, lifeline, manager_bell, bells, rooms, reactor_bells, boxes, sockets, .. } = parts;
         let words = plan.bells(&memory).map_err(|error| Error::setup("map the doorbells", error))?;
         let together = |words: Vec<Words>, events: Vec<OwnedFd>| {
             words.into_iter().zip(events).map(|(word, event)| Doorbell::new(word, event)).collect()
         };
-        let [bell_words, room_words, reactor_bell_words, task_bell_words] = words;
+        let [bell_words, room_words, reactor_bell_words, task_bell_words, process_bell_words] = words;
         let store = plan.tasks(&memory).map_err(|error| Error::setup("map the memory for tasks", error))?;
         let inode = fstat(&memory).map_err(std::io::Error::from)?.st_ino;
         let spill = Spill::new(&config.task_tmpdir, master.as_raw_pid(), inode);
@@ -147,9 +153,11 @@ impl Shared {
             bells: together(bell_words, bells),
             rooms: together(room_words, rooms),
             reactor_bells: together(reactor_bell_words, reactor_bells),
-            task_bells: together(task_bell_words, task_bells),
+            task_bells: together(task_bell_words, parts.task_bells),
+            process_bells: together(process_bell_words, parts.process_bells),
             tasks,
             boxes,
+            processes: Processes::default(),
             manager_bell: ManagerBell(manager_bell),
             lifeline,
             keep,
@@ -180,12 +188,20 @@ impl Shared {
         bells.chain(self.boxes.keep(seat, true)).chain(self.common_keep()).collect()
     }
 
+    /// What a user process keeps open besides its standard streams.
+    pub(crate) fn user_process_keep(&self, id: u16) -> Vec<RawFd> {
+        let bells = self.task_bells.iter().chain(self.process_bells.get(usize::from(id)));
+        let bells = bells.map(|bell| bell.as_fd().as_raw_fd());
+        let seat = self.config.seat_of_user_process(id);
+        bells.chain(self.boxes.keep(seat, true)).chain(self.common_keep()).collect()
+    }
+
     /// What the manager keeps open: all that its workers need, and its own end of the control channel.
     pub(crate) fn manager_keep(&self, links: &Links, control: &Endpoint) -> Vec<RawFd> {
         let workers = 0..self.config.worker_num;
         let own = workers.flat_map(|worker| [self.worker_keep(worker), links.keep(worker)].concat());
         let boxes = self.boxes.fds().map(|end| end.as_raw_fd());
-        let bells = self.task_bells.iter().map(|bell| bell.as_fd().as_raw_fd());
+        let bells = self.task_bells.iter().chain(&self.process_bells).map(|bell| bell.as_fd().as_raw_fd());
         own.chain(boxes).chain(bells).chain([control.as_fd().as_raw_fd()]).collect()
     }
 
@@ -205,6 +221,18 @@ impl Shared {
         self.board.protect_from(seat, None)
     }
 
+    /// The same for a user process: it writes its own tasks, and wakes task workers.
+    pub(crate) fn protect_from_user_process(&self, id: u16) -> Result<(), swoole_ipc::Error> {
+        let seat = self.config.seat_of_user_process(id);
+        self.sessions.protect_from(None)?;
+        self.board.protect_from(seat, None)?;
+        self.tasks.store().protect_from(seat)?;
+        for bells in [&self.bells, &self.rooms, &self.reactor_bells] {
+            Doorbell::protect_others(bells, bells.len())?;
+        }
+        Doorbell::protect_others(&self.process_bells, id.into())
+    }
+
     /// This process has had its share of work, and goes on until the manager says that it is its turn to leave. If there is
     /// no manager, the next one finds this on the board.
     #[cold]
@@ -217,12 +245,12 @@ impl Shared {
 
     /// The server's counters.
     pub(crate) fn stats(&self) -> Stats {
-        Stats { tasks: self.tasks.stats(), ..self.board.stats(self.config.worker_num) }
+        Stats { tasks: self.tasks.stats(), ..self.board.stats(&self.config) }
     }
 
-    /// Lets all workers and task workers look at the board: something in it concerns them.
+    /// Lets all workers, task workers and user processes look at the board: something in it concerns them.
     pub(crate) fn wake_workers(&self) {
-        for bell in self.bells.iter().chain(&self.task_bells) {
+        for bell in [&self.bells, &self.task_bells, &self.process_bells].into_iter().flatten() {
             if let Err(error) = bell.force() {
                 tracing::error!("wake a worker: {error}");
             }

@@ -32,12 +32,14 @@ pub struct Stats {
     pub received_bytes: u64,
     /// Bytes sent to clients since the start.
     pub sent_bytes: u64,
-    /// Workers forked after the first generation.
+    /// Workers, task workers and user processes forked after the first generation.
     pub respawn_count: u64,
     /// Each worker slot.
     pub workers: Vec<WorkerStats>,
     /// Each task worker slot.
     pub task_workers: Vec<WorkerStats>,
+    /// Each user process, in the order in which the program has added them.
+    pub user_processes: Vec<UserProcessStats>,
     /// Tasks of all workers.
     pub tasks: TaskStats,
 }
@@ -47,7 +49,8 @@ pub struct Stats {
 #[non_exhaustive]
 #[repr(u64)]
 pub enum WorkerState {
-    /// Its process has not returned from `on_worker_start`, or is about to be forked.
+    /// Its process has not returned from `on_worker_start`, or is about to be forked; of a user process, its function has not
+    /// begun.
     Starting = 0,
     /// Its process serves.
     Running = 1,
@@ -90,8 +93,24 @@ pub struct WorkerStats {
     pub handled: u64,
 }
 
+/// What is known of one user process.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct UserProcessStats {
+    /// The slot, from 0.
+    pub id: u16,
+    /// What the program calls it.
+    pub name: String,
+    /// The process in it now; 0 while there is none.
+    pub pid: i32,
+    /// Where the slot is in its life.
+    pub state: WorkerState,
+    /// Which process of this slot it is, from 1.
+    pub generation: u32,
+}
+
 impl Stats {
-    /// One line of JSON (RFC 8259): numbers, and lists of one object for each worker and task worker.
+    /// One line of JSON (RFC 8259): numbers, and lists of one object for each worker, task worker and user process.
     pub fn to_json(&self) -> String {
         let mut json = String::from("{");
         for (name, value) in [
@@ -110,6 +129,7 @@ impl Stats {
             ("sent_bytes", self.sent_bytes),
             ("respawn_count", self.respawn_count),
             ("task_worker_num", self.task_workers.len() as u64),
+            ("user_process_num", self.user_processes.len() as u64),
             ("task_queued", self.tasks.queued),
             ("task_running", self.tasks.running),
             ("task_oldest_ms", self.tasks.oldest.as_millis() as u64),
@@ -123,9 +143,7 @@ impl Stats {
         ] {
             let _ = write!(json, "\"{name}\":{value},");
         }
-        for (name, workers, end) in
-            [("workers", &self.workers, ","), ("task_workers", &self.task_workers, "}")]
-        {
+        for (name, workers) in [("workers", &self.workers), ("task_workers", &self.task_workers)] {
             let _ = write!(json, "\"{name}\":[");
             for (index, worker) in workers.iter().enumerate() {
                 let comma = if index == 0 { "" } else { "," };
@@ -136,9 +154,20 @@ impl Stats {
                     "{comma}{{\"id\":{id},\"pid\":{pid},\"state\":\"{state}\",\"generation\":{generation},\"idle\":{idle},\"handled\":{handled}}}"
                 );
             }
-            json.push(']');
-            json.push_str(end);
+            json.push_str("],");
         }
+        json.push_str("\"user_processes\":[");
+        for (index, process) in self.user_processes.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            let UserProcessStats { id, name, pid, state, generation } = process;
+            // No name has a character that JSON would want escaped.
+            let state = state.name();
+            let _ = write!(
+                json,
+                "{comma}{{\"id\":{id},\"name\":\"{name}\",\"pid\":{pid},\"state\":\"{state}\",\"generation\":{generation}}}"
+            );
+        }
+        json.push_str("]}");
         json
     }
 }
@@ -147,19 +176,22 @@ impl Stats {
 mod tests {
     use super::*;
     use crate::board::Board;
+    use crate::config::Config;
 
     #[test]
     fn statistics_are_one_line_of_json() {
-        let board = Board::create(2, 1, 1).unwrap();
+        let board = Board::create(3, 1, 1).unwrap();
         board.enter(0, 1);
         board.set_worker_pid(0, 41);
         board.set_worker_state(0, WorkerState::Running);
-        let json = board.stats(2).to_json();
+        let config = Config { worker_num: 2, user_processes: vec!["metrics".into()], ..Config::default() };
+        let json = board.stats(&config).to_json();
         assert!(json.starts_with("{\"start_time\":0,"), "{json}");
         assert!(
             json.ends_with(
                 "\"workers\":[{\"id\":0,\"pid\":41,\"state\":\"running\",\"generation\":1,\"idle\":true,\"handled\":0},\
-             {\"id\":1,\"pid\":0,\"state\":\"starting\",\"generation\":0,\"idle\":false,\"handled\":0}],\"task_workers\":[]}"
+             {\"id\":1,\"pid\":0,\"state\":\"starting\",\"generation\":0,\"idle\":false,\"handled\":0}],\"task_workers\":[],\
+             \"user_processes\":[{\"id\":0,\"name\":\"metrics\",\"pid\":0,\"state\":\"starting\",\"generation\":0}]}"
             ),
             "{json}"
         );

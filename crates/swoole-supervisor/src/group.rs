@@ -25,12 +25,27 @@ pub struct GroupConfig {
     pub name: String,
     /// How many processes it has. 0 is allowed.
     pub slots: u16,
+    /// How long they are meant to stay.
+    pub tenure: Tenure,
+}
+
+/// How long the processes of a group are meant to stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tenure {
+    /// For a time: each is as good as the next one. A reload of all groups replaces them, and one that was ready and ends
+    /// with code 0 has had enough.
+    #[default]
+    Term,
+    /// For as long as the supervisor. A reload replaces them only if it is for their group alone, and one that ends by itself
+    /// has died, whatever its code and though it was ready: it is back the later the more often that happens. Only one that
+    /// was ready for [`stable_after`](crate::Options::stable_after) has a successor at once.
+    Permanent,
 }
 
 /// What a reload is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// All groups.
+    /// All groups whose processes stay [for a term](Tenure::Term).
     All,
     /// One group, by its place in the list. A number that is no group reloads nothing.
     Group(u16),

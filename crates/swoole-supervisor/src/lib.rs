@@ -13,7 +13,7 @@
 //! use std::os::fd::RawFd;
 //! use std::time::Duration;
 //!
-//! use swoole_supervisor::{Child, Control, Exited, GroupConfig, Options, Program, Report, Settle, SlotId, Supervisor};
+//! use swoole_supervisor::{Child, Control, Exited, GroupConfig, Options, Program, Report, Settle, SlotId, Supervisor, Tenure};
 //!
 //! struct Demo {
 //!     deaths: Vec<String>,
@@ -50,7 +50,7 @@
 //! }
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let groups = vec![GroupConfig { name: "worker".into(), slots: 2 }];
+//! let groups = vec![GroupConfig { name: "worker".into(), slots: 2, tenure: Tenure::Term }];
 //! let demo = Demo { deaths: vec![] };
 //! let outcome = Supervisor::new(Options::default(), groups, demo)?.run()?;
 //! assert_eq!(outcome.program.deaths[0], "0.0 exit:3");
@@ -79,7 +79,7 @@
 //! | How a process ends                                        | Then                                           |
 //! |-----------------------------------------------------------|------------------------------------------------|
 //! | it was asked to retire                                    | its successor comes at once                    |
-//! | exit code 0, after it was [ready](Child::ready)           | the same: it has had enough, or an operator has |
+//! | exit code 0, after it was [ready](Child::ready)           | the same: it has had enough, or an operator has; unless its group is [permanent](Tenure::Permanent) |
 //! | anything else: a crash, another code, code 0 before ready | a death: [`Backoff`], and after [many](Options::restart_intensity) the slot is failing |
 //!
 //! # A supervisor that dies
@@ -115,7 +115,7 @@ mod supervisor;
 pub use backoff::Backoff;
 pub use control::Control;
 pub use exit::{ExitStatus, Exited};
-pub use group::{GroupConfig, ReloadMode, Scope, SlotId};
+pub use group::{GroupConfig, ReloadMode, Scope, SlotId, Tenure};
 pub use options::{Options, OptionsError};
 pub use program::{Child, Program, Settle};
 pub use report::Report;

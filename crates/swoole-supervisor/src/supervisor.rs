@@ -15,7 +15,7 @@ use tracing::debug;
 use crate::policy::{Action, Event, Policy};
 use crate::spawn::{Adopted, Spawned, spawn};
 use crate::{
-    Control, ExitStatus, Exited, GroupConfig, Options, OptionsError, Program, Report, Settle, SlotId,
+    Control, ExitStatus, Exited, GroupConfig, Options, OptionsError, Program, Report, Settle, SlotId, Tenure,
 };
 
 /// What the supervisor takes as a readable event instead of being interrupted or killed.
@@ -151,11 +151,15 @@ impl<P: Program> Shell<P> {
         let Supervisor { options, groups, program, adopted } = supervisor;
         let mut seed = [0; 8];
         getrandom(&mut seed, GetRandomFlags::empty()).map_err(Error::os("getrandom"))?;
+        let max_wait = options.max_wait;
         let slots: Vec<u16> = groups.iter().map(|group| group.slots).collect();
+        let mut policy = Policy::new(options, &slots, u64::from_ne_bytes(seed));
+        let permanent = (0..).zip(&groups).filter(|(_, group)| group.tenure == Tenure::Permanent);
+        permanent.for_each(|(number, _)| policy.make_permanent(number));
         let mut shell = Self {
             program,
-            control: Control::new(options.max_wait, groups),
-            policy: Policy::new(options, &slots, u64::from_ne_bytes(seed)),
+            control: Control::new(max_wait, groups),
+            policy,
             processes: Vec::new(),
             reports: VecDeque::new(),
             signals: SignalFd::new(set).map_err(Error::os("signalfd"))?,

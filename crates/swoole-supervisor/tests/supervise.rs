@@ -20,7 +20,7 @@ use rustix::time::{
 };
 use swoole_supervisor::{
     Adopted, Child, Control, Error, ExitStatus, Exited, GroupConfig, Options, Outcome, Program, ReloadMode,
-    Report, Scope, Settle, SlotId, Supervisor,
+    Report, Scope, Settle, SlotId, Supervisor, Tenure,
 };
 use swoole_sys::fds::wait_readable;
 use swoole_sys::process::{Fork, ForkError, fork, run_child};
@@ -58,7 +58,7 @@ fn slot(group: u16, slot: u16) -> SlotId {
 }
 
 fn groups(slots: &[u16]) -> Vec<GroupConfig> {
-    slots.iter().map(|&slots| GroupConfig { name: "test".into(), slots }).collect()
+    slots.iter().map(|&slots| GroupConfig { name: "test".into(), slots, tenure: Tenure::Term }).collect()
 }
 
 /// Something that a program is told.

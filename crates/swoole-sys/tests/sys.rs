@@ -28,6 +28,7 @@ tests![
     a_child_dies_with_its_parent,
     a_child_that_was_orphaned_too_early_dies_as_well,
     a_busy_child_outlives_its_parent_by_no_more_than_it_may,
+    a_busy_child_outlives_its_parent_for_as_long_as_it_has_an_heir,
     a_subreaper_inherits_orphans,
     masks_are_sets,
     a_signalfd_reads_what_is_blocked,
@@ -156,7 +157,7 @@ fn a_busy_child_outlives_its_parent_by_no_more_than_it_may() {
         Fork::Child => {
             let parent = getpid();
             if let Fork::Child = fork().unwrap() {
-                process::outlive_parent(within, parent).unwrap();
+                process::outlive_parent(within, parent, None).unwrap();
                 rustix::io::write(&write, b"!").unwrap();
                 loop {
                     std::hint::spin_loop();
@@ -174,10 +175,48 @@ fn a_busy_child_outlives_its_parent_by_no_more_than_it_may() {
     assert!(death.elapsed() >= within);
 
     let code = in_child(|| {
-        process::outlive_parent(within, Pid::INIT).unwrap();
+        process::outlive_parent(within, Pid::INIT, None).unwrap();
         wait_forever()
     });
     assert_eq!(code, -Signal::KILL.as_raw(), "it was orphaned too early");
+}
+
+fn a_busy_child_outlives_its_parent_for_as_long_as_it_has_an_heir() {
+    let (read, write) = pipe().unwrap();
+    let within = Duration::from_millis(100);
+    // Of three generations, the youngest is busy.
+    let (oldest_tells, middle_dies) = (pipe().unwrap(), pipe().unwrap());
+    let oldest = match fork().unwrap() {
+        Fork::Parent(pid) => pid,
+        Fork::Child => {
+            process::become_subreaper().unwrap();
+            let oldest = getpid();
+            if let Fork::Child = fork().unwrap() {
+                let middle = getpid();
+                if let Fork::Child = fork().unwrap() {
+                    process::outlive_parent(within, middle, Some(oldest)).unwrap();
+                    rustix::io::write(&middle_dies.1, b"!").unwrap();
+                    let begin = std::time::Instant::now();
+                    while getppid() != Some(oldest) || begin.elapsed() < 4 * within {
+                        std::hint::spin_loop();
+                    }
+                    rustix::io::write(&oldest_tells.1, b"!").unwrap();
+                    loop {
+                        std::hint::spin_loop();
+                    }
+                }
+                rustix::io::read(&middle_dies.0, &mut [0]).unwrap();
+                process::exit_now(0);
+            }
+            wait_forever();
+        }
+    };
+    drop(write);
+    rustix::io::read(&oldest_tells.0, &mut [0]).unwrap();
+    let death = std::time::Instant::now();
+    kill_process(oldest, Signal::KILL).unwrap();
+    assert_eq!(rustix::io::read(&read, &mut [0]), Ok(0), "end of file: all of them are gone");
+    assert!(death.elapsed() >= within);
 }
 
 fn a_subreaper_inherits_orphans() {

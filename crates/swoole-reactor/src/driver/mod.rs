@@ -86,6 +86,9 @@ pub(crate) trait Driver {
     /// The descriptor of a source that is not closed.
     fn socket(&self, token: Token) -> Option<BorrowedFd<'_>>;
 
+    /// Readable when the next wait would find something; `None` if there is no such descriptor.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+
     /// Flushes, then waits until something happened or `timeout` is over, not at all while an event is at
     /// hand. An interrupting signal may end the wait early.
     fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error>;

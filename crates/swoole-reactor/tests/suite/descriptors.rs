@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use swoole_reactor::listener::{self, Address, ListenOptions};
 use swoole_reactor::{Backend, Close, Error, Event, Interest, Options, Reactor, Trigger};
 
@@ -23,6 +23,7 @@ on_each_backend!(
     a_turn_inside_a_turn_is_refused,
     the_choice_is_explained,
     what_waits_for_the_caller_ends_no_wait,
+    another_loop_can_wait_for_a_reactor_on_epoll,
 );
 
 fn is_ready(seen: &Seen) -> bool {
@@ -235,4 +236,22 @@ fn what_waits_for_the_caller_ends_no_wait(backend: Backend) {
     });
     let elapsed: Vec<_> = turns.collect();
     assert!(elapsed[2..].iter().all(|&elapsed| elapsed >= QUIET), "{elapsed:?}");
+}
+
+fn another_loop_can_wait_for_a_reactor_on_epoll(backend: Backend) {
+    let mut bed = Bed::new(backend);
+    let bell = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+    bed.reactor.watch(&bell, Interest::READABLE, Trigger::Edge).unwrap();
+    bed.fence();
+    let is_readable = |bed: &Bed| {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut fds = [PollFd::from_borrowed_fd(bed.reactor.descriptor()?, PollFlags::IN)];
+        Some(poll(&mut fds, Some(&now)).unwrap() > 0)
+    };
+    let has_one = backend == Backend::Epoll;
+    assert_eq!(is_readable(&bed), has_one.then_some(false));
+    rustix::io::write(&bell, &1u64.to_ne_bytes()).unwrap();
+    assert_eq!(is_readable(&bed), has_one.then_some(true));
+    bed.until_seen("the bell", is_ready);
+    assert_eq!(is_readable(&bed), has_one.then_some(false), "it is told of");
 }

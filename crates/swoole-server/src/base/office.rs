@@ -16,7 +16,7 @@ use crate::board::{Clients, Counter, Phase};
 use crate::config::{CloseListen, Listen};
 use crate::error::{Error, Result};
 use crate::handler::{Handler, Master};
-use crate::manager::{Staff, TASK_WORKERS, Timer, WORKERS, seat_of};
+use crate::manager::{Staff, TASK_WORKERS, Timer, USER_PROCESSES, WORKERS, seat_of};
 use crate::shared::Shared;
 
 pub(super) struct Office<H> {
@@ -226,6 +226,9 @@ impl<H: Handler> Program for Office<H> {
         if child.group == TASK_WORKERS {
             return crate::task::run(&mut self.staff.handler, &self.staff.shared, None, child);
         }
+        if child.group == USER_PROCESSES {
+            return crate::process::run(&self.staff.shared, None, child);
+        }
         let own = self.stalls.swap_remove(usize::from(child.slot));
         life::run(&mut self.staff.handler, &self.staff.shared, &self.premises, own, child)
     }
@@ -237,6 +240,9 @@ impl<H: Handler> Program for Office<H> {
     fn keep(&self, slot: SlotId) -> Vec<RawFd> {
         if slot.group == TASK_WORKERS {
             return self.shared().task_worker_keep(seat_of(slot, &self.shared().config));
+        }
+        if slot.group == USER_PROCESSES {
+            return self.shared().user_process_keep(slot.slot);
         }
         let worker = usize::from(slot.slot);
         let own = self.shared().worker_keep(slot.slot);

@@ -1,6 +1,6 @@
 //! The board: small facts that every process may read, one word each, in shared memory.
 //!
-//! Task workers have rows as workers have, behind theirs: the number of a row is a seat.
+//! Task workers and user processes have rows as workers have, behind theirs: the number of a row is a seat.
 //!
 //! Each word has one writer at a time: a worker's row is that worker's (it is cleared when the worker is gone), a
 //! reactor's row is that reactor's, which in Base mode is the worker's own, the rest (process ids among it) is the
@@ -18,10 +18,11 @@ use swoole_ipc::Memory;
 use swoole_ipc::words::Words;
 use swoole_sys::stack;
 
+use crate::config::Config;
 use crate::crash::{Fate, PacketInHand};
 use crate::error::{Error, Result};
 use crate::session::Session;
-use crate::stats::{Stats, WorkerState, WorkerStats};
+use crate::stats::{Stats, UserProcessStats, WorkerState, WorkerStats};
 use crate::task::TaskStats;
 pub(crate) use deadline::monotonic;
 pub(crate) use lease::Lease;
@@ -400,8 +401,8 @@ impl Board {
         word.store(word.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
     }
 
-    /// All but the tasks. The first rows are those of `worker_num` workers, the others task workers'.
-    pub(crate) fn stats(&self, worker_num: u16) -> Stats {
+    /// All but the tasks. Who sits where, the configuration says.
+    pub(crate) fn stats(&self, config: &Config) -> Stats {
         let row = |seat, id| WorkerStats {
             id,
             pid: self.worker_pid(seat),
@@ -410,7 +411,10 @@ impl Board {
             idle: self.is_idle(seat),
             handled: self.worker(seat, HANDLED).load(Ordering::Relaxed),
         };
-        let seats = self.workers.len() as u16;
+        let process = |(id, name): (u16, &String)| {
+            let WorkerStats { id, pid, state, generation, .. } = row(config.seat_of_user_process(id), id);
+            UserProcessStats { id, name: name.clone(), pid, state, generation }
+        };
         let sum = |counter: Counter| {
             (0..self.reactors.len())
                 .map(|reactor| self.reactor(reactor, counter as usize).load(Ordering::Relaxed))
@@ -432,8 +436,11 @@ impl Board {
             received_bytes: sum(Counter::Received),
             sent_bytes: sum(Counter::Sent),
             respawn_count: self.facts[RESPAWNS].load(Ordering::Relaxed),
-            workers: (0..worker_num).map(|id| row(id, id)).collect(),
-            task_workers: (worker_num..seats).map(|seat| row(seat, seat - worker_num)).collect(),
+            workers: (0..config.worker_num).map(|id| row(id, id)).collect(),
+            task_workers: (0..config.task_worker_num)
+                .map(|id| row(config.seat_of_task_worker(id), id))
+                .collect(),
+            user_processes: (0..).zip(&config.user_processes).map(process).collect(),
             tasks: TaskStats::default(),
         }
     }
@@ -475,7 +482,10 @@ mod tests {
                 assert_eq!(board.started(worker, reactor), u64::from(worker) * 100 + reactor as u64);
             }
         }
-        assert_eq!(board.stats(3).lost_count, 1023);
+        let config = Config { worker_num: 1, task_worker_num: 1, ..Config::default() };
+        let stats = board.stats(&Config { user_processes: vec!["third".into()], ..config });
+        assert_eq!((stats.lost_count, stats.workers[0].pid, stats.task_workers[0].pid), (1023, 100, 101));
+        assert_eq!((stats.user_processes[0].pid, &*stats.user_processes[0].name), (102, "third"));
         let session = Session::new(5, 3);
         board.hold(1, Some((session, 77)));
         assert_eq!(board.held(1).map(|held| (held.session, held.size)), Some((session, 77)));

@@ -269,6 +269,11 @@ pub struct Config {
 
     /// Where log lines are appended. Default: standard error. Swoole: `log_file`.
     pub log_file: Option<PathBuf>,
+
+    /// The names of the user processes, which are no key: they come from the program, with their functions
+    /// ([`Server::add_process`](crate::Server::add_process)).
+    #[serde(skip)]
+    pub(crate) user_processes: Vec<String>,
 }
 
 const KIB: usize = 1024;
@@ -326,6 +331,7 @@ impl Default for Config {
             daemonize: false,
             log_level: LogLevel::Info,
             log_file: None,
+            user_processes: Vec::new(),
         }
     }
 }

@@ -8,6 +8,7 @@ use swoole_protocol::{EofOptions, LengthOptions};
 use super::keys::{self, Kind};
 use super::value::size;
 use super::{Config, ConfigError, DispatchMode, Framing, Ipc, KIB, Listen, Mode, OnCrash};
+use crate::post::Peer;
 
 /// Bytes of the smallest ring.
 const RING_MIN: usize = 16 * KIB;
@@ -127,9 +128,17 @@ impl Config {
         Ok(())
     }
 
-    /// Places for processes that work: first the workers', then the task workers'.
+    /// Places for processes that work: first the workers', then the task workers', then the user processes'.
     pub(crate) fn seats(&self) -> u16 {
-        self.worker_num + self.task_worker_num
+        self.seat_of_user_process(self.user_process_num())
+    }
+
+    pub(crate) fn user_process_num(&self) -> u16 {
+        self.user_processes.len() as u16
+    }
+
+    pub(crate) fn seat_of_user_process(&self, id: u16) -> u16 {
+        self.worker_num + self.task_worker_num + id
     }
 
     pub(crate) fn seat_of_task_worker(&self, id: u16) -> u16 {
@@ -161,10 +170,9 @@ impl Config {
 
     /// Whose box this is.
     pub(crate) fn name_of_box(&self, number: u16) -> String {
-        match number.checked_sub(self.worker_num) {
-            None => format!("worker {number}"),
-            Some(id) if id < self.task_worker_num => format!("task worker {id}"),
-            Some(_) => format!("reactor {}", number - self.seats()),
+        match Peer::of_seat(number, self) {
+            Some(peer) => peer.to_string(),
+            None => format!("reactor {}", number - self.seats()),
         }
     }
 
@@ -239,7 +247,7 @@ impl Config {
     /// If that limit does not even suffice for the server itself.
     pub fn connection_limit(&self) -> Result<usize, ConfigError> {
         let (workers, reactors) = (u64::from(self.worker_num), self.reactors() as u64);
-        let peers = workers + u64::from(self.task_worker_num) + reactors;
+        let peers = u64::from(self.seats()) + reactors;
         let links = if self.mode == Mode::Process { workers * reactors } else { 0 };
         let lanes = if self.ipc == Ipc::SocketPair { DESCRIPTORS_PER_SOCKETPAIR * links } else { 0 };
         let reserve = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_PEER * peers + lanes;

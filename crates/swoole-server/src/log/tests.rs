@@ -67,7 +67,8 @@ fn a_thread_speaks_for_its_process_unless_it_says_otherwise() {
         untimed(&line).chars().next().unwrap()
     };
     assert_eq!(std::thread::spawn(mark).join().unwrap(), '%');
-    for role in [Role::Master, Role::Manager, Role::Worker, Role::TaskWorker, Role::Reactor] {
+    let of_many = [Role::Worker, Role::TaskWorker, Role::UserProcess, Role::Reactor];
+    for role in [Role::Master, Role::Manager].into_iter().chain(of_many) {
         let given = Identity { role, id: u32::MAX };
         assert_eq!(Identity::unpack(given.pack()), given);
     }

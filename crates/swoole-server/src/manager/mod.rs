@@ -33,8 +33,9 @@ use crate::crash::PacketInHand;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::log::{Identity, Role};
+use crate::process::Processes;
 use crate::shared::{Links, Shared};
-pub(crate) use staff::{Staff, TASK_WORKERS, WORKERS, seat_of, slot_of};
+pub(crate) use staff::{Staff, TASK_WORKERS, USER_PROCESSES, WORKERS, seat_of, slot_of};
 pub(crate) use timer::Timer;
 
 /// How long orphans may take to finish: the whole family has to be gone within a second.
@@ -62,14 +63,22 @@ pub(crate) fn run<H: Handler>(
 }
 
 /// Runs the manager of a server whose last one has died, in a process that its master has executed for that and given this
-/// channel; the exit code. `keep`: descriptors that the program wants in every process.
-pub(crate) fn take_over<H: Handler>(handler: H, keep: Vec<RawFd>, channel: OwnedFd) -> i32 {
+/// channel; the exit code. `keep`: descriptors that the program wants in every process; `processes`: what it has its user
+/// processes do.
+pub(crate) fn take_over<H: Handler>(
+    handler: H,
+    keep: Vec<RawFd>,
+    processes: Processes,
+    channel: OwnedFd,
+) -> i32 {
     crate::log::set_identity(Identity { role: Role::Manager, id: 0 });
     let life = || {
-        let Charter { shared, links, control, master, adopted } = Charter::accept(channel, keep)?;
+        let Charter { mut shared, links, control, master, adopted } = Charter::accept(channel, keep)?;
+        shared.processes = processes;
         let shared = Arc::new(shared);
         crate::log::init(shared.config.log_level, shared.config.log_file.as_deref())
             .map_err(|error| Error::setup("open the log", error))?;
+        shared.processes.check_against(&shared.config.user_processes)?;
         enter(&shared, &links, &control, master, &adopted)?;
         let mut office = Office::new(handler, shared, links, control, master)?;
         office.staff.take_over()?;
@@ -161,6 +170,9 @@ impl<H: Handler> Program for Office<H> {
         if child.group == TASK_WORKERS {
             return crate::task::run(&mut self.staff.handler, &self.staff.shared, Some(self.reign), child);
         }
+        if child.group == USER_PROCESSES {
+            return crate::process::run(&self.staff.shared, Some(self.reign), child);
+        }
         // This process is none of the other workers: their sockets are closed, so that none may be put away by its
         // owner here, which stays.
         let links = self.links.open_own(child.slot);
@@ -174,6 +186,9 @@ impl<H: Handler> Program for Office<H> {
     fn keep(&self, slot: SlotId) -> Vec<RawFd> {
         if slot.group == TASK_WORKERS {
             return self.staff.shared.task_worker_keep(self.seat(slot));
+        }
+        if slot.group == USER_PROCESSES {
+            return self.staff.shared.user_process_keep(slot.slot);
         }
         [self.staff.shared.worker_keep(slot.slot), self.links.keep(slot.slot)].concat()
     }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::time::{Duration, Instant};
 
 use rustix::param::page_size;
-use swoole_supervisor::{Control, SlotId};
+use swoole_supervisor::Control;
 
 use super::staff::{name, slot_of};
 use super::timer::Timer;
@@ -30,7 +30,8 @@ pub(crate) struct Recycler {
 
 impl Recycler {
     pub(crate) fn new(shared: &Shared) -> Result<Recycler> {
-        let (limit, seats) = (shared.config.max_memory as u64, shared.config.seats());
+        // What user processes keep in memory is what they are for.
+        let (limit, seats) = (shared.config.max_memory as u64, shared.config.seat_of_user_process(0));
         let scale = if limit > 0 { Some(Scale::new(limit, seats)?) } else { None };
         Ok(Recycler { scale })
     }
@@ -101,7 +102,8 @@ impl Scale {
                 && self.told[usize::from(seat)] != generation
                 && shared.board.worker_pid(seat) == pid.as_raw_pid()
             {
-                self.told[usize::from(seat)] = if self.is_large(slot, pid.as_raw_pid()) {
+                self.told[usize::from(seat)] = if self.is_large(&name(slot, &shared.config), pid.as_raw_pid())
+                {
                     control.recycle(slot, generation);
                     generation
                 } else {
@@ -115,16 +117,15 @@ impl Scale {
     }
 
     /// Whether this process is larger than it may be; then the log says so.
-    fn is_large(&self, slot: SlotId, pid: i32) -> bool {
+    fn is_large(&self, name: &str, pid: i32) -> bool {
         let size = size_above(&pid.to_string(), self.limit).unwrap_or_else(|error| {
             // It may have ended this very moment.
-            tracing::debug!("{} (pid {pid}): {error}", name(slot));
+            tracing::debug!("{name} (pid {pid}): {error}");
             None
         });
         if let Some(size) = size {
             tracing::warn!(
-                "{} (pid {pid}) has {} of private memory, more than max_memory = {}: it is replaced when its turn comes",
-                name(slot),
+                "{name} (pid {pid}) has {} of private memory, more than max_memory = {}: it is replaced when its turn comes",
                 mebibytes(size),
                 mebibytes(self.limit)
             );

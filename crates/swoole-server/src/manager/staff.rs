@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::sync::Arc;
 
 use swoole_supervisor::{
-    Control, ExitStatus, Exited, GroupConfig, Options, ReloadMode, Report, Scope, SlotId,
+    Control, ExitStatus, Exited, GroupConfig, Options, ReloadMode, Report, Scope, SlotId, Tenure,
 };
 
 use rustix::process::Signal;
@@ -21,27 +21,47 @@ use crate::stats::WorkerState;
 /// The groups, in the order in which they stop: who is asked for something goes last.
 pub(crate) const WORKERS: u16 = 0;
 pub(crate) const TASK_WORKERS: u16 = 1;
+pub(crate) const USER_PROCESSES: u16 = 2;
 
 /// The place of a slot among all processes that work: its row on the board, and its name between master and manager.
 pub(crate) fn seat_of(slot: SlotId, config: &Config) -> u16 {
-    if slot.group == TASK_WORKERS { config.seat_of_task_worker(slot.slot) } else { slot.slot }
+    match slot.group {
+        TASK_WORKERS => config.seat_of_task_worker(slot.slot),
+        USER_PROCESSES => config.seat_of_user_process(slot.slot),
+        _ => slot.slot,
+    }
 }
 
 /// The slot of this seat.
 pub(crate) fn slot_of(seat: u16, config: &Config) -> SlotId {
-    match seat.checked_sub(config.worker_num) {
-        None => SlotId { group: WORKERS, slot: seat },
-        Some(slot) => SlotId { group: TASK_WORKERS, slot },
-    }
+    let firsts = [
+        (USER_PROCESSES, config.seat_of_user_process(0)),
+        (TASK_WORKERS, config.seat_of_task_worker(0)),
+        (WORKERS, 0),
+    ];
+    let slot = |(group, first): (u16, u16)| Some(SlotId { group, slot: seat.checked_sub(first)? });
+    firsts.into_iter().find_map(slot).unwrap_or(SlotId { group: WORKERS, slot: seat })
 }
 
 fn kind_of(slot: SlotId) -> WorkerKind {
-    if slot.group == TASK_WORKERS { WorkerKind::TaskWorker } else { WorkerKind::Worker }
+    match slot.group {
+        TASK_WORKERS => WorkerKind::TaskWorker,
+        USER_PROCESSES => WorkerKind::UserProcess,
+        _ => WorkerKind::Worker,
+    }
+}
+
+/// What the program calls it, if it is a user process.
+fn own_name(slot: SlotId, config: &Config) -> Option<&String> {
+    config.user_processes.get(usize::from(slot.slot)).filter(|_| slot.group == USER_PROCESSES)
 }
 
 /// What to call it.
-pub(super) fn name(slot: SlotId) -> String {
-    format!("{} {}", kind_of(slot), slot.slot)
+pub(super) fn name(slot: SlotId, config: &Config) -> String {
+    match own_name(slot, config) {
+        Some(name) => format!("{} {name}", kind_of(slot)),
+        None => format!("{} {}", kind_of(slot), slot.slot),
+    }
 }
 
 /// What these groups are called together.
@@ -110,11 +130,12 @@ impl<H: Handler> Staff<H> {
             reload_parallel: config.reload_parallel,
             ..Options::default()
         };
-        let group = |name: &str, slots| GroupConfig { name: name.into(), slots };
-        let mut groups = vec![group("worker", config.worker_num)];
-        if config.task_worker_num > 0 {
-            groups.push(group("task worker", config.task_worker_num));
-        }
+        let group = |name: &str, slots, tenure| GroupConfig { name: name.into(), slots, tenure };
+        let groups = vec![
+            group("worker", config.worker_num, Tenure::Term),
+            group("task worker", config.task_worker_num, Tenure::Term),
+            group("user process", config.user_process_num(), Tenure::Permanent),
+        ];
         (options, groups)
     }
 
@@ -128,12 +149,16 @@ impl<H: Handler> Staff<H> {
             return self.forked == seats;
         }
         self.shared.board.count_respawn();
-        tracing::info!("{} has a new process, pid {pid} (generation {generation})", name(slot));
+        tracing::info!("{} has a new process, pid {pid} (generation {generation})", self.name(slot));
         false
     }
 
     fn seat(&self, slot: SlotId) -> u16 {
         seat_of(slot, &self.shared.config)
+    }
+
+    fn name(&self, slot: SlotId) -> String {
+        name(slot, &self.shared.config)
     }
 
     /// Replaces the task workers, and nobody else.
@@ -179,10 +204,14 @@ impl<H: Handler> Staff<H> {
         match report {
             Report::Retiring { slot, .. } => {
                 // The signal alone may be taken for the one that told of another manager's death.
-                let Shared { bells, task_bells, .. } = &*self.shared;
-                let bells = if slot.group == TASK_WORKERS { task_bells } else { bells };
+                let Shared { bells, task_bells, process_bells, .. } = &*self.shared;
+                let bells = match slot.group {
+                    TASK_WORKERS => task_bells,
+                    USER_PROCESSES => process_bells,
+                    _ => bells,
+                };
                 if let Err(error) = bells[usize::from(slot.slot)].force() {
-                    tracing::error!("wake {}: {error}", name(*slot));
+                    tracing::error!("wake {}: {error}", self.name(*slot));
                 }
             }
             Report::BackingOff { slot, .. } => self.set_state(*slot, WorkerState::BackingOff),
@@ -192,32 +221,42 @@ impl<H: Handler> Staff<H> {
         match report {
             Report::Killed { slot, pid, waited, .. } => tracing::warn!(
                 "{} (pid {}) had not finished after {waited:.1?} (max_wait_time) and was killed",
-                name(*slot),
+                self.name(*slot),
                 pid.as_raw_pid()
             ),
             Report::StartTimedOut { slot, pid, waited, .. } => tracing::error!(
                 "{} (pid {}) had not started after {waited:.1?} (worker_start_timeout) and was killed",
-                name(*slot),
+                self.name(*slot),
                 pid.as_raw_pid()
             ),
             Report::Waiting { slots, left } => {
-                // Task workers leave after the others.
+                // One group leaves after the other.
                 let first = slots.first().map_or(WORKERS, |slot| slot.group);
-                let ids = slots.iter().filter(|slot| slot.group == first).map(|slot| slot.slot);
-                let ids: Vec<u16> = ids.collect();
-                let kind = if first == TASK_WORKERS { "task workers" } else { "workers" };
+                let who = slots.iter().filter(|slot| slot.group == first);
+                let ids = who.map(|slot| match own_name(*slot, &self.shared.config) {
+                    Some(name) => name.clone(),
+                    None => slot.slot.to_string(),
+                });
+                let ids = ids.collect::<Vec<_>>().join(", ");
+                let kind = match first {
+                    TASK_WORKERS => "task workers",
+                    USER_PROCESSES => "user processes",
+                    _ => "workers",
+                };
                 tracing::info!(
-                    "Server is stopping: it waits for {kind} {ids:?} to leave, for {left:.1?} at most"
+                    "Server is stopping: it waits for {kind} [{ids}] to leave, for {left:.1?} at most"
                 );
             }
-            Report::SpawnFailed { slot, error } => tracing::error!("fork {}: {error}", name(*slot)),
+            Report::SpawnFailed { slot, error } => tracing::error!("fork {}: {error}", self.name(*slot)),
             Report::BackingOff { slot, deaths, delay } => tracing::warn!(
-                "{} has died {deaths} times in a row: back-off, next try in {delay:.0?}",
-                name(*slot)
+                "{} has {} {deaths} times in a row: back-off, next try in {delay:.0?}",
+                self.name(*slot),
+                // That one of those has returned is no death, and no reason to hurry.
+                if slot.group == USER_PROCESSES { "ended" } else { "died" }
             ),
             Report::Failing { slot, deaths, delay } => tracing::error!(
                 "{} keeps failing ({deaths} times of late): back-off, next try in {delay:.0?}",
-                name(*slot)
+                self.name(*slot)
             ),
             Report::ReloadBegun { groups, .. } => {
                 self.shared.board.set_reloading(true);
@@ -243,7 +282,7 @@ impl<H: Handler> Staff<H> {
         let kind = kind_of(exit.slot);
         let tasks = match kind {
             WorkerKind::TaskWorker => tasks.bury(exit.slot.slot, bells, task_bells),
-            WorkerKind::Worker => {
+            WorkerKind::Worker | WorkerKind::UserProcess => {
                 tasks.asker_died(task_bells);
                 Vec::new()
             }
@@ -254,6 +293,7 @@ impl<H: Handler> Staff<H> {
         let error = WorkerError {
             kind,
             worker: exit.slot.slot,
+            name: own_name(exit.slot, &self.shared.config).cloned(),
             generation: exit.generation,
             pid: exit.pid.as_raw_pid(),
             status: exit.status,

@@ -168,6 +168,8 @@ impl<H: Handler> Office<H> {
             }
             // It would have been its affair to end them.
             self.roster.watch_orphans(reactor, &self.shared.board);
+            // Who waits to be asked sees that nobody will.
+            self.shared.wake_workers();
             self.stop(reactor);
             if self.stage == Stage::Leaving {
                 let within = self.time_left();

@@ -14,6 +14,8 @@ pub enum Peer {
     Worker(u16),
     /// The task worker in this slot, from 0.
     TaskWorker(u16),
+    /// The user process in this slot, from 0: the place of its function among those that the program has added.
+    UserProcess(u16),
     /// The manager. It sends, and takes no messages.
     Manager,
 }
@@ -24,6 +26,7 @@ impl fmt::Display for Peer {
         match self {
             Peer::Worker(id) => write!(f, "worker {id}"),
             Peer::TaskWorker(id) => write!(f, "task worker {id}"),
+            Peer::UserProcess(id) => write!(f, "user process {id}"),
             Peer::Manager => f.write_str("the manager"),
         }
     }
@@ -32,14 +35,17 @@ impl fmt::Display for Peer {
 impl Peer {
     /// Who sends as this number.
     pub(super) fn of_sender(sender: u16, config: &Config) -> Option<Peer> {
-        if sender < config.worker_num {
-            return Some(Peer::Worker(sender));
-        }
-        let id = sender - config.worker_num;
-        match () {
-            () if id < config.task_worker_num => Some(Peer::TaskWorker(id)),
-            () if sender == config.asker_of_manager() => Some(Peer::Manager),
-            () => None,
+        if sender == config.asker_of_manager() { Some(Peer::Manager) } else { Peer::of_seat(sender, config) }
+    }
+
+    /// Who has this seat.
+    pub(crate) fn of_seat(seat: u16, config: &Config) -> Option<Peer> {
+        let (task_workers, processes) = (config.seat_of_task_worker(0), config.seat_of_user_process(0));
+        match seat {
+            id if id < task_workers => Some(Peer::Worker(id)),
+            seat if seat < processes => Some(Peer::TaskWorker(seat - task_workers)),
+            seat if seat < config.seats() => Some(Peer::UserProcess(seat - processes)),
+            _ => None,
         }
     }
 
@@ -48,6 +54,7 @@ impl Peer {
         match self {
             Peer::Worker(id) if id < config.worker_num => Ok(id),
             Peer::TaskWorker(id) if id < config.task_worker_num => Ok(config.seat_of_task_worker(id)),
+            Peer::UserProcess(id) if id < config.user_process_num() => Ok(config.seat_of_user_process(id)),
             _ => Err(Error::NoSuchPeer(self)),
         }
     }

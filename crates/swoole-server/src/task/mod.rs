@@ -6,7 +6,7 @@
 //!     worker:  on_finish <── mark <── slot <────── result ───────┘
 //! ```
 //!
-//! Task workers, the manager and the master may ask, too, and get no result: what they ask is one-way.
+//! Task workers, user processes, the manager and the master may ask, too, and get no result: what they ask is one-way.
 //!
 //! | file | what |
 //! |---|---|
@@ -43,8 +43,8 @@ pub struct TaskId {
 }
 
 impl TaskId {
-    /// Whose task it is: workers have the first numbers, from 0, task workers the next, then comes the manager, then the
-    /// master.
+    /// Whose task it is: workers have the first numbers, from 0, task workers the next, then user processes; then comes the
+    /// manager, then the master.
     pub fn asker(&self) -> u16 {
         self.asker
     }

@@ -1,16 +1,18 @@
 //! What a process of the manager's looks out for beside its work: signals, doorbells, and whether the manager and the
 //! server are still there.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, getppid};
 use swoole_reactor::{Backend, Event, Interest, Options, Reactor, Token, Trigger};
 use swoole_sys::signal::SignalSet;
 
 use super::SIGNALS;
 use crate::board::{Lease, Phase};
+use crate::config::{Config, Mode};
 use crate::error::{Error, Result};
 use crate::post::Post;
 use crate::shared::Shared;
@@ -72,7 +74,8 @@ impl Lookout {
     /// From here on there is somebody to read it.
     pub(crate) fn watch_mail(&mut self, post: &Post) -> Result<()> {
         let watch = |error| Error::setup("watch the process's post", error);
-        let mail = self.reactor.watch(post.mailbox(), Interest::READABLE, Trigger::Level);
+        // Who does not read its mail is not told of it again and again.
+        let mail = self.reactor.watch(post.mailbox(), Interest::READABLE, Trigger::Edge);
         self.mail = Some(mail.map_err(watch)?);
         let room = self.reactor.watch(post.sender.room(), Interest::READABLE, Trigger::Level);
         self.room = Some(room.map_err(watch)?);
@@ -89,10 +92,22 @@ impl Lookout {
         }
     }
 
-    /// Has the kernel end this process so long after its manager, if it is too busy to notice that it is an orphan.
+    /// A descriptor for another event loop: readable when there is something to look at.
+    pub(crate) fn door(&self) -> Result<OwnedFd> {
+        let failed = |error: std::io::Error| Error::setup("share the process's event loop", error);
+        let epoll = self.reactor.descriptor().ok_or_else(|| failed(Errno::NOTSUP.into()))?;
+        epoll.try_clone_to_owned().map_err(failed)
+    }
+
+    /// Has the kernel end this process so long after its manager, if it is too busy to notice that it is an orphan; in Process
+    /// mode, where that is no reason to go, so long after manager and master.
     pub(crate) fn outlive_manager(&self, within: Duration) -> Result<()> {
         let Some(manager) = self.manager else { return Ok(()) };
-        swoole_sys::process::outlive_parent(within, manager).map_err(|error| {
+        let heir = match self.shared.config.mode {
+            Mode::Process => Pid::from_raw(self.shared.board.master_pid()),
+            Mode::Base => None,
+        };
+        swoole_sys::process::outlive_parent(within, manager, heir).map_err(|error| {
             Error::setup("limit the life without a manager (a timer)", std::io::Error::from(error))
         })
     }
@@ -100,6 +115,11 @@ impl Lookout {
     /// When it was last looked.
     pub(crate) fn looked(&self) -> Instant {
         self.looked
+    }
+
+    /// Whether this process was asked to leave, as far as it has looked.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.asked
     }
 
     /// Waits until the callbacks of master and manager have returned, which come first. False if the server stops, or this
@@ -145,12 +165,35 @@ impl Lookout {
         Ok(self.asked)
     }
 
-    /// Whether an orphan has to leave. Task workers are the last to: workers may have something for them.
+    /// Whether an orphan has to leave. Task workers do after the workers, which may have something for them, and user
+    /// processes after both.
     fn is_over(&self) -> bool {
         let Shared { board, lifeline, config, .. } = &*self.shared;
         let is_asked = board.worker_state(self.seat) == WorkerState::Retiring;
         let is_free = |worker| matches!(board.lease(worker), Lease::Free { .. });
-        let is_its_turn = || self.seat < config.worker_num || (0..config.worker_num).all(is_free);
+        let is_its_turn = || (0..first_of_group(self.seat, config)).all(is_free);
         is_asked || lifeline.is_cut() || board.phase() == Phase::Stopping && is_its_turn()
+    }
+}
+
+/// The first seat of those that stop together with this one.
+fn first_of_group(seat: u16, config: &Config) -> u16 {
+    let firsts = [config.seat_of_user_process(0), config.seat_of_task_worker(0)];
+    firsts.into_iter().find(|first| seat >= *first).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_stop_one_after_the_other() {
+        let config = Config { worker_num: 2, task_worker_num: 1, ..Config::default() };
+        let config = Config { user_processes: vec!["a".into(), "b".into()], ..config };
+        let firsts: Vec<u16> = (0..5).map(|seat| first_of_group(seat, &config)).collect();
+        assert_eq!(firsts, [0, 0, 2, 3, 3]);
+        let config = Config { task_worker_num: 0, ..config };
+        let firsts: Vec<u16> = (0..4).map(|seat| first_of_group(seat, &config)).collect();
+        assert_eq!(firsts, [0, 0, 2, 2]);
     }
 }

@@ -26,7 +26,7 @@ mod reload;
 mod tests;
 mod turns;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use rustix::process::Pid;
@@ -124,6 +124,8 @@ struct Slot {
 pub(crate) struct Policy {
     options: Options,
     slots: Vec<Slot>,
+    /// Groups whose processes are to stay: see [`Tenure`](crate::Tenure).
+    permanent: BTreeSet<u16>,
     reloads: Reloads,
     turns: Turns,
     /// When a stop, once it was asked for, has to be over, and when to say next what it waits for.
@@ -154,6 +156,7 @@ impl Policy {
         Self {
             options,
             slots: ids.map(slot).collect(),
+            permanent: BTreeSet::new(),
             reloads: Reloads::default(),
             turns,
             stop_at: None,
@@ -162,6 +165,11 @@ impl Policy {
             random: seed,
             actions: Vec::new(),
         }
+    }
+
+    /// The processes of this group are to stay.
+    pub(crate) fn make_permanent(&mut self, group: u16) {
+        self.permanent.insert(group);
     }
 
     /// Takes in what has happened and says what is to be done, in this order.
@@ -326,18 +334,21 @@ impl Policy {
         if slot.generation != generation {
             return;
         }
-        let (wanted, was_ready) = match slot.state {
+        let is_permanent = self.permanent.contains(&slot.id.group);
+        let (wanted, served) = match slot.state {
             State::Starting { .. } => (false, false),
             State::Running { ready_at, .. } => {
                 let stable = now.saturating_sub(ready_at) >= self.options.stable_after;
-                if stable || status.success() {
+                let had_enough = status.success() && !is_permanent;
+                if stable || had_enough {
                     slot.streak = 0;
                 }
                 if stable {
                     slot.deaths.clear();
                     slot.failing = false;
                 }
-                (status.success(), true)
+                // One that is to stay and does not has served nobody.
+                (had_enough, stable || !is_permanent)
             }
             State::Retiring { .. } => (true, false),
             _ => return,
@@ -347,9 +358,9 @@ impl Policy {
             self.slots[at].state = State::Stopped;
             return;
         }
-        let until = if wanted { now } else { self.setback(now, at, was_ready) };
+        let until = if wanted { now } else { self.setback(now, at, served) };
         self.slots[at].state = State::Burying { until };
-        if !wanted && !was_ready {
+        if !wanted && !served {
             self.reload_failed(now, at, Some(status));
         }
     }

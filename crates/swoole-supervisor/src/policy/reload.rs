@@ -50,7 +50,10 @@ impl Policy {
             .slots
             .iter()
             .map(|slot| slot.id.group)
-            .filter(|&group| scope == Scope::All || scope == Scope::Group(group))
+            .filter(|group| match scope {
+                Scope::All => !self.permanent.contains(group),
+                Scope::Group(only) => *group == only,
+            })
             .collect();
         if self.stop_at.is_some() || groups.is_empty() {
             return;

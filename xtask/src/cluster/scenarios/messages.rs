@@ -42,6 +42,11 @@ pub(super) static ALL: &[Scenario] = &[
         "a client that does not read what a task worker sends is closed, and costs nobody else anything",
         task_worker_sends_to_slow_client,
     ),
+    backends(
+        "messages_user_process",
+        "a user process gets messages, answers them, and sends to clients, also its successor",
+        user_process,
+    ),
     full("manager_sends", "the manager sends to clients and workers, also the next manager", manager_sends),
 ];
 
@@ -349,5 +354,42 @@ fn manager_sends(cx: &Cx) -> Result<()> {
         }
     }
     bed.stop()?;
+    Ok(())
+}
+
+fn user_process(cx: &Cx) -> Result<()> {
+    let launch = cx.testbed().flag("worker-num", 2).flag("task-worker-num", 1);
+    let bed = launch.flag("processes", "deaf:hang,post:mail").start()?;
+    let mut client = bed.connect_to_worker(0)?;
+    let session = client.session()?;
+    for round in 0..3 {
+        client.expect(&format!("message p1 send {session} from a process"), "ok")?;
+        client.expect_line("from a process")?;
+        client.expect(
+            &format!("taskwait 5000 message p1 pass 1 pass t0 send {session} all the way"),
+            &format!("result MESSAGE P1 PASS 1 PASS T0 SEND {session} ALL THE WAY"),
+        )?;
+        client.expect_line("all the way")?;
+        for size in [0, 100_000, 20_000_000] {
+            client.expect(&format!("messages p1 1 {size}"), "sent 1")?;
+            client.expect(&format!("message p1 send {session} got {size}"), "ok")?;
+            client.expect_line(&format!("got {size}"))?;
+        }
+        // One that does not read its mail costs its senders no more than that.
+        if round == 0 {
+            let full = (0..1000).find_map(|_| {
+                let reply = client.ask("messages p0 10 100000");
+                reply.map(|reply| (reply != "sent 10").then_some(())).transpose()
+            });
+            full.context("100 GB were taken for one that does not read")??;
+        }
+        let line = format!("on_process_start process=post pid=");
+        let starts = bed.log.texts(Source::Stdout).into_iter().filter(|text| text.starts_with(&line));
+        let pid = starts.last().and_then(|text| crate::cluster::log::field(&text, "pid")?.parse().ok());
+        proc::signal(pid.context("no user process has started")?, Signal::KILL)?;
+        bed.log.wait_count(&line, round + 2, PATIENCE)?;
+    }
+    let reply = client.ask("message p2 x")?;
+    ensure!(reply.contains("there is no user process 2"), "{reply:?}");
     Ok(())
 }

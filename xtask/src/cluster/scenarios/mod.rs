@@ -23,6 +23,7 @@ mod operation;
 mod packets;
 mod placement;
 mod pressure;
+mod processes;
 mod programs;
 mod recycle;
 mod reload;
@@ -53,6 +54,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         tasks::ALL,
         messages::ALL,
         groups::ALL,
+        processes::ALL,
         boot::ALL,
         config::ALL,
         operation::ALL,

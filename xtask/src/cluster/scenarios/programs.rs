@@ -24,6 +24,12 @@ pub(super) static ALL: &[Scenario] = &[
     once("tasks_example", "task workers count primes, also when one of them is killed", tasks).in_process(),
     once("chat_example", "people meet in rooms, where the deaths of workers leave them", chat).in_process(),
     once(
+        "user_process_example",
+        "a collector writes down what the server does, also when it was killed",
+        collector,
+    )
+    .in_process(),
+    once(
         "table",
         "workers count a client's requests together, and go on counting when one was killed",
         table,
@@ -226,6 +232,28 @@ fn converse(mut process: Process) -> Result<Process> {
         ensure!(counted, "the {channel} did not carry the megabyte: {lines:?}");
     }
     Ok(process)
+}
+
+fn collector(cx: &Cx) -> Result<()> {
+    let (path, file) = (cx.dir.join("echo.sock"), cx.dir.join("metrics.jsonl"));
+    let launch = cx.example("user_process").word(&file.to_string_lossy());
+    let mut server = launch.word(&format!("unix://{}", path.display())).spawn()?;
+    let address = Address::Unix(path);
+    let mut client = proc::until("the example to listen", PATIENCE, || Client::connect(&address).ok())?;
+    let wait_for = |part: &str| {
+        let lines = || fs::read_to_string(&file).unwrap_or_default();
+        proc::until(part, PATIENCE, || lines().lines().any(|line| line.contains(part)).then_some(()))
+    };
+    client.expect("hello", "hello")?;
+    wait_for("\"connections\":1,\"packets\":1,")?;
+    let is_collector = |pid: &i32| proc::title(*pid) == "swoole: process metrics";
+    let collector = proc::descendants(server.pid()).into_iter().find(is_collector);
+    proc::signal(collector.context("there is no collector")?, Signal::KILL)?;
+    wait_for("\"respawns\":1}")?;
+    client.expect("still there?", "still there?")?;
+    proc::signal(server.pid(), Signal::TERM)?;
+    ensure!(server.wait_exit(PATIENCE)?.code() == Some(0), "the stop failed");
+    wait_for("\"packets\":2,")
 }
 
 fn reactor_echo(cx: &Cx) -> Result<()> {

@@ -387,6 +387,10 @@ impl Driver for Epoll {
         }
     }
 
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.epoll.as_fd())
+    }
+
     fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         self.flush();
         let idle = self.pending.is_empty() && self.ready.is_empty();

@@ -396,6 +396,10 @@ impl Driver for Uring {
         self.sources.get(token).filter(|source| source.closing.is_none()).map(Source::fd)
     }
 
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         self.write_all();
         let is_ready = !self.pending.is_empty() || !self.replay.is_empty() || !self.ready.is_empty();

@@ -133,7 +133,7 @@ impl<'a, H: Handler> Life<'a, H> {
             .map_err(|error| Error::setup("make what other processes own read-only", error))?;
         // The kernel ends it if it is too busy to notice that it is an orphan.
         if let Some(manager) = Pid::from_raw(shared.board.manager_pid()) {
-            swoole_sys::process::outlive_parent(2 * ORPHAN_WAIT, manager).map_err(|error| {
+            swoole_sys::process::outlive_parent(2 * ORPHAN_WAIT, manager, None).map_err(|error| {
                 Error::setup("limit the life without a manager (a timer)", std::io::Error::from(error))
             })?;
         }

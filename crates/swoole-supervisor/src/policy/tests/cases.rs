@@ -442,3 +442,57 @@ fn the_bound_of_a_stop_is_the_same_for_all_groups() {
     world.advance(ms(1_000));
     assert_eq!(world.killed(), [slot(0, 0), slot(1, 0)]);
 }
+
+/// A group of two that serve, and one of one that is to stay.
+fn with_permanent() -> World {
+    let mut world = World::serving(&[2, 1]);
+    world.policy.make_permanent(1);
+    world
+}
+
+#[test]
+fn who_is_to_stay_has_died_however_it_ends() {
+    let mut world = with_permanent();
+    let permanent = slot(1, 0);
+    for (round, wait) in [0, 50, 100, 200, 400, 800, 1600, 3200, 5000].map(ms).into_iter().enumerate() {
+        world.die(permanent, if round % 2 == 0 { CLEAN } else { CRASH });
+        if round > 0 {
+            assert_eq!(world.policy.next_deadline(), Some(world.now + wait), "though it had been ready");
+        }
+        world.advance(wait);
+        world.spawn(permanent);
+        world.ready(permanent);
+    }
+    world.take_log();
+    world.die(permanent, CLEAN);
+    assert_eq!(world.take_log(), ["failing 1.0 10 deaths 5s"]);
+    world.advance(ms(5000));
+    world.spawn(permanent);
+    world.ready(permanent);
+    world.advance(ms(10_000));
+    world.die(permanent, CLEAN);
+    assert!(world.asked.contains_key(&permanent), "at once after it was there for long");
+    // The others' ends are as ever.
+    for _ in 0..3 {
+        world.die(FIRST, CLEAN);
+        world.spawn(FIRST);
+        world.ready(FIRST);
+    }
+}
+
+#[test]
+fn who_is_to_stay_is_reloaded_only_when_it_is_named() {
+    let mut world = with_permanent();
+    world.event(reload(Scope::All));
+    for at in [slot(0, 0), slot(0, 1)] {
+        world.succeed(at, CLEAN);
+    }
+    let log = world.take_log();
+    assert_eq!((log[0].as_str(), log[log.len() - 1].as_str()), ("reload [0] Rolling", "reloaded [0]"));
+    world.event(reload(Scope::Group(1)));
+    world.succeed(slot(1, 0), CLEAN);
+    assert_eq!(
+        world.take_log(),
+        ["reload [1] Rolling", "retiring 1.0", "started 1.0 #2", "ready 1.0 #2", "reloaded [1]"]
+    );
+}

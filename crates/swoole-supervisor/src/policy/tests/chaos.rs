@@ -136,9 +136,11 @@ proptest! {
         groups in groups(),
         options in options(),
         found in found(),
+        permanent in 0..8_u16,
         steps in steps(),
     ) {
         let mut world = World::taking_over(options, &groups, &found);
+        world.policy.make_permanent(permanent);
         let mut due = Vec::new();
         for step in steps {
             if let Step::Recycle(n) = step {
@@ -166,10 +168,12 @@ proptest! {
         groups in groups(),
         options in options(),
         found in found(),
+        permanent in 0..8_u16,
         steps in steps(),
         within in 0..5_000_u64,
     ) {
         let mut world = World::taking_over(options, &groups, &found);
+        world.policy.make_permanent(permanent);
         for step in steps {
             world.step(step);
         }
