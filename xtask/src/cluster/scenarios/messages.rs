@@ -3,7 +3,7 @@
 use super::tasks::{task_workers_of, wait_task_worker};
 use crate::cluster::bed::PATIENCE;
 use crate::cluster::client::Client;
-use crate::cluster::log::Source;
+use crate::cluster::log::{Source, field};
 use crate::cluster::matrix::{Cx, Scenario, backends, full};
 use crate::cluster::proc;
 use anyhow::{Context, Result, anyhow, ensure};
@@ -372,7 +372,10 @@ fn user_process(cx: &Cx) -> Result<()> {
         client.expect_line("all the way")?;
         for size in [0, 100_000, 20_000_000] {
             client.expect(&format!("messages p1 1 {size}"), "sent 1")?;
-            client.expect(&format!("message p1 send {session} got {size}"), "ok")?;
+            proc::until("room behind it", PATIENCE, || {
+                let reply = client.ask(&format!("message p1 send {session} got {size}")).ok()?;
+                (reply == "ok").then_some(())
+            })?;
             client.expect_line(&format!("got {size}"))?;
         }
         // One that does not read its mail costs its senders no more than that.
@@ -383,11 +386,11 @@ fn user_process(cx: &Cx) -> Result<()> {
             });
             full.context("100 GB were taken for one that does not read")??;
         }
-        let line = format!("on_process_start process=post pid=");
-        let starts = bed.log.texts(Source::Stdout).into_iter().filter(|text| text.starts_with(&line));
-        let pid = starts.last().and_then(|text| crate::cluster::log::field(&text, "pid")?.parse().ok());
-        proc::signal(pid.context("no user process has started")?, Signal::KILL)?;
-        bed.log.wait_count(&line, round + 2, PATIENCE)?;
+        let start = "on_process_start process=post pid=";
+        let lines = bed.log.wait_count(start, round + 1, PATIENCE)?;
+        let pid = field(&lines[round].text, "pid").and_then(|pid| pid.parse().ok());
+        proc::signal(pid.context("no pid")?, Signal::KILL)?;
+        bed.log.wait_count(start, round + 2, PATIENCE)?;
     }
     let reply = client.ask("message p2 x")?;
     ensure!(reply.contains("there is no user process 2"), "{reply:?}");

@@ -97,8 +97,12 @@ fn start(cx: &Cx) -> Result<()> {
             proc::stat(pid).is_some_and(|stat| stat.parent == bed.ready.manager),
             "not the manager's child"
         );
-        let sockets = proc::socket_inodes(pid)?;
-        ensure!(sockets.is_empty(), "user process {name} holds sockets: {:?}", proc::files(pid)?);
+        let (held, port) = (proc::socket_inodes(pid)?, bed.port()?);
+        let mut others = proc::tcp_rows().into_iter().filter(|row| row.local_port == port);
+        ensure!(
+            !others.any(|row| held.contains(&row.inode)),
+            "user process {name} holds a client or a listener"
+        );
         let stats = client.ask("stats")?;
         let entry = format!("\"name\":\"{name}\",\"pid\":{pid},\"state\":\"running\",\"generation\":1");
         ensure!(stats.contains(&entry), "{entry} is not in {stats}");
