@@ -33,7 +33,7 @@ use swoole_server::{
     Error, ExitStatus, Handler, Manager, Master, Result, Server, Session, TaskFate, TaskId, TaskResult,
     TaskWorker, TimerId, Unfinished, Worker, WorkerError, WorkerKind,
 };
-use tasks::Tasks;
+use tasks::{Tasks, Timed};
 
 struct Testbed {
     /// Whether packets are commands, or are to be echoed.
@@ -47,6 +47,7 @@ struct Testbed {
     goodbye: Option<String>,
     later: Later,
     tasks: Tasks,
+    timed: Timed,
     /// How long each takes to start.
     start_time: Duration,
     /// Whether manager and master, and workers that stop, have something for task workers.
@@ -182,7 +183,17 @@ impl Handler for Testbed {
     }
 
     fn on_task(&mut self, worker: &mut TaskWorker, _: TaskId, payload: &[u8]) -> Result<Vec<u8>> {
-        tasks::work(worker, payload)
+        self.timed.work(worker, payload)
+    }
+
+    fn on_task_worker_timer(&mut self, worker: &mut TaskWorker, timer: TimerId) -> Result<()> {
+        self.timed.due(worker, timer)
+    }
+
+    fn on_task_worker_exit(&mut self, worker: &mut TaskWorker) -> Result<()> {
+        let Unfinished { timers, ticks, .. } = worker.unfinished();
+        worker.clear_ticks();
+        say(format!("on_worker_exit task={} pid={} timers={timers} ticks={ticks}", worker.id(), worker.pid()))
     }
 
     fn on_finish(&mut self, worker: &mut Worker, task: TaskId, result: TaskResult) -> Result<()> {
@@ -423,6 +434,7 @@ fn run() -> Result<()> {
         goodbye,
         later: Later::default(),
         tasks: Tasks::default(),
+        timed: Timed::default(),
         start_time,
         ask_on_start,
     };

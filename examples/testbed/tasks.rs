@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use swoole_server::{Error, Result, Session, TaskError, TaskId, TaskResult, TaskWorker, Worker};
+use swoole_server::{Error, Result, Session, TaskError, TaskId, TaskResult, TaskWorker, TimerId, Worker};
 
-use super::command::Crash;
+use super::command::{Command, Crash};
 
 /// Who is told of which task.
 #[derive(Default)]
@@ -124,8 +124,45 @@ fn told(result: TaskResult) -> Vec<u8> {
     }
 }
 
+/// What a task worker has promised to do later: the text, and how many times.
+#[derive(Default)]
+pub(crate) struct Timed(HashMap<TimerId, (Vec<u8>, u64)>);
+
+impl Timed {
+    /// Sets or clears a timer, if that is the task.
+    pub(crate) fn work(&mut self, worker: &mut TaskWorker, text: &[u8]) -> Result<Vec<u8>> {
+        let (timer, promise) = match Command::parse(text) {
+            Ok(Command::After(ms, text)) => (worker.after(Duration::from_millis(ms))?, (text.into(), 1)),
+            Ok(Command::Tick(ms, times, text)) => {
+                (worker.tick(Duration::from_millis(ms))?, (text.into(), times))
+            }
+            Ok(Command::Clear(timer)) => {
+                let timer = TimerId::from_number(timer);
+                self.0.remove(&timer);
+                return if worker.clear(timer) { Ok(b"ok".into()) } else { Err("no such timer".into()) };
+            }
+            _ => return work(worker, text),
+        };
+        self.0.insert(timer, promise);
+        Ok(format!("timer {timer}").into_bytes())
+    }
+
+    /// Does what was promised.
+    pub(crate) fn due(&mut self, worker: &mut TaskWorker, timer: TimerId) -> Result<()> {
+        let Some((text, times)) = self.0.get_mut(&timer) else { return Ok(()) };
+        let text = text.clone();
+        *times = times.saturating_sub(1);
+        if *times == 0 {
+            self.0.remove(&timer);
+            worker.clear(timer);
+        }
+        super::say(format!("timer task={} {timer} {}", worker.id(), String::from_utf8_lossy(&text)))?;
+        work(worker, &text).map(drop)
+    }
+}
+
 /// Does one, in the task worker.
-pub(crate) fn work(worker: &mut TaskWorker, text: &[u8]) -> Result<Vec<u8>> {
+fn work(worker: &mut TaskWorker, text: &[u8]) -> Result<Vec<u8>> {
     let word = text.split(|byte| *byte == b' ').next().unwrap_or_default();
     let rest = text.get(word.len() + 1..).unwrap_or_default();
     let number = || String::from_utf8_lossy(rest).parse::<u64>().unwrap_or_default();

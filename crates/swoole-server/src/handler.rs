@@ -27,7 +27,7 @@ use crate::worker::{TimerId, Worker};
 /// | master | [`Master`] | `on_start`, `on_ready`, `on_before_shutdown`, `on_shutdown` |
 /// | manager | [`Manager`] | `on_manager_start`, `on_manager_stop`, `on_worker_error`, `on_before_reload`, `on_after_reload` |
 /// | worker | [`Worker`] | `on_worker_start`, `on_worker_exit`, `on_worker_stop`, `on_connect`, `on_receive`, `on_close`, `on_timer`, `on_finish` |
-/// | task worker | [`TaskWorker`] | `on_task_worker_start`, `on_task_worker_stop`, `on_task` |
+/// | task worker | [`TaskWorker`] | `on_task_worker_start`, `on_task_worker_exit`, `on_task_worker_stop`, `on_task`, `on_task_worker_timer` |
 ///
 /// In Base mode there is no master process: its callbacks run in the manager, once, in the same order among the others,
 /// and on the same value as the manager's.
@@ -168,6 +168,23 @@ pub trait Handler {
     /// A task worker begins, before its first task. One that fails here is replaced, with growing delays.
     fn on_task_worker_start(&mut self, worker: &mut TaskWorker) -> Result<()> {
         let _ = worker;
+        Ok(())
+    }
+
+    /// A timer that [`TaskWorker::after`] or [`TaskWorker::tick`] has set, between two tasks: a task that comes meanwhile
+    /// waits, or another task worker takes it. An error is logged, and no more. If the process dies in here, no task is lost.
+    fn on_task_worker_timer(&mut self, worker: &mut TaskWorker, timer: TimerId) -> Result<()> {
+        let _ = (worker, timer);
+        Ok(())
+    }
+
+    /// A task worker is to leave in order while [timers](TaskWorker::after) are set, and takes no more tasks, except in a stop,
+    /// where nobody else would. As for workers ([`on_worker_exit`](Handler::on_worker_exit)): called at once, then after each
+    /// timer, and every 100 ms, until no timer is left or the time is over.
+    ///
+    /// The default forgets the ticks, which would never be done.
+    fn on_task_worker_exit(&mut self, worker: &mut TaskWorker) -> Result<()> {
+        worker.clear_ticks();
         Ok(())
     }
 

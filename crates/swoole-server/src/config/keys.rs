@@ -115,7 +115,7 @@ pub(super) static KEYS: [Key; 46] = [
     ),
     key("max_wait_time", Seconds(0.1, 3600.0), "how long a worker may take to stop"),
     key("close_listen", Choice(&["first", "last"]), "when a stop closes the listening sockets"),
-    key("max_timer", Count(1, 1_000_000), "timers of one worker at one time"),
+    key("max_timer", Count(1, 1_000_000), "timers of one worker or task worker at one time"),
     key("max_connection", Count(1, 1_000_000), "client connections at one time"),
     key("backlog", Count(1, 65535), "connections that wait in the kernel to be accepted"),
     key("open_tcp_nodelay", Switch, "send small replies at once"),

@@ -15,7 +15,7 @@
 //! | `spill` | files for what is too large for it |
 //! | `asker` | the end of who asks: ask, collect, wait |
 //! | `life` | a task worker, from the fork to the exit |
-//! | `worker` | what a callback may do there |
+//! | `worker` | what a callback may do there; `timers`, what comes by itself |
 //! | `office` | the manager's part: what a dead task worker was at |
 
 pub(crate) mod asker;
@@ -23,6 +23,7 @@ mod life;
 mod office;
 pub(crate) mod spill;
 pub(crate) mod store;
+mod timers;
 mod worker;
 
 use std::fmt;

@@ -4,6 +4,7 @@ mod breaking;
 mod edges;
 mod storm;
 mod talk;
+mod timers;
 
 use self::talk::Talk;
 use crate::cluster::bed::{Bed, PATIENCE};
@@ -86,6 +87,16 @@ pub(super) static ALL: &[Scenario] = &[
         "who has been called for the last time waits without work",
         edges::asked_at_the_end,
     ),
+    backends(
+        "task_timers",
+        "timers of task workers come once or again and again, never early, and neither drift nor pile up",
+        timers::timers,
+    ),
+    backends("task_timers_amid_tasks", "and between tasks, which do not wait for them", timers::amid_tasks),
+    backends("task_timer_dies", "a task worker that dies at a timer costs no task", timers::dies),
+    backends("task_timers_drain", "one that is to leave finishes its timers first", timers::drain),
+    backends("task_timers_stop", "in a stop, too, with what they ask for", timers::drain_stop),
+    backends("task_timers_bound", "and leaves at the end of its time all the same", timers::drain_bound),
     backends(
         "break_points_tasks",
         "wherever a task worker dies on a task's way, the task ends once",
