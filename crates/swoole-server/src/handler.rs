@@ -359,7 +359,7 @@ macro_rules! asks {
             ///
             /// # Errors
             ///
-            /// As for [`Worker::task`](crate::Worker::task).
+            /// As for [`Worker::task`](crate::Worker::task), but at once: here nobody waits for room.
             pub fn ask(&mut self, payload: &[u8]) -> Result<crate::TaskId> {
                 self.asker()?.ask_one_way(None, payload)
             }

@@ -16,9 +16,10 @@ impl Worker<'_> {
     /// # Errors
     ///
     /// [`Error::NoTaskWorkers`] without task workers; [`Error::TaskQueueFull`] if `task_queue_max` of this worker's tasks are
-    /// under way; [`Error::Setup`] if a large one could not be written down. Nothing was asked then.
+    /// under way, at once or after [`task_queue_wait`](crate::Config::task_queue_wait); [`Error::Setup`] if a large one could
+    /// not be written down. Nothing was asked then.
     pub fn task(&mut self, payload: &[u8]) -> Result<TaskId> {
-        self.asker()?.ask(None, payload)
+        self.ask(None, payload)
     }
 
     /// As [`task`](Worker::task), for the given task worker, from 0: after what this worker has asked of that one before.
@@ -28,7 +29,7 @@ impl Worker<'_> {
     ///
     /// As for [`task`](Worker::task); [`Error::NoSuchTaskWorker`].
     pub fn task_to(&mut self, task_worker: u16, payload: &[u8]) -> Result<TaskId> {
-        self.asker()?.ask(Some(task_worker), payload)
+        self.ask(Some(task_worker), payload)
     }
 
     /// As [`task`](Worker::task), and waits for the result: meanwhile this worker does nothing else. `timeout` is any time; a
@@ -49,16 +50,32 @@ impl Worker<'_> {
     ///
     /// # Errors
     ///
-    /// As for [`task`](Worker::task): then none of them was asked.
+    /// As for [`task`](Worker::task): then none of them was asked; or if that waits for room, those are taken back that nobody
+    /// had begun.
     pub fn task_wait_all(&mut self, payloads: &[&[u8]], timeout: Duration) -> Result<Vec<TaskResult>> {
-        match self.flush() {
-            Ok(()) => {}
-            Err(Error::Uncommitted { .. }) => self.ring()?,
-            Err(error) => return Err(error),
-        }
+        self.let_out()?;
         let Duty { tasks, shared, id, .. } = &mut *self.duty;
         let tasks = tasks.as_mut().ok_or(Error::NoTaskWorkers)?;
         tasks.ask_and_wait(payloads, timeout, &shared.bells[usize::from(*id)])
+    }
+
+    fn ask(&mut self, to: Option<u16>, payload: &[u8]) -> Result<TaskId> {
+        if !self.shared().config.task_queue_wait.is_zero() && self.asker()?.is_full(to)? {
+            self.let_out()?;
+            let Duty { tasks, shared, id, .. } = &mut *self.duty;
+            let tasks = tasks.as_mut().ok_or(Error::NoTaskWorkers)?;
+            tasks.wait_for_room(to, None, &shared.bells[usize::from(*id)])?;
+        }
+        self.asker()?.ask(to, payload)
+    }
+
+    /// What was sent before need not wait for tasks: all of it, or what earlier callbacks have sent if this one may have to be
+    /// begun again.
+    fn let_out(&mut self) -> Result<()> {
+        match self.flush() {
+            Err(Error::Uncommitted { .. }) => self.ring(),
+            flushed => flushed,
+        }
     }
 
     /// Lets out what earlier callbacks have sent.

@@ -32,6 +32,7 @@ pub(super) static ALL: &[Scenario] = &[
         one_way,
     ),
     backends("task_queue_max", "as many tasks as may be, and one more is an error", queue_max),
+    backends("task_queue_wait", "or waits until there is room, for so long at most", edges::queue_wait),
     backends("task_lost", "a task that its task worker dies on is lost, named, and no other one", lost),
     backends("task_retries", "or it is begun again, so often and no more", retries),
     backends(
