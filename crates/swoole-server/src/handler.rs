@@ -360,8 +360,8 @@ macro_rules! asks {
             /// # Errors
             ///
             /// As for [`Worker::task`](crate::Worker::task), but at once: here nobody waits for room.
-            pub fn ask(&mut self, payload: &[u8]) -> Result<crate::TaskId> {
-                self.asker()?.ask_one_way(None, payload)
+            pub fn ask(&mut self, payload: &(impl crate::Payload + ?Sized)) -> Result<crate::TaskId> {
+                self.asker()?.ask_one_way(None, &payload.encode()?)
             }
 
             /// As [`ask`](Self::ask), for the given task worker, from 0.
@@ -369,8 +369,12 @@ macro_rules! asks {
             /// # Errors
             ///
             /// As for [`Worker::task_to`](crate::Worker::task_to).
-            pub fn ask_to(&mut self, task_worker: u16, payload: &[u8]) -> Result<crate::TaskId> {
-                self.asker()?.ask_one_way(Some(task_worker), payload)
+            pub fn ask_to(
+                &mut self,
+                task_worker: u16,
+                payload: &(impl crate::Payload + ?Sized),
+            ) -> Result<crate::TaskId> {
+                self.asker()?.ask_one_way(Some(task_worker), &payload.encode()?)
             }
         }
     };

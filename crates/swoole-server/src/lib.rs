@@ -43,6 +43,7 @@
 //! | [`Handler`] | all callbacks, where each runs and in which order |
 //! | [`Worker`] | what a callback can do: send, close, ask about sessions, set timers, reload |
 //! | [`TaskWorker`], [`Worker::task`] | slow work elsewhere, and its result |
+//! | `typed`, with the feature of that name | tasks and results with types instead of bytes |
 //! | [`Config`] | every key, from code, a TOML file, the environment or flags |
 //! | [`Server`] | starting, and the signals it understands |
 //!
@@ -113,5 +114,7 @@ pub use server::Server;
 pub use session::{Session, SessionInfo};
 pub use stats::{Stats, WorkerState, WorkerStats};
 pub use swoole_supervisor::ExitStatus;
-pub use task::{TaskError, TaskFate, TaskId, TaskInHand, TaskResult, TaskStats, TaskWorker};
+#[cfg(feature = "typed")]
+pub use task::typed;
+pub use task::{Payload, TaskError, TaskFate, TaskId, TaskInHand, TaskResult, TaskStats, TaskWorker};
 pub use worker::{OpenReply, TimerId, Unfinished, Worker};

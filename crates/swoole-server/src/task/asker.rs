@@ -1,5 +1,6 @@
 //! The end of who asks for tasks: asks, collects, waits.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -368,7 +369,7 @@ impl Asker {
     /// whose callback this is.
     pub(crate) fn ask_and_wait(
         &mut self,
-        payloads: &[&[u8]],
+        payloads: &[Cow<'_, [u8]>],
         timeout: Duration,
         bell: &Doorbell,
     ) -> Result<Vec<TaskResult>> {
