@@ -38,7 +38,7 @@ use swoole_server::{
     Audience, Error, ExitStatus, Handler, Manager, Master, Peer, Result, Server, Session, TaskFate, TaskId,
     TaskResult, TaskWorker, TimerId, Unfinished, Worker, WorkerError, WorkerKind,
 };
-use tasks::Tasks;
+use tasks::{Means, Tasks, Timed};
 
 struct Testbed {
     /// Whether packets are commands, or are to be echoed.
@@ -55,6 +55,7 @@ struct Testbed {
     messages: Messages,
     /// Whether the manager tells worker 0 and all clients of each reload.
     tell_reloads: bool,
+    timed: Timed,
     /// How long each takes to start.
     start_time: Duration,
     /// Whether manager and master, and workers that stop, have something for task workers.
@@ -204,7 +205,11 @@ impl Handler for Testbed {
     }
 
     fn on_task(&mut self, worker: &mut TaskWorker, _: TaskId, payload: &[u8]) -> Result<Vec<u8>> {
-        tasks::work(worker, payload, &mut self.messages, &self.line_end)
+        self.timed.work(
+            worker,
+            payload,
+            &mut Means { messages: &mut self.messages, line_end: &self.line_end },
+        )
     }
 
     fn on_pipe_message(&mut self, worker: &mut Worker, from: Peer, message: &[u8]) -> Result<()> {
@@ -218,6 +223,16 @@ impl Handler for Testbed {
         message: &[u8],
     ) -> Result<()> {
         self.messages.came(worker, (from, message), &self.line_end)
+    }
+
+    fn on_task_worker_timer(&mut self, worker: &mut TaskWorker, timer: TimerId) -> Result<()> {
+        self.timed.due(worker, timer, &mut Means { messages: &mut self.messages, line_end: &self.line_end })
+    }
+
+    fn on_task_worker_exit(&mut self, worker: &mut TaskWorker) -> Result<()> {
+        let Unfinished { timers, ticks, .. } = worker.unfinished();
+        worker.clear_ticks();
+        say(format!("on_worker_exit task={} pid={} timers={timers} ticks={ticks}", worker.id(), worker.pid()))
     }
 
     fn on_finish(&mut self, worker: &mut Worker, task: TaskId, result: TaskResult) -> Result<()> {
@@ -487,6 +502,7 @@ fn run() -> Result<()> {
         tasks: Tasks::default(),
         messages: Messages::default(),
         tell_reloads,
+        timed: Timed::default(),
         start_time,
         ask_on_start,
     };

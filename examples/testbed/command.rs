@@ -20,7 +20,7 @@
 //! | `clear ID` | `ok`, or `error: no such timer` |
 //! | `reply MS TEXT` | `TEXT` after MS; the reply is open till then |
 //! | `forget` | `ok`, and a reply is open for ever |
-//! | `task TEXT` | `task ID`, and when it is done `finish ID RESULT`: TEXT in upper case. As TEXT: `sleep MS`, `crash ...`, `fail WHY`, `big N`, `whoami`, `die_at POINT`; `early TEXT` is finished before its end, after `leave` the task worker is replaced, `ask TEXT` and `asks N TEXT` ask other task workers, `say TEXT` prints a line, `message TO TEXT` and `messages TO N BYTES` send messages, `send SESSION TEXT`, `close SESSION`, `exists SESSION`, `broadcast TEXT` and `publish TOPIC TEXT` are about clients |
+//! | `task TEXT` | `task ID`, and when it is done `finish ID RESULT`: TEXT in upper case. As TEXT: `sleep MS`, `crash ...`, `fail WHY`, `big N`, `whoami`, `die_at POINT`; `early TEXT` is finished before its end, after `leave` the task worker is replaced, `ask TEXT` and `asks N TEXT` ask other task workers, `say TEXT` prints a line, `message TO TEXT` and `messages TO N BYTES` send messages, `send SESSION TEXT`, `close SESSION`, `exists SESSION`, `broadcast TEXT` and `publish TOPIC TEXT` are about clients; `after MS TEXT`, `tick MS N TEXT` and `clear ID` are done by the task worker, which prints `timer task=ID TIMER TEXT` and does TEXT |
 //! | `taskto TASKWORKER TEXT` | the same, by that one |
 //! | `taskwait MS TEXT` | `result RESULT`, or `error: timeout` after MS |
 //! | `taskall MS TEXT\|TEXT\|...` | `results RESULT\|RESULT\|...` |

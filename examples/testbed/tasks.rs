@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use swoole_server::{Audience, Error, Result, Session, TaskError, TaskId, TaskResult, TaskWorker, Worker};
+use swoole_server::{
+    Audience, Error, Result, Session, TaskError, TaskId, TaskResult, TaskWorker, TimerId, Worker,
+};
 
-use super::command::{Crash, split_word};
+use super::command::{Command, Crash, split_word};
 use super::messages::{self, Messages};
 
 /// Who is told of which task.
@@ -125,13 +127,61 @@ fn told(result: TaskResult) -> Vec<u8> {
     }
 }
 
+/// What a task may need.
+pub(crate) struct Means<'a> {
+    pub(crate) messages: &'a mut Messages,
+    pub(crate) line_end: &'a [u8],
+}
+
+/// What a task worker has promised to do later: the text, and how many times.
+#[derive(Default)]
+pub(crate) struct Timed(HashMap<TimerId, (Vec<u8>, u64)>);
+
+impl Timed {
+    /// Sets or clears a timer, if that is the task.
+    pub(crate) fn work(
+        &mut self,
+        worker: &mut TaskWorker,
+        text: &[u8],
+        means: &mut Means<'_>,
+    ) -> Result<Vec<u8>> {
+        let (timer, promise) = match Command::parse(text) {
+            Ok(Command::After(ms, text)) => (worker.after(Duration::from_millis(ms))?, (text.into(), 1)),
+            Ok(Command::Tick(ms, times, text)) => {
+                (worker.tick(Duration::from_millis(ms))?, (text.into(), times))
+            }
+            Ok(Command::Clear(timer)) => {
+                let timer = TimerId::from_number(timer);
+                self.0.remove(&timer);
+                return if worker.clear(timer) { Ok(b"ok".into()) } else { Err("no such timer".into()) };
+            }
+            _ => return work(worker, text, means),
+        };
+        self.0.insert(timer, promise);
+        Ok(format!("timer {timer}").into_bytes())
+    }
+
+    /// Does what was promised.
+    pub(crate) fn due(
+        &mut self,
+        worker: &mut TaskWorker,
+        timer: TimerId,
+        means: &mut Means<'_>,
+    ) -> Result<()> {
+        let Some((text, times)) = self.0.get_mut(&timer) else { return Ok(()) };
+        let text = text.clone();
+        *times = times.saturating_sub(1);
+        if *times == 0 {
+            self.0.remove(&timer);
+            worker.clear(timer);
+        }
+        super::say(format!("timer task={} {timer} {}", worker.id(), String::from_utf8_lossy(&text)))?;
+        work(worker, &text, means).map(drop)
+    }
+}
+
 /// Does one, in the task worker.
-pub(crate) fn work(
-    worker: &mut TaskWorker,
-    text: &[u8],
-    messages: &mut Messages,
-    line_end: &[u8],
-) -> Result<Vec<u8>> {
+fn work(worker: &mut TaskWorker, text: &[u8], means: &mut Means<'_>) -> Result<Vec<u8>> {
     let word = text.split(|byte| *byte == b' ').next().unwrap_or_default();
     let rest = text.get(word.len() + 1..).unwrap_or_default();
     let number = || String::from_utf8_lossy(rest).parse::<u64>().unwrap_or_default();
@@ -166,20 +216,20 @@ pub(crate) fn work(
             } else {
                 let (count, bytes) = split_word(rest);
                 let number = |text| String::from_utf8_lossy(text).parse::<usize>().unwrap_or_default();
-                let sent = messages.flood(worker, to, number(count) as u64, number(bytes))?;
+                let sent = means.messages.flood(worker, to, number(count) as u64, number(bytes))?;
                 return Ok(format!("sent {sent}").into_bytes());
             }
         }
-        b"broadcast" => worker.broadcast(Audience::all(), &[rest, line_end].concat())?,
+        b"broadcast" => worker.broadcast(Audience::all(), &[rest, means.line_end].concat())?,
         b"publish" => {
             let (topic, text) = split_word(rest);
-            worker.publish(topic, &[text, line_end].concat())?;
+            worker.publish(topic, &[text, means.line_end].concat())?;
         }
         b"send" | b"close" | b"exists" => {
             let (session, text) = split_word(rest);
             let session = String::from_utf8_lossy(session).parse().map_err(Error::other)?;
             match word {
-                b"send" => worker.send(session, &[text, line_end].concat())?,
+                b"send" => worker.send(session, &[text, means.line_end].concat())?,
                 b"close" => worker.close(session)?,
                 _ => return Ok(worker.exists(session).to_string().into_bytes()),
             }

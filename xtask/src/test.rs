@@ -77,7 +77,8 @@ fn part(name: &str, run: impl FnOnce() -> Result<Tally>) -> (String, Tally, Dura
 }
 
 fn steps() -> Vec<Step> {
-    let workspace = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    // Without `typed`, the sanitizers build it.
+    let workspace = cargo(&["test", "--workspace", "--features", "swoole-server/typed", "--no-fail-fast"]);
     let mut steps = vec![Step { name: "workspace".into(), command: workspace }];
 
     // What these look for, and why they are called like this, stands in the front pages of swoole-ipc and swoole-table.

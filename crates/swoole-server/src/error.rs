@@ -9,7 +9,7 @@ use swoole_sys::process::ForkError;
 use crate::config::ConfigError;
 use crate::post::Peer;
 use crate::session::Session;
-use crate::task::TaskError;
+use crate::task::{TaskError, TaskId};
 
 /// What can go wrong, named by operation, object and remedy.
 ///
@@ -117,6 +117,30 @@ pub enum Error {
     /// A task that was waited for has no result.
     #[error("wait for a task: {0}")]
     Task(TaskError),
+    /// What was asked, or what came of it, cannot be made bytes of.
+    #[error("encode {what}: {source}")]
+    Encode {
+        /// Which kind of job, and which task if it has a name already.
+        what: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The bytes of a task are not what its kind of job is made of.
+    #[error("decode {what}: {source}")]
+    Decode {
+        /// Which kind of job, and which task.
+        what: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The handler does no jobs of this kind.
+    #[error("task {task} is a job of an unknown kind: {name:?}")]
+    UnknownJob {
+        /// Which task.
+        task: TaskId,
+        /// The kind.
+        name: String,
+    },
     /// There is no task in hand that could be finished.
     #[error("finish a task: there is none in hand, or it is finished already")]
     NoTask,

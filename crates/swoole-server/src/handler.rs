@@ -30,7 +30,7 @@ use crate::worker::{TimerId, Worker};
 /// | master | [`Master`] | `on_start`, `on_ready`, `on_before_shutdown`, `on_shutdown` |
 /// | manager | [`Manager`] | `on_manager_start`, `on_manager_stop`, `on_worker_error`, `on_before_reload`, `on_after_reload` |
 /// | worker | [`Worker`] | `on_worker_start`, `on_worker_exit`, `on_worker_stop`, `on_connect`, `on_receive`, `on_close`, `on_timer`, `on_finish`, `on_pipe_message` |
-/// | task worker | [`TaskWorker`] | `on_task_worker_start`, `on_task_worker_stop`, `on_task`, `on_task_worker_pipe_message` |
+/// | task worker | [`TaskWorker`] | `on_task_worker_start`, `on_task_worker_exit`, `on_task_worker_stop`, `on_task`, `on_task_worker_timer`, `on_task_worker_pipe_message` |
 /// | user process | [`UserProcess`](crate::UserProcess) | none: the function that [`Server::add_process`](crate::Server::add_process) was given |
 ///
 /// In Base mode there is no master process: its callbacks run in the manager, once, in the same order among the others,
@@ -193,6 +193,23 @@ pub trait Handler {
     /// A task worker begins, before its first task. One that fails here is replaced, with growing delays.
     fn on_task_worker_start(&mut self, worker: &mut TaskWorker) -> Result<()> {
         let _ = worker;
+        Ok(())
+    }
+
+    /// A timer that [`TaskWorker::after`] or [`TaskWorker::tick`] has set, between two tasks: a task that comes meanwhile
+    /// waits, or another task worker takes it. An error is logged, and no more. If the process dies in here, no task is lost.
+    fn on_task_worker_timer(&mut self, worker: &mut TaskWorker, timer: TimerId) -> Result<()> {
+        let _ = (worker, timer);
+        Ok(())
+    }
+
+    /// A task worker is to leave in order while [timers](TaskWorker::after) are set, and takes no more tasks, except in a stop,
+    /// where nobody else would. As for workers ([`on_worker_exit`](Handler::on_worker_exit)): called at once, then after each
+    /// timer, and every 100 ms, until no timer is left or the time is over.
+    ///
+    /// The default forgets the ticks, which would never be done.
+    fn on_task_worker_exit(&mut self, worker: &mut TaskWorker) -> Result<()> {
+        worker.clear_ticks();
         Ok(())
     }
 
@@ -384,9 +401,9 @@ macro_rules! asks {
             ///
             /// # Errors
             ///
-            /// As for [`Worker::task`](crate::Worker::task).
-            pub fn ask(&mut self, payload: &[u8]) -> Result<crate::TaskId> {
-                self.asker()?.ask_one_way(None, payload)
+            /// As for [`Worker::task`](crate::Worker::task), but at once: here nobody waits for room.
+            pub fn ask(&mut self, payload: &(impl crate::Payload + ?Sized)) -> Result<crate::TaskId> {
+                self.asker()?.ask_one_way(None, &payload.encode()?)
             }
 
             /// As [`ask`](Self::ask), for the given task worker, from 0.
@@ -394,8 +411,12 @@ macro_rules! asks {
             /// # Errors
             ///
             /// As for [`Worker::task_to`](crate::Worker::task_to).
-            pub fn ask_to(&mut self, task_worker: u16, payload: &[u8]) -> Result<crate::TaskId> {
-                self.asker()?.ask_one_way(Some(task_worker), payload)
+            pub fn ask_to(
+                &mut self,
+                task_worker: u16,
+                payload: &(impl crate::Payload + ?Sized),
+            ) -> Result<crate::TaskId> {
+                self.asker()?.ask_one_way(Some(task_worker), &payload.encode()?)
             }
         }
     };

@@ -43,6 +43,7 @@
 //! | [`Handler`] | all callbacks, where each runs and in which order |
 //! | [`Worker`] | what a callback can do: send, close, ask about sessions, set timers, reload |
 //! | [`TaskWorker`], [`Worker::task`] | slow work elsewhere, and its result |
+//! | `typed`, with the feature of that name | tasks and results with types instead of bytes |
 //! | [`Audience`], [`Worker::broadcast`] | many clients at once, and topics that they are subscribed to |
 //! | [`Peer`], [`Worker::send_message`] | messages between processes |
 //! | [`Server::add_process`], [`UserProcess`] | a function of your own in a process of its own, kept alive beside the workers |
@@ -122,5 +123,7 @@ pub use server::Server;
 pub use session::{Session, SessionInfo};
 pub use stats::{Stats, UserProcessStats, WorkerState, WorkerStats};
 pub use swoole_supervisor::ExitStatus;
-pub use task::{TaskError, TaskFate, TaskId, TaskInHand, TaskResult, TaskStats, TaskWorker};
+#[cfg(feature = "typed")]
+pub use task::typed;
+pub use task::{Payload, TaskError, TaskFate, TaskId, TaskInHand, TaskResult, TaskStats, TaskWorker};
 pub use worker::{OpenReply, TimerId, Unfinished, Worker};

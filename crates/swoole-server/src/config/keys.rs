@@ -37,7 +37,7 @@ const fn key(name: &'static str, kind: Kind, help: &'static str) -> Key {
 }
 
 /// In the order of the fields of [`Config`](super::Config).
-pub(super) static KEYS: [Key; 47] = [
+pub(super) static KEYS: &[Key] = &[
     key("listen", Listen, "where clients connect; may repeat"),
     key("mode", Choice(&["process", "base"]), "how the work is divided between processes"),
     key("worker_num", Count(1, 1024), "worker processes"),
@@ -63,6 +63,11 @@ pub(super) static KEYS: [Key; 47] = [
     key("package_max_length", Size(64, GIB), "bytes of the longest packet"),
     key("task_worker_num", Count(0, 1024), "task worker processes"),
     key("task_queue_max", Count(1, 65535), "tasks of one worker under way at one time"),
+    key(
+        "task_queue_wait",
+        Seconds(0.0, 86400.0),
+        "how long a worker that asks for one more waits for room, 0 for not at all",
+    ),
     key("task_retries", Count(0, 100), "how many more task workers begin a task that one has died on"),
     key(
         "task_max_request",
@@ -115,7 +120,7 @@ pub(super) static KEYS: [Key; 47] = [
     ),
     key("max_wait_time", Seconds(0.1, 3600.0), "how long a worker may take to stop"),
     key("close_listen", Choice(&["first", "last"]), "when a stop closes the listening sockets"),
-    key("max_timer", Count(1, 1_000_000), "timers of one worker at one time"),
+    key("max_timer", Count(1, 1_000_000), "timers of one worker or task worker at one time"),
     key("max_subscription", Count(1, 65_536), "topics that one client may be subscribed to"),
     key("max_connection", Count(1, 1_000_000), "client connections at one time"),
     key("backlog", Count(1, 65535), "connections that wait in the kernel to be accepted"),

@@ -125,9 +125,18 @@ pub struct Config {
     pub task_worker_num: u16,
 
     /// Tasks of one worker that may be under way at one time, 1..=65535: they wait, or a task worker is at them, or their
-    /// results wait. Default 1024. To ask for one more is an error. Shared memory is set aside for them, 16 KiB each, of
-    /// which the system gives out what is used. (In Swoole they wait in the socket, and then in memory, without limit.)
+    /// results wait. Default 1024. To ask for one more is an error, or waits (`task_queue_wait`). Shared memory is set aside
+    /// for them, 16 KiB each, of which the system gives out what is used. (In Swoole they wait in the socket, and then in
+    /// memory, without limit.)
     pub task_queue_max: usize,
+
+    /// How many seconds [`Worker::task`](crate::Worker::task), `task_to` and `task_wait` wait for room while `task_queue_max`
+    /// tasks are under way, 0..=86400. Default 0: that is an error at once. With more, the worker does nothing else while it
+    /// waits; what was asked and sent before leaves first, as in `task_wait`. Task workers never wait, as they might for
+    /// themselves; nor do the manager and the master, whose callbacks hold up the server. (Swoole waits until the socket takes
+    /// it.)
+    #[serde(with = "value::seconds")]
+    pub task_queue_wait: Duration,
 
     /// How many more task workers begin a task that one has died on, 0..=100. Default 0: it is lost, and its worker is
     /// told ([`TaskError::Lost`](crate::TaskError::Lost)). With more, a task may be begun twice: what it does to the rest
@@ -301,6 +310,7 @@ impl Default for Config {
             package_max_length: 2 * MIB,
             task_worker_num: 0,
             task_queue_max: 1024,
+            task_queue_wait: Duration::ZERO,
             task_retries: 0,
             task_max_request: 0,
             task_tmpdir: std::env::temp_dir(),

@@ -72,7 +72,7 @@ fn the_table_and_the_struct_have_the_same_keys() {
 
 #[test]
 fn every_choice_of_the_table_is_accepted_and_no_other() {
-    for key in &KEYS {
+    for key in KEYS {
         if let Kind::Choice(names) = key.kind {
             for name in names {
                 let config = load(&[&format!("{}={name}", key.flag())], &[]).unwrap();
@@ -100,7 +100,7 @@ fn every_range_holds_at_both_ends_and_no_further() {
         }
         outcome.is_ok()
     };
-    for key in &KEYS {
+    for key in KEYS {
         let ((min, max), below, above) = match key.kind {
             Kind::Count(min, max) => (
                 (min.to_string(), max.to_string()),

@@ -1,5 +1,6 @@
 //! The end of who asks for tasks: asks, collects, waits.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -164,22 +165,8 @@ impl Asker {
     }
 
     fn put(&mut self, to: Option<u16>, payload: &[u8], purpose: Purpose) -> Result<Own> {
-        let task_worker_num = self.store.shape().task_workers;
-        if let Some(task_worker) = to.filter(|to| *to >= task_worker_num) {
-            return Err(Error::NoSuchTaskWorker { task_worker, task_worker_num });
-        }
-        let queue = to.map_or(0, |to| usize::from(to) + 1);
-        let ahead = self.pending.iter().filter(|pending| pending.queue == queue).count() as u64;
-        if self.free.is_empty() {
-            self.collect();
-        }
-        let position = self.store.position(self.asker, queue) + ahead;
-        let mut has_room = self.store.has_room(self.asker, queue, position);
-        if !has_room {
-            self.store.skip_withdrawn(self.asker, queue);
-            has_room = self.store.has_room(self.asker, queue, position);
-        }
-        let Some(slot) = (if has_room { self.free.pop() } else { None }) else {
+        let queue = self.queue(to)?;
+        let Some(slot) = (if self.has_room(queue) { self.free.pop() } else { None }) else {
             self.store.count(self.asker, Count::Refused);
             return Err(Error::TaskQueueFull { max: self.store.shape().slots });
         };
@@ -201,6 +188,57 @@ impl Asker {
         self.under_way += usize::from(purpose.is_waited_for());
         self.pending.push(Pending { slot, ticket, queue });
         Ok(own)
+    }
+
+    /// The queue of what is asked of this task worker, or of whoever is free.
+    fn queue(&self, to: Option<u16>) -> Result<usize> {
+        let task_worker_num = self.store.shape().task_workers;
+        match to {
+            Some(task_worker) if task_worker >= task_worker_num => {
+                Err(Error::NoSuchTaskWorker { task_worker, task_worker_num })
+            }
+            to => Ok(to.map_or(0, |to| usize::from(to) + 1)),
+        }
+    }
+
+    /// Whether there is a slot for one more task, and a place in this queue.
+    fn has_room(&mut self, queue: usize) -> bool {
+        if self.free.is_empty() {
+            self.collect();
+        }
+        let ahead = self.pending.iter().filter(|pending| pending.queue == queue).count() as u64;
+        let position = self.store.position(self.asker, queue) + ahead;
+        if !self.store.has_room(self.asker, queue, position) {
+            self.store.skip_withdrawn(self.asker, queue);
+        }
+        !self.free.is_empty() && self.store.has_room(self.asker, queue, position)
+    }
+
+    /// Whether [`wait_for_room`](Asker::wait_for_room) would wait.
+    pub(crate) fn is_full(&mut self, to: Option<u16>) -> Result<bool> {
+        let queue = self.queue(to)?;
+        Ok(!self.has_room(queue))
+    }
+
+    /// Waits until a task of this worker's has ended, if there is no room for another one before that; for
+    /// `task_queue_wait`, and not beyond the deadline. `bell` is that of the worker, whose callback this is.
+    pub(crate) fn wait_for_room(
+        &mut self,
+        to: Option<u16>,
+        deadline: Option<Instant>,
+        bell: &Doorbell,
+    ) -> Result<()> {
+        let (queue, wait) = (self.queue(to)?, self.shared.config.task_queue_wait);
+        if wait.is_zero() || self.has_room(queue) {
+            return Ok(());
+        }
+        let until = Instant::now().checked_add(wait).into_iter().chain(deadline).min();
+        // What nobody can find never ends.
+        self.publish()?;
+        while !self.has_room(queue) && self.sleep(until, bell)? {
+            self.collect();
+        }
+        Ok(())
     }
 
     /// What was asked so far can be found from now on. Wakes as many task workers as there is work for.
@@ -331,16 +369,16 @@ impl Asker {
     /// whose callback this is.
     pub(crate) fn ask_and_wait(
         &mut self,
-        payloads: &[&[u8]],
+        payloads: &[Cow<'_, [u8]>],
         timeout: Duration,
         bell: &Doorbell,
     ) -> Result<Vec<TaskResult>> {
         let deadline = Instant::now().checked_add(timeout);
         self.awaited = vec![None; payloads.len()];
-        let asked = payloads
-            .iter()
-            .enumerate()
-            .try_for_each(|(place, payload)| self.put(None, payload, Purpose::Wait(place)).map(drop));
+        let asked = payloads.iter().enumerate().try_for_each(|(place, payload)| {
+            self.wait_for_room(None, deadline, bell)?;
+            self.put(None, payload, Purpose::Wait(place)).map(drop)
+        });
         let waited = asked.and_then(|()| self.publish()).and_then(|()| self.wait(deadline, bell));
         self.forget_awaited();
         waited?;
@@ -352,24 +390,28 @@ impl Asker {
     fn wait(&mut self, deadline: Option<Instant>, bell: &Doorbell) -> Result<()> {
         loop {
             self.collect();
-            if self.awaited.iter().all(Option::is_some) {
+            if self.awaited.iter().all(Option::is_some) || !self.sleep(deadline, bell)? {
                 return Ok(());
-            }
-            let left =
-                deadline.map_or(LOOK_AFTER, |deadline| deadline.saturating_duration_since(Instant::now()));
-            if left.is_zero() {
-                return Ok(());
-            }
-            bell.arm();
-            if self.store.has_marks(self.asker) {
-                bell.disarm();
-                continue;
-            }
-            bell.wait(Some(left.min(LOOK_AFTER)))?;
-            if self.shared.lifeline.is_cut() {
-                return Err(Error::setup("wait for a task", "the server is gone"));
             }
         }
+    }
+
+    /// Sleeps until something may be over; false if it is time.
+    fn sleep(&self, deadline: Option<Instant>, bell: &Doorbell) -> Result<bool> {
+        let left = deadline.map_or(LOOK_AFTER, |deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_zero() {
+            return Ok(false);
+        }
+        bell.arm();
+        if self.store.has_marks(self.asker) {
+            bell.disarm();
+            return Ok(true);
+        }
+        bell.wait(Some(left.min(LOOK_AFTER)))?;
+        if self.shared.lifeline.is_cut() {
+            return Err(Error::setup("wait for a task", "the server is gone"));
+        }
+        Ok(true)
     }
 
     /// Nobody waits any longer for what has not come: what nobody has begun is taken back.

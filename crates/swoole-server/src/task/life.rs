@@ -18,7 +18,8 @@ use crate::log::{Identity, Role};
 use crate::pace::{Pace, Part as PacePart, Spin};
 use crate::post::Post;
 use crate::shared::Shared;
-use crate::worker::{LEAVE_WAIT, Lookout, callbacks, exit_code, request_limit};
+use crate::worker::drain::{Drain, Step, time_for_work};
+use crate::worker::{LEAVE_WAIT, Lookout, Timers, callbacks, exit_code, request_limit};
 
 /// Tasks that are done in one go before somebody else's turn: signals, and askers that sleep.
 const BUDGET: usize = 64;
@@ -61,6 +62,8 @@ pub(crate) fn run<H: Handler>(
         // It may have been asked to leave while it started.
         life.look(Some(Duration::ZERO))?;
         life.serve()?;
+        life.finish_timers()?;
+        life.finish_post()?;
         let stopped = life.handler.on_task_worker_stop(&mut TaskWorker { duty: &mut life.duty });
         life.duty.post.sender.finish(LEAVE_WAIT);
         stopped.map_err(|error| Error::Start(format!("on_task_worker_stop: {error}")))
@@ -85,6 +88,7 @@ pub(super) struct TaskDuty {
     /// Tasks after which it is due to be replaced.
     limit: u64,
     pub(super) retiring: bool,
+    pub(super) timers: Timers,
     pub(super) shared: Arc<Shared>,
     store: Store,
     hand: Option<(Taken, TaskId)>,
@@ -188,6 +192,7 @@ impl<'a, H: Handler> Life<'a, H> {
                 shared.config.task_request_grace(),
             )?,
             retiring: false,
+            timers: Timers::default(),
             store: shared.tasks.store().clone(),
             shared: Arc::clone(shared),
             hand: None,
@@ -200,31 +205,76 @@ impl<'a, H: Handler> Life<'a, H> {
 
     fn serve(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.duty.shared);
-        let (seat, bell) = (self.duty.seat, &shared.task_bells[usize::from(self.duty.id)]);
+        let seat = self.duty.seat;
         let mut spin = Spin::new(shared.config.busy_poll);
         let mut pace = Pace::new(&shared, PacePart::Alone);
         loop {
             shared.board.set_busy(seat, true);
-            let worked = self.pass()? | self.read_mail();
+            let (worked, told) = (self.pass()?, self.tell_timers() | self.read_mail());
+            // Timers and messages alone can keep it from sleeping, and tasks have looked.
+            if told && self.lookout.looked().elapsed() > LOOK_AFTER {
+                self.look(Some(Duration::ZERO))?;
+            }
             // Who stops has no successor, and leaves nothing that was asked.
-            if self.duty.retiring && !(worked && shared.board.phase() == Phase::Stopping) {
-                self.finish_post()?;
+            if self.duty.retiring && !(worked && self.is_stopping()) {
                 break;
             }
-            if worked {
+            if worked || told {
                 pace.worked();
                 continue;
             }
             shared.board.set_busy(seat, false);
-            if !spin.until(&mut pace, || self.has_work()) {
-                bell.arm();
-                let work = self.has_work().then_some(Duration::ZERO);
-                self.look(work)?;
-                bell.disarm();
+            if !spin.until(&mut pace, || self.has_work() || self.duty.timers.is_due()) {
+                self.sleep(None, true)?;
             }
         }
         shared.board.set_busy(seat, false);
         Ok(())
+    }
+
+    /// Waits for what its timers have to do, as long as there is time. In a stop it goes on with tasks meanwhile, which
+    /// timers may have asked for.
+    fn finish_timers(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.duty.shared);
+        let mut drain = Drain::new(Instant::now(), time_for_work(shared.config.max_wait_time));
+        while !self.duty.timers.is_empty() && !shared.lifeline.is_cut() {
+            let now = Instant::now();
+            drain.heed(now, &shared.board, self.duty.seat);
+            match drain.step(now) {
+                Step::Call => self.exit(),
+                Step::Wait(longest) => {
+                    let is_stopping = self.is_stopping();
+                    self.sleep(Some(longest), is_stopping)?;
+                    let worked = is_stopping && self.pass()?;
+                    if self.tell_timers() | self.read_mail() || worked {
+                        drain.worked(Instant::now());
+                    }
+                }
+                Step::GiveUp => {
+                    self.duty.give_up();
+                    break;
+                }
+            }
+        }
+        while self.is_stopping() && self.pass()? {}
+        Ok(())
+    }
+
+    /// Sleeps until the doorbell is rung, or a timer is due, or for so long; not at all if a timer is due, or there is a task
+    /// and `tasks` matter.
+    fn sleep(&mut self, longest: Option<Duration>, tasks: bool) -> Result<()> {
+        let shared = Arc::clone(&self.duty.shared);
+        let bell = &shared.task_bells[usize::from(self.duty.id)];
+        bell.arm();
+        let is_due = self.duty.post.has_mail() || tasks && self.has_work();
+        let longest = if is_due { Some(Duration::ZERO) } else { longest };
+        self.look(self.duty.timers.wait(longest))?;
+        bell.disarm();
+        Ok(())
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.duty.shared.board.phase() == Phase::Stopping
     }
 
     fn look(&mut self, timeout: Option<Duration>) -> Result<()> {
@@ -269,16 +319,43 @@ impl<'a, H: Handler> Life<'a, H> {
             self.duty.ring()?;
             self.work(taken);
             done += 1;
-            if self.lookout.looked().elapsed() > LOOK_AFTER {
+            let now = Instant::now();
+            if now - self.lookout.looked() > LOOK_AFTER {
                 self.duty.ring()?;
                 self.look(Some(Duration::ZERO))?;
             }
-            if self.duty.retiring && self.duty.shared.board.phase() != Phase::Stopping {
+            let is_due = self.duty.timers.next().is_some_and(|due| due <= now);
+            if is_due || self.duty.retiring && !self.is_stopping() {
                 break;
             }
         }
         self.duty.ring()?;
         Ok(done > 0)
+    }
+
+    /// Calls the user for every timer that is due; true if one was. One that a callback sets for at once has its turn after
+    /// the tasks that wait.
+    fn tell_timers(&mut self) -> bool {
+        if !self.duty.timers.is_due() {
+            return false;
+        }
+        let Life { handler, duty, .. } = self;
+        let (shared, now) = (Arc::clone(&duty.shared), Instant::now());
+        let was_busy = shared.board.is_busy(duty.seat);
+        shared.board.set_busy(duty.seat, true);
+        while let Some(timer) = duty.timers.take_due(now) {
+            if let Err(error) = handler.on_task_worker_timer(&mut TaskWorker { duty }, timer) {
+                tracing::warn!("timer {timer}: {error}");
+            }
+        }
+        shared.board.set_busy(duty.seat, was_busy);
+        true
+    }
+
+    fn exit(&mut self) {
+        if let Err(error) = self.handler.on_task_worker_exit(&mut TaskWorker { duty: &mut self.duty }) {
+            tracing::warn!("on_task_worker_exit: {error}");
+        }
     }
 
     /// The next task: one that was begun before, or that of the asker whose turn it is.

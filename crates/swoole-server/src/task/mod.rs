@@ -11,18 +11,23 @@
 //! | file | what |
 //! |---|---|
 //! | `mod` | what users see of a task: its name, its end |
+//! | `payload`, `typed` | what it is made of: bytes, or with types |
 //! | `store` | where tasks are: memory that all processes share |
 //! | `spill` | files for what is too large for it |
 //! | `asker` | the end of who asks: ask, collect, wait |
 //! | `life` | a task worker, from the fork to the exit |
-//! | `worker` | what a callback may do there |
+//! | `worker` | what a callback may do there; `timers`, what comes by itself |
 //! | `office` | the manager's part: what a dead task worker was at |
 
 pub(crate) mod asker;
 mod life;
 mod office;
+mod payload;
 pub(crate) mod spill;
 pub(crate) mod store;
+mod timers;
+#[cfg(feature = "typed")]
+pub mod typed;
 mod worker;
 
 use std::fmt;
@@ -31,6 +36,7 @@ use std::time::Duration;
 pub(crate) use asker::{Asker, Finished};
 pub(crate) use life::run;
 pub(crate) use office::Tasks;
+pub use payload::Payload;
 pub use worker::TaskWorker;
 
 /// Names one task: who has asked, which process of its slot that was, and which of its tasks it is. Never used again within
@@ -84,10 +90,13 @@ pub enum TaskError {
     /// The result, or the task itself, was too large for memory, and the file that held it could not be read.
     #[error("its file could not be read: {0}")]
     File(String),
+    /// There is a result, and it is none of such a task's ([`Payload::output`]).
+    #[error("its result cannot be read: {0}")]
+    Undecodable(String),
 }
 
 /// The end of a task: its result, or why there is none.
-pub type TaskResult = std::result::Result<Vec<u8>, TaskError>;
+pub type TaskResult<T = Vec<u8>> = std::result::Result<T, TaskError>;
 
 /// What becomes of a task that a task worker died on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Duty, TimerId};
+use crate::board::Board;
 use crate::error::Result;
 use crate::post::Peer;
 use crate::task::Finished;
@@ -87,9 +88,7 @@ pub(crate) fn finish_work(life: &mut impl Life, within: Duration) -> Result<()> 
     let mut drain = Drain::new(Instant::now(), within);
     while !life.duty().is_finished() && !life.is_pointless() {
         let now = Instant::now();
-        for left in [shared.board.leave_time(id), shared.board.stop_time()].into_iter().flatten() {
-            drain.limit(now, time_for_work(left));
-        }
+        drain.heed(now, &shared.board, id);
         match drain.step(now) {
             Step::Call => life.call(Cause::Exit)?,
             Step::Wait(longest) => {
@@ -110,14 +109,14 @@ pub(crate) fn finish_work(life: &mut impl Life, within: Duration) -> Result<()> 
 
 /// One worker's way out.
 #[derive(Debug)]
-struct Drain {
+pub(crate) struct Drain {
     until: Instant,
     next_call: Instant,
 }
 
 /// What to do next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Step {
+pub(crate) enum Step {
     /// Ask the user to finish.
     Call,
     /// Let timers come, for so long at most.
@@ -128,8 +127,15 @@ enum Step {
 
 impl Drain {
     /// It begins now, and may take so long.
-    fn new(now: Instant, within: Duration) -> Drain {
+    pub(crate) fn new(now: Instant, within: Duration) -> Drain {
         Drain { until: now + within, next_call: now }
+    }
+
+    /// It may take no longer than the manager and a stop let whoever is in this seat.
+    pub(crate) fn heed(&mut self, now: Instant, board: &Board, seat: u16) {
+        for left in [board.leave_time(seat), board.stop_time()].into_iter().flatten() {
+            self.limit(now, time_for_work(left));
+        }
     }
 
     /// It may take only so long, from now on.
@@ -138,11 +144,11 @@ impl Drain {
     }
 
     /// The user was told of something: what has changed since the last call?
-    fn worked(&mut self, now: Instant) {
+    pub(crate) fn worked(&mut self, now: Instant) {
         self.next_call = now;
     }
 
-    fn step(&mut self, now: Instant) -> Step {
+    pub(crate) fn step(&mut self, now: Instant) -> Step {
         if now >= self.until {
             return Step::GiveUp;
         }

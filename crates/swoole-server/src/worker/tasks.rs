@@ -4,21 +4,23 @@ use std::time::Duration;
 
 use super::{Duty, Way, Worker};
 use crate::error::{Error, Result};
-use crate::task::{Asker, TaskId, TaskResult};
+use crate::task::{Asker, Payload, TaskError, TaskId, TaskResult};
 
 impl Worker<'_> {
     /// Hands a task to whichever task worker is free, or will be first. What comes of it,
     /// [`on_finish`](crate::Handler::on_finish) is told. It can be begun as soon as the present callback returns, or
     /// [flushes](Worker::flush).
     ///
-    /// `payload` is any bytes, of any number; more than 8 KiB travel in a file (`task_tmpdir`). Swoole: `task`.
+    /// `payload` is any bytes, of any number, or with the feature `typed` a `typed::Job`; more than 8 KiB travel
+    /// in a file (`task_tmpdir`). Swoole: `task`.
     ///
     /// # Errors
     ///
     /// [`Error::NoTaskWorkers`] without task workers; [`Error::TaskQueueFull`] if `task_queue_max` of this worker's tasks are
-    /// under way; [`Error::Setup`] if a large one could not be written down. Nothing was asked then.
-    pub fn task(&mut self, payload: &[u8]) -> Result<TaskId> {
-        self.asker()?.ask(None, payload)
+    /// under way, at once or after [`task_queue_wait`](crate::Config::task_queue_wait); [`Error::Setup`] if a large one could
+    /// not be written down; [`Error::Encode`] if it cannot be made bytes of. Nothing was asked then.
+    pub fn task(&mut self, payload: &(impl Payload + ?Sized)) -> Result<TaskId> {
+        self.ask(None, &payload.encode()?)
     }
 
     /// As [`task`](Worker::task), for the given task worker, from 0: after what this worker has asked of that one before.
@@ -27,8 +29,8 @@ impl Worker<'_> {
     /// # Errors
     ///
     /// As for [`task`](Worker::task); [`Error::NoSuchTaskWorker`].
-    pub fn task_to(&mut self, task_worker: u16, payload: &[u8]) -> Result<TaskId> {
-        self.asker()?.ask(Some(task_worker), payload)
+    pub fn task_to(&mut self, task_worker: u16, payload: &(impl Payload + ?Sized)) -> Result<TaskId> {
+        self.ask(Some(task_worker), &payload.encode()?)
     }
 
     /// As [`task`](Worker::task), and waits for the result: meanwhile this worker does nothing else. `timeout` is any time; a
@@ -37,9 +39,9 @@ impl Worker<'_> {
     /// # Errors
     ///
     /// As for [`task`](Worker::task); [`Error::Task`] if the task came to no result, or to none in time.
-    pub fn task_wait(&mut self, payload: &[u8], timeout: Duration) -> Result<Vec<u8>> {
+    pub fn task_wait<P: Payload + ?Sized>(&mut self, payload: &P, timeout: Duration) -> Result<P::Output> {
         let mut results = self.task_wait_all(&[payload], timeout)?;
-        results.pop().unwrap_or(Err(crate::TaskError::TimedOut)).map_err(Error::Task)
+        results.pop().unwrap_or(Err(TaskError::TimedOut)).map_err(Error::Task)
     }
 
     /// As [`task_wait`](Worker::task_wait) for several, which go to as many task workers as are free. The results are in the
@@ -49,16 +51,38 @@ impl Worker<'_> {
     ///
     /// # Errors
     ///
-    /// As for [`task`](Worker::task): then none of them was asked.
-    pub fn task_wait_all(&mut self, payloads: &[&[u8]], timeout: Duration) -> Result<Vec<TaskResult>> {
-        match self.flush() {
-            Ok(()) => {}
-            Err(Error::Uncommitted { .. }) => self.ring()?,
-            Err(error) => return Err(error),
-        }
+    /// As for [`task`](Worker::task): then none of them was asked; or if that waits for room, those are taken back that nobody
+    /// had begun.
+    pub fn task_wait_all<P: Payload + ?Sized>(
+        &mut self,
+        payloads: &[&P],
+        timeout: Duration,
+    ) -> Result<Vec<TaskResult<P::Output>>> {
+        let payloads = payloads.iter().map(|payload| payload.encode()).collect::<Result<Vec<_>>>()?;
+        self.let_out()?;
         let Duty { tasks, shared, id, .. } = &mut *self.duty;
         let tasks = tasks.as_mut().ok_or(Error::NoTaskWorkers)?;
-        tasks.ask_and_wait(payloads, timeout, &shared.bells[usize::from(*id)])
+        let results = tasks.ask_and_wait(&payloads, timeout, &shared.bells[usize::from(*id)])?;
+        Ok(results.into_iter().map(|result| result.and_then(P::output)).collect())
+    }
+
+    fn ask(&mut self, to: Option<u16>, payload: &[u8]) -> Result<TaskId> {
+        if !self.shared().config.task_queue_wait.is_zero() && self.asker()?.is_full(to)? {
+            self.let_out()?;
+            let Duty { tasks, shared, id, .. } = &mut *self.duty;
+            let tasks = tasks.as_mut().ok_or(Error::NoTaskWorkers)?;
+            tasks.wait_for_room(to, None, &shared.bells[usize::from(*id)])?;
+        }
+        self.asker()?.ask(to, payload)
+    }
+
+    /// What was sent before need not wait for tasks: all of it, or what earlier callbacks have sent if this one may have to be
+    /// begun again.
+    fn let_out(&mut self) -> Result<()> {
+        match self.flush() {
+            Err(Error::Uncommitted { .. }) => self.ring(),
+            flushed => flushed,
+        }
     }
 
     /// Lets out what earlier callbacks have sent.

@@ -1,4 +1,4 @@
-//! A worker's timers. Pure but for [`Worker`]'s face of it: time is passed in.
+//! A process's timers. Pure but for [`Worker`]'s face of it: time is passed in.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 /// The longest time that a timer may be set for: ten years of 365 days.
 pub(super) const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// Names one timer of one worker process. Never used again in that process, so to clear one that is over is harmless.
+/// Names one timer of one worker or task worker process. Never used again in that process, so to clear one that is over is harmless.
 /// A successor counts from 1 again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct TimerId(u64);
@@ -28,7 +28,7 @@ impl fmt::Display for TimerId {
     }
 }
 
-/// All timers of a worker.
+/// All timers of a process.
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
     /// The earliest first; those of one moment in the order in which they were set.
@@ -56,7 +56,7 @@ impl Timers {
     }
 
     /// Those that come again and again.
-    pub(super) fn ticks(&self) -> usize {
+    pub(crate) fn ticks(&self) -> usize {
         self.ticks
     }
 
@@ -81,6 +81,29 @@ impl Timers {
         [longest, first].into_iter().flatten().min()
     }
 
+    /// One that comes after so long, for [`Worker::after`]. `max`: how many there may be.
+    pub(crate) fn after(&mut self, delay: Duration, max: usize) -> Result<TimerId> {
+        self.set_checked(delay, None, max)
+    }
+
+    /// One that comes each time that so long has passed, for [`Worker::tick`].
+    pub(crate) fn tick(&mut self, period: Duration, max: usize) -> Result<TimerId> {
+        if period.is_zero() {
+            return Err(Error::TimerTime { time: period });
+        }
+        self.set_checked(period, Some(period), max)
+    }
+
+    fn set_checked(&mut self, time: Duration, period: Option<Duration>, max: usize) -> Result<TimerId> {
+        if self.len() >= max {
+            return Err(Error::TooManyTimers { max });
+        }
+        if time > LONGEST {
+            return Err(Error::TimerTime { time });
+        }
+        Ok(self.set(Instant::now(), time, period))
+    }
+
     fn set(&mut self, now: Instant, after: Duration, period: Option<Duration>) -> TimerId {
         self.set += 1;
         let (id, due) = (TimerId(self.set), now + after);
@@ -91,13 +114,13 @@ impl Timers {
     }
 
     /// Whether there was such a timer.
-    fn clear(&mut self, id: TimerId) -> bool {
+    pub(crate) fn clear(&mut self, id: TimerId) -> bool {
         let Some(timer) = self.timers.remove(&id) else { return false };
         self.ticks -= usize::from(timer.period.is_some());
         self.queue.remove(&(timer.due, id))
     }
 
-    fn clear_ticks(&mut self) {
+    pub(crate) fn clear_ticks(&mut self) {
         let Timers { queue, timers, .. } = self;
         timers.retain(|id, timer| timer.period.is_none() || !queue.remove(&(timer.due, *id)));
         self.ticks = 0;
@@ -138,7 +161,7 @@ impl Worker<'_> {
     ///
     /// [`Error::TooManyTimers`] at `max_timer`; [`Error::TimerTime`] if `delay` is longer than ten years.
     pub fn after(&mut self, delay: Duration) -> Result<TimerId> {
-        self.set_timer(delay, None)
+        self.duty.timers.after(delay, self.duty.shared.config.max_timer)
     }
 
     /// Has [`on_timer`](crate::Handler::on_timer) called each time that another `period` has passed, until it is
@@ -149,10 +172,7 @@ impl Worker<'_> {
     ///
     /// [`Error::TooManyTimers`] at `max_timer`; [`Error::TimerTime`] if `period` is nothing, or longer than ten years.
     pub fn tick(&mut self, period: Duration) -> Result<TimerId> {
-        if period.is_zero() {
-            return Err(Error::TimerTime { time: period });
-        }
-        self.set_timer(period, Some(period))
+        self.duty.timers.tick(period, self.duty.shared.config.max_timer)
     }
 
     /// Forgets a timer; false if it is over already.
@@ -163,17 +183,6 @@ impl Worker<'_> {
     /// Forgets all timers that [`tick`](Worker::tick) has set.
     pub fn clear_ticks(&mut self) {
         self.duty.timers.clear_ticks();
-    }
-
-    fn set_timer(&mut self, time: Duration, period: Option<Duration>) -> Result<TimerId> {
-        let max = self.duty.shared.config.max_timer;
-        if self.duty.timers.len() >= max {
-            return Err(Error::TooManyTimers { max });
-        }
-        if time > LONGEST {
-            return Err(Error::TimerTime { time });
-        }
-        Ok(self.duty.timers.set(Instant::now(), time, period))
     }
 }
 

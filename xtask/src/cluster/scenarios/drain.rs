@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 pub(super) static ALL: &[Scenario] = &[
     full("timers", "timers come once, ticks again and again, in their order, and never early", timers),
     full("timers_amid_packets", "timers come while packets keep the workers busy", timers_amid_packets),
+    full("ticks_do_not_drift", "ticks come in time, however long their callbacks take", ticks_do_not_drift),
     full("ticks_do_not_pile_up", "ticks that a worker slept through come once", ticks_do_not_pile_up),
     full(
         "timer_limit",
@@ -88,6 +89,21 @@ fn timers_amid_packets(cx: &Cx) -> Result<()> {
         client.expect("echo last", "last")?;
     }
     load.finish_unharmed()?;
+    bed.stop()?;
+    Ok(())
+}
+
+fn ticks_do_not_drift(cx: &Cx) -> Result<()> {
+    let bed = cx.testbed().flag("worker-num", 1).start()?;
+    let mut client = bed.connect()?;
+    let begin = Instant::now();
+    client.expect("tick 40 25 sleep 20", "timer 1")?;
+    for _ in 0..25 {
+        client.expect_line("timer 1 sleep 20")?;
+    }
+    let took = begin.elapsed();
+    ensure!(took >= Duration::from_millis(1000), "25 ticks of 40 ms came within {took:?}");
+    ensure!(took < Duration::from_millis(1250), "25 ticks of 40 ms, each busy for 20 ms, took {took:?}");
     bed.stop()?;
     Ok(())
 }

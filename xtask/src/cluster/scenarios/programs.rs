@@ -21,7 +21,7 @@ pub(super) static ALL: &[Scenario] = &[
     .in_process(),
     once("supervise", "plain functions are restarted, reloaded and stopped", supervise).in_process(),
     once("frames", "cuts what stands on its input into packets", frames).in_process(),
-    once("tasks_example", "task workers count primes, also when one of them is killed", tasks).in_process(),
+    once("tasks_example", "task workers make thumbnails, also when they are killed", tasks).in_process(),
     once("chat_example", "people meet in rooms, where the deaths of workers leave them", chat).in_process(),
     once(
         "user_process_example",
@@ -64,30 +64,61 @@ fn lifecycle(cx: &Cx) -> Result<()> {
     Ok(())
 }
 
+/// Bytes of a PPM file, with its length before it: it is grey, from black on the left to white on the right.
+fn picture(width: usize, height: usize) -> Vec<u8> {
+    let mut file = format!("P6\n# grey\n{width} {height}\n255\n").into_bytes();
+    let row = (0..width).flat_map(|x| [(x * 255 / (width - 1)) as u8; 3]);
+    file.extend(row.cycle().take(width * height * 3));
+    [&(file.len() as u32).to_be_bytes()[..], &file].concat()
+}
+
+/// Reads a thumbnail of such a picture, of so many pixels.
+fn expect_thumbnail(client: &mut Client, strips: usize, size: (usize, usize)) -> Result<()> {
+    client.expect_line("P6")?;
+    expect_strips(client, strips, size)
+}
+
+fn expect_strips(client: &mut Client, strips: usize, (width, height): (usize, usize)) -> Result<()> {
+    for strip in 1..=strips {
+        client.expect_line(&format!("# {strip} of {strips}"))?;
+    }
+    client.expect_line(&format!("{width} {height}"))?;
+    client.expect_line("255")?;
+    let pixels = client.exactly(width * height * 3)?;
+    for (index, pixel) in pixels.chunks(3).enumerate() {
+        let (x, grey) = (index % width, i32::from(pixel[0]));
+        let wanted = (x as i32 * 2 + 1) * 255 / (width as i32 * 2);
+        ensure!(
+            (grey - wanted).abs() <= 2 && pixel == [pixel[0]; 3],
+            "pixel {index}: {pixel:?}, not {wanted}"
+        );
+    }
+    client.expect_close()
+}
+
 fn tasks(cx: &Cx) -> Result<()> {
     let path = cx.dir.join("tasks.sock");
-    let launch = cx.example("tasks").flag("worker-num", 1);
+    let launch = cx.example("tasks").flag("worker-num", 1).flag("task-tmpdir", cx.dir.display());
     let mut server = launch.flag("listen", format!("unix://{}", path.display())).spawn()?;
     let address = Address::Unix(path);
     let mut client = proc::until("the example to listen", PATIENCE, || Client::connect(&address).ok())?;
-    client.expect("many", "a number, please")?;
-    for (below, primes) in [(0, 0), (100, 25), (1_000_000, 78_498)] {
-        client.tell(&below.to_string())?;
-        for part in 1..=8 {
-            client.expect_line(&format!("{part} of 8"))?;
-        }
-        client.expect_line(&format!("{primes} primes below {below}"))?;
+    client.send(b"\0\0\0\x05photo")?;
+    client.expect_line("a PPM file begins with P6")?;
+    client.expect_close()?;
+    for (width, height, strips, of) in [(1600, 1200, 8, (160, 120)), (160, 3, 3, (160, 3))] {
+        let mut client = Client::connect(&address)?;
+        client.send(&picture(width, height))?;
+        expect_thumbnail(&mut client, strips, of)?;
     }
-    client.tell("3000000")?;
-    client.expect_line("1 of 8")?;
+    let mut client = Client::connect(&address)?;
+    // Work for some time, so that they are at it.
+    client.send(&picture(3200, 2400))?;
+    client.expect_line("P6")?;
     let is_task_worker = |pid: &i32| proc::title(*pid).starts_with("swoole: task worker");
     for pid in proc::descendants(server.pid()).into_iter().filter(is_task_worker) {
         proc::signal(pid, Signal::KILL)?;
     }
-    for part in 2..=8 {
-        client.expect_line(&format!("{part} of 8"))?;
-    }
-    client.expect_line("216816 primes below 3000000")?;
+    expect_strips(&mut client, 8, (160, 120))?;
     proc::signal(server.pid(), Signal::TERM)?;
     let status = server.wait_exit(PATIENCE)?;
     ensure!(status.code() == Some(0), "ended with {status}");

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 /// What takes longer has waited for something that it should not wait for.
 const SOON: Duration = Duration::from_millis(600);
+const MS: Duration = Duration::from_millis(1);
 
 pub(super) fn death_in_stop(cx: &Cx) -> Result<()> {
     let bed = start(cx, 1, &[("max-wait-time", "6")])?;
@@ -171,4 +172,58 @@ pub(super) fn asked_at_the_end(cx: &Cx) -> Result<()> {
     ensure!(used < 30, "of 100 clock ticks a worker with nothing to do has used {used}");
     drop(slow);
     bed.stop().map(drop)
+}
+
+pub(super) fn queue_wait(cx: &Cx) -> Result<()> {
+    let flags = [("task-queue-max", "2"), ("task-queue-wait", "1.5"), ("max-wait-time", "3")];
+    let bed = start(cx, 1, &flags)?;
+    let mut client = Talk::begin(&bed)?;
+    let refusal = "error: ask for a task: 2 of this worker's are under way (task_queue_max)";
+    for packet in ["task c", "taskto 0 c"] {
+        let ids = ["sleep 300", "b"].map(|text| client.ask(&format!("task {text}")));
+        // What was sent before does not wait.
+        let (mut other, begin) = (Talk::begin(&bed)?, Instant::now());
+        other.client.tell_all(&["echo hi", packet])?;
+        ensure!(
+            other.client.line()? == "hi" && begin.elapsed() < 250 * MS,
+            "held back for {:?}",
+            begin.elapsed()
+        );
+        let line = other.client.line()?;
+        ensure!(begin.elapsed() > 250 * MS && begin.elapsed() < SOON, "{line:?} after {:?}", begin.elapsed());
+        let id = line.strip_prefix("task ").with_context(|| line.clone())?;
+        other.expect_end(id, "C")?;
+        for (id, result) in ids.into_iter().zip(["SLEEP 300", "B"]) {
+            client.expect_end(&id?, result)?;
+        }
+    }
+    // More at once than there may be: the callback's own have to end.
+    client.expect("taskall 5000 a|sleep 50|b|sleep 50|c", "results A|SLEEP 50|B|SLEEP 50|C")?;
+    client.client.tell("taskload 8 300 10")?;
+    let line = client.client.line()?;
+    ensure!(line.starts_with("tasks="), "{line:?}");
+    ensure!(client.stat("task_refused")? == 0, "one was refused");
+    // In vain.
+    let ids = ["sleep 2500", "b"].map(|text| client.ask(&format!("task {text}")));
+    let begin = Instant::now();
+    client.expect("task c", refusal)?;
+    ensure!(begin.elapsed() >= 1500 * MS && begin.elapsed() < 2400 * MS, "after {:?}", begin.elapsed());
+    let begin = Instant::now();
+    client.expect("taskwait 200 c", refusal)?;
+    ensure!(begin.elapsed() >= 200 * MS && begin.elapsed() < SOON, "after {:?}", begin.elapsed());
+    for (id, result) in ids.into_iter().zip(["SLEEP 2500", "B"]) {
+        client.expect_end(&id?, result)?;
+    }
+    // Task workers do not wait, for it would be for themselves.
+    let begin = Instant::now();
+    let id = client.ask("task asks 3 x")?;
+    client.expect_end(&id, &format!("error: it failed: {}", refusal.trim_start_matches("error: ")))?;
+    ensure!(begin.elapsed() < SOON, "a task worker waited for {:?}", begin.elapsed());
+    // Nor does a stop wait for who waits.
+    for text in ["sleep 60000", "b", "c"] {
+        client.client.tell(&format!("task {text}"))?;
+    }
+    let took = bed.stop()?;
+    ensure!(took < Duration::from_secs(5), "a stop took {took:?}");
+    Ok(())
 }

@@ -4,6 +4,7 @@ mod breaking;
 mod edges;
 mod storm;
 mod talk;
+mod timers;
 
 use self::talk::Talk;
 use crate::cluster::bed::{Bed, PATIENCE};
@@ -31,6 +32,7 @@ pub(super) static ALL: &[Scenario] = &[
         one_way,
     ),
     backends("task_queue_max", "as many tasks as may be, and one more is an error", queue_max),
+    backends("task_queue_wait", "or waits until there is room, for so long at most", edges::queue_wait),
     backends("task_lost", "a task that its task worker dies on is lost, named, and no other one", lost),
     backends("task_retries", "or it is begun again, so often and no more", retries),
     backends(
@@ -86,6 +88,16 @@ pub(super) static ALL: &[Scenario] = &[
         "who has been called for the last time waits without work",
         edges::asked_at_the_end,
     ),
+    backends(
+        "task_timers",
+        "timers of task workers come once or again and again, never early, and neither drift nor pile up",
+        timers::timers,
+    ),
+    backends("task_timers_amid_tasks", "and between tasks, which do not wait for them", timers::amid_tasks),
+    backends("task_timer_dies", "a task worker that dies at a timer costs no task", timers::dies),
+    backends("task_timers_drain", "one that is to leave finishes its timers first", timers::drain),
+    backends("task_timers_stop", "in a stop, too, with what they ask for", timers::drain_stop),
+    backends("task_timers_bound", "and leaves at the end of its time all the same", timers::drain_bound),
     backends(
         "break_points_tasks",
         "wherever a task worker dies on a task's way, the task ends once",
