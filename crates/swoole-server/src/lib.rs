@@ -109,6 +109,7 @@ mod worker;
 
 pub use config::Config;
 pub use crash::{Fate, PacketInHand};
+pub use dispatch::{Choice, Dispatch};
 pub use error::{Error, Result};
 pub use handler::{Handler, Manager, Master, WorkerError, WorkerKind};
 pub use post::Peer;

@@ -38,6 +38,7 @@ enum What {
     },
     Large(Vec<u8>),
     Close,
+    Bind(u64),
 }
 
 impl Outbox {
@@ -58,6 +59,10 @@ impl Outbox {
         self.acts.push(Act { session, what: What::Close });
     }
 
+    fn bind(&mut self, session: Session, uid: u64) {
+        self.acts.push(Act { session, what: What::Bind(uid) });
+    }
+
     /// Whether the callback wants this session closed.
     pub(super) fn closes(&self, session: Session) -> bool {
         self.acts.iter().any(|act| act.session == session && matches!(act.what, What::Close))
@@ -74,6 +79,7 @@ impl Outbox {
                 }
                 What::Large(bytes) => replies.send_owned(session, bytes),
                 What::Close => replies.close(session),
+                What::Bind(uid) => replies.bind(session, uid),
             }
         }
         self.large = 0;
@@ -105,6 +111,10 @@ impl Till<'_> {
 
     pub(crate) fn close(&mut self, session: Session) {
         self.outbox.close(session);
+    }
+
+    pub(crate) fn bind(&mut self, session: Session, uid: u64) {
+        self.outbox.bind(session, uid);
     }
 
     /// What was sent so far leaves now, though the callback goes on.

@@ -37,7 +37,7 @@ const fn key(name: &'static str, kind: Kind, help: &'static str) -> Key {
 }
 
 /// In the order of the fields of [`Config`](super::Config).
-pub(super) static KEYS: [Key; 46] = [
+pub(super) static KEYS: [Key; 48] = [
     key("listen", Listen, "where clients connect; may repeat"),
     key("mode", Choice(&["process", "base"]), "how the work is divided between processes"),
     key("worker_num", Count(1, 1024), "worker processes"),
@@ -74,7 +74,22 @@ pub(super) static KEYS: [Key; 46] = [
         Text("DIR", "a directory"),
         "where tasks of more than 8 KiB lie while they are under way",
     ),
-    key("dispatch_mode", Choice(&["fixed", "round_robin", "idle"]), "which worker gets a packet"),
+    key(
+        "dispatch_mode",
+        Choice(&[
+            "fixed",
+            "round_robin",
+            "idle",
+            "ip_hash",
+            "uid",
+            "least_in_flight",
+            "consistent_hash",
+            "custom",
+        ]),
+        "which worker gets a packet",
+    ),
+    key("dispatch_key_offset", Count(0, 65535), "consistent_hash: bytes of a packet before its key"),
+    key("dispatch_key_length", Count(0, 65535), "consistent_hash: bytes of the key, 0 for all that follow"),
     key("on_crash", Choice(&["close", "retry", "drop"]), "what becomes of the packet that a worker died on"),
     key("crash_retries", Count(0, 100), "on_crash = retry: how many more workers get it"),
     key(

@@ -160,8 +160,8 @@ fn errors_name_the_source_the_key_the_value_and_the_range() {
         "flag --daemonize: daemonize = maybe: must be true or false"
     );
     assert_eq!(
-        error(&["--dispatch-mode=uid"], &[]),
-        "flag --dispatch-mode: dispatch_mode = uid: not supported yet; must be fixed, round_robin or idle"
+        error(&["--dispatch-key-length=65536"], &[]),
+        "flag --dispatch-key-length: dispatch_key_length = 65536: must be 0..=65535"
     );
     assert_eq!(error(&["--mode=threads"], &[]), "flag --mode: mode = threads: must be process or base");
     assert_eq!(

@@ -44,6 +44,8 @@ pub(crate) trait ReplySink {
     fn send_owned(&mut self, session: Session, bytes: Vec<u8>);
     /// The worker wants the session closed after what was sent before.
     fn close(&mut self, session: Session);
+    /// The session belongs to this user from now on, or to nobody if it is 0.
+    fn bind(&mut self, session: Session, uid: u64);
     /// So many messages of a record are finished; the replies to them have been delivered here before.
     fn finished(&mut self, sent: &Sent, count: u32);
 }

@@ -35,6 +35,8 @@ impl ReplySink for Replies {
 
     fn close(&mut self, _: Session) {}
 
+    fn bind(&mut self, _: Session, _: u64) {}
+
     fn finished(&mut self, _: &Sent, count: u32) {
         self.finished += count as usize;
     }

@@ -12,12 +12,11 @@ use super::dealer::Dealer;
 use super::mailbox::{Command, Mailbox, Note, Occupancy};
 use crate::desk::{Desk, Replies};
 use crate::error::{Error, Result};
-use crate::link::{Lane, Parcel, ReactorEnd};
+use crate::link::{Lane, ReactorEnd};
 use crate::log::{Identity, Role};
 use crate::pace::{Pace, Part, Spin};
 use crate::post::Receiver;
 use crate::shared::Shared;
-use crate::wire::RequestKind;
 
 /// How long to sleep at first while packets are with workers, and at most. A worker wakes its reactors once per
 /// pass; this bounds what a slow packet can hold up of the replies before it.
@@ -221,6 +220,7 @@ impl ReactorThread {
                 Ok(false) => {}
                 Ok(true) => {
                     worked = true;
+                    self.dealer.tell(worker);
                     self.desk.unpark(reactor, &mut self.dealer, worker);
                 }
                 Err(fault) => {
@@ -238,8 +238,7 @@ impl ReactorThread {
     /// Makes visible to the workers what this pass has for them.
     fn hand_over(&mut self) {
         for (home, session) in self.desk.take_departed() {
-            let close = Parcel::new(RequestKind::Close, session, Vec::new());
-            self.dealer.links[usize::from(home)].enqueue(close);
+            self.dealer.dismiss(session, home);
         }
         self.dealer.links.iter_mut().for_each(ReactorEnd::flush);
     }
@@ -315,6 +314,7 @@ impl ReactorThread {
         let Shared { crash_policies, sessions, .. } = &*self.seat.shared;
         let policy = |session| crash_policies.of(|| sessions.listener(session));
         let casualties = link.settle(started, policy, &mut Replies { desk: &mut self.desk, reactor });
+        self.dealer.tell(index);
         let in_hand = casualties.iter().filter_map(|casualty| self.desk.mourn(reactor, casualty)).collect();
         if matches!(self.watches[index], Watch::Off)
             && let Err(error) = self.watch_link(reactor, index)

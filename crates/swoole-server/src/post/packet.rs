@@ -19,6 +19,8 @@ pub(crate) enum Kind {
     Close = 2,
     /// Bytes for the process.
     Message = 3,
+    /// A client's session is to be bound to the user that the bytes name.
+    Bind = 8,
 }
 
 /// What stands before the bytes.
@@ -55,6 +57,7 @@ impl Header {
             1 => Kind::Send,
             2 => Kind::Close,
             3 => Kind::Message,
+            8 => Kind::Bind,
             _ => return None,
         };
         let header = Header {

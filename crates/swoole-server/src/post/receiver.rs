@@ -18,6 +18,8 @@ pub(crate) enum Parcel {
     Send(Session, Vec<u8>),
     /// A client's connection is to be closed.
     Close(Session),
+    /// It is bound to this user, or to nobody if that is 0.
+    Bind(Session, u64),
     /// For this process.
     Message(Peer, Vec<u8>),
 }
@@ -88,6 +90,10 @@ impl Receiver {
         let Some(peer) = Peer::of_sender(sender, config) else { return malformed(packet) };
         let (max, is_whole): (_, &dyn Fn(usize) -> bool) = match kind {
             Kind::Close => return Some(Parcel::Close(Session::from_raw(about))),
+            Kind::Bind => match bytes.try_into() {
+                Ok(uid) => return Some(Parcel::Bind(Session::from_raw(about), u64::from_le_bytes(uid))),
+                Err(_) => return malformed(packet),
+            },
             Kind::Send => (config.socket_buffer_size, &|_| true),
             Kind::Message => (MESSAGE_MAX, &|len| len as u64 == about),
         };
