@@ -4,7 +4,10 @@
 //! | --- | --- |
 //! | `echo TEXT` | `TEXT` |
 //! | `whoami` | `worker=ID pid=PID generation=G handled=N` |
-//! | `session` | `session=ID reactor=R port=P peer=ADDR connected=UNIX_MS recv=BYTES sent=BYTES` |
+//! | `session` | `session=ID reactor=R port=P peer=ADDR connected=UNIX_MS recv=BYTES sent=BYTES`, and `uid=UID` if it is bound |
+//! | `bind UID`, `bind UID SESSION` | binds this session, or that one, to a user; `ok` |
+//! | `unbind` | binds this session to nobody; `ok` |
+//! | `at WISH COMMAND` | COMMAND, wherever WISH sends it to ([`super::wishes`]) |
 //! | `send SESSION TEXT` | TEXT goes to that session; `ok` |
 //! | `broadcast TEXT` | TEXT goes to every other session; `sent N` |
 //! | `close`, `close SESSION` | closes it after what was sent before; only the second replies, `ok` |
@@ -44,6 +47,8 @@ pub(crate) enum Command<'a> {
     Echo(&'a [u8]),
     Whoami,
     Session,
+    Bind(u64, Option<Session>),
+    Unbind,
     Send(Session, &'a [u8]),
     Broadcast(&'a [u8]),
     Close(Option<Session>),
@@ -92,6 +97,10 @@ impl<'a> Command<'a> {
     /// Reads a packet, or says what is wrong with it.
     pub(crate) fn parse(packet: &'a [u8]) -> Result<Command<'a>, String> {
         let packet = packet.strip_suffix(b"\r").unwrap_or(packet);
+        let packet = match split_word(packet) {
+            (b"at", rest) => split_word(rest).1,
+            _ => packet,
+        };
         let (name, rest) = split_word(packet);
         let unknown = || format!("unknown command `{}`", String::from_utf8_lossy(packet).escape_debug());
         Ok(match name {
@@ -102,6 +111,11 @@ impl<'a> Command<'a> {
             b"send" => {
                 let (session, text) = split_word(rest);
                 Command::Send(number(session, "send SESSION TEXT")?, text)
+            }
+            b"bind" => {
+                let usage = "bind UID, or bind UID SESSION";
+                let (uid, session) = split_word(rest);
+                Command::Bind(number(uid, usage)?, optional(session, usage)?)
             }
             b"close" => Command::Close(optional(rest, "close, or close SESSION")?),
             b"stop" => Command::Stop(optional(rest, "stop, or stop WORKER")?),
@@ -165,6 +179,7 @@ impl<'a> Command<'a> {
             _ if !rest.is_empty() => return Err(unknown()),
             b"whoami" => Command::Whoami,
             b"session" => Command::Session,
+            b"unbind" => Command::Unbind,
             b"forget" => Command::Forget,
             b"stats" => Command::Stats,
             b"reload" => Command::Reload,
@@ -278,6 +293,9 @@ mod tests {
             (b"crash segv", Command::Crash(Crash::Segv)),
             (b"die_at after_commit", Command::DieAt("after_commit")),
             (b"sum a b", Command::Sum(b"a b")),
+            (b"bind 7", Command::Bind(7, None)),
+            (b"unbind", Command::Unbind),
+            (b"at 2 whoami", Command::Whoami),
         ] {
             assert_eq!(Command::parse(packet), Ok(command), "{packet:?}");
         }
@@ -300,6 +318,8 @@ mod tests {
             (b"clear", "usage: clear ID"),
             (b"reply a", "usage: reply MS TEXT"),
             (b"sleep 1 ", "usage: sleep MS"),
+            (b"bind -1", "usage: bind UID, or bind UID SESSION"),
+            (b"at a at b whoami", "unknown command `at b whoami`"),
             (b"big 1073741825", "big takes at most 1073741824 bytes"),
             (b"leak", "usage: leak BYTES"),
             (b"leak 1073741825", "leak takes at most 1073741824 bytes"),
