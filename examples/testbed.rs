@@ -305,6 +305,10 @@ impl Testbed {
                 std::thread::sleep(Duration::from_millis(ms));
                 text(format!("slept {ms}"))
             }
+            Command::Nap(us) => {
+                std::thread::sleep(Duration::from_micros(us));
+                text(format!("napped {us}"))
+            }
             Command::Spin(ms) => {
                 let start = Instant::now();
                 while start.elapsed() < Duration::from_millis(ms) {

@@ -12,6 +12,7 @@
 //! | `broadcast TEXT` | TEXT goes to every other session; `sent N` |
 //! | `close`, `close SESSION` | closes it after what was sent before; only the second replies, `ok` |
 //! | `sleep MS`, `spin MS` | blocks the worker, idle or busy; `slept MS`, `spun MS` |
+//! | `nap US` | blocks it for so many microseconds; `napped US` |
 //! | `crash panic`, `abort`, `segv`, `kill`, `exit N` | the worker dies that way |
 //! | `die_at POINT` | `ok`; then the worker dies when it comes to that point (with the feature `breakpoints`) |
 //! | `hold TEXT` | no reply |
@@ -53,6 +54,7 @@ pub(crate) enum Command<'a> {
     Broadcast(&'a [u8]),
     Close(Option<Session>),
     Sleep(u64),
+    Nap(u64),
     Spin(u64),
     Crash(Crash),
     DieAt(&'a str),
@@ -119,6 +121,7 @@ impl<'a> Command<'a> {
             }
             b"close" => Command::Close(optional(rest, "close, or close SESSION")?),
             b"stop" => Command::Stop(optional(rest, "stop, or stop WORKER")?),
+            b"nap" => Command::Nap(number(rest, "nap US")?),
             b"sleep" => Command::Sleep(number(rest, "sleep MS")?),
             b"spin" => Command::Spin(number(rest, "spin MS")?),
             b"after" => {
@@ -295,6 +298,7 @@ mod tests {
             (b"sum a b", Command::Sum(b"a b")),
             (b"bind 7", Command::Bind(7, None)),
             (b"unbind", Command::Unbind),
+            (b"nap 100", Command::Nap(100)),
             (b"at 2 whoami", Command::Whoami),
         ] {
             assert_eq!(Command::parse(packet), Ok(command), "{packet:?}");

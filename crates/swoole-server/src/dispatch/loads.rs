@@ -1,5 +1,6 @@
 //! What workers have to do, as all reactors know it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
@@ -34,13 +35,38 @@ impl Loads {
         Loads((0..workers).map(|_| CachePadded::default()).collect())
     }
 
-    /// One reactor has so many messages in flight to this worker now, and had `before`.
-    pub(crate) fn change(&self, worker: usize, before: usize, now: usize) {
-        // A count by itself, which orders nothing else.
-        self.0[worker].fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
-    }
-
     pub(crate) fn in_flight(&self, worker: u16) -> usize {
         self.0[usize::from(worker)].load(Ordering::Relaxed)
+    }
+}
+
+/// One reactor's part of what one worker has to do.
+#[derive(Debug)]
+pub(crate) struct Gauge {
+    loads: Arc<Loads>,
+    worker: u16,
+    told: usize,
+}
+
+impl Gauge {
+    pub(crate) fn new(loads: &Arc<Loads>, worker: u16) -> Gauge {
+        Gauge { loads: Arc::clone(loads), worker, told: 0 }
+    }
+
+    /// This reactor has so many messages in flight to it now.
+    pub(crate) fn set(&mut self, now: usize) {
+        let before = std::mem::replace(&mut self.told, now);
+        if before != now {
+            // A count by itself, which orders nothing else.
+            let count = &self.loads.0[usize::from(self.worker)];
+            count.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Gauge {
+    /// A reactor that is gone has nothing in flight.
+    fn drop(&mut self) {
+        self.set(0);
     }
 }

@@ -18,23 +18,27 @@ mod tests;
 
 use std::net::IpAddr;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::config::{Config, DispatchMode};
 pub use custom::{Choice, Dispatch};
 pub(crate) use custom::{Custom, Scene, Verdict};
-pub(crate) use loads::{Load, Loads};
+pub(crate) use loads::{Gauge, Load, Loads};
+
+/// How many workers are asked whether they have nothing to do, where two have something.
+const OTHERS: usize = 8;
 
 /// What all reactors of a server dispatch by.
 #[derive(Debug)]
 pub(crate) struct Rule {
-    pub(crate) loads: Loads,
+    pub(crate) loads: Arc<Loads>,
     /// Under `custom`.
     pub(crate) custom: Option<Custom>,
 }
 
 impl Rule {
     pub(crate) fn new(config: &Config) -> Rule {
-        Rule { loads: Loads::new(config.worker_num), custom: None }
+        Rule { loads: Arc::new(Loads::new(config.worker_num)), custom: None }
     }
 }
 
@@ -201,7 +205,8 @@ impl Dispatcher {
     }
 
     /// The one with less to do of two that are drawn: almost as good as the least of all, at a cost that does not grow
-    /// with their number (Mitzenmacher, "The power of two choices in randomized load balancing", 2001).
+    /// with their number (Mitzenmacher, "The power of two choices in randomized load balancing", 2001). If both have
+    /// something, a few more are asked for one that has nothing: counts do not tell what is short from what is long.
     fn less_loaded(&mut self, load: impl Fn(u16) -> Load) -> Option<u16> {
         let count = self.serving.len();
         if count < 2 {
@@ -211,7 +216,12 @@ impl Dispatcher {
         let (first, step) = (self.random as u32 as usize, (self.random >> 32) as usize);
         let (first, step) = (first % count, 1 + step % (count - 1));
         let two = [self.serving[first], self.serving[(first + step) % count]];
-        two.into_iter().min_by_key(|&worker| load(worker).by_flight())
+        let best = two.into_iter().min_by_key(|&worker| load(worker).by_flight())?;
+        if load(best).in_flight == 0 {
+            return Some(best);
+        }
+        let others = self.serving[first..].iter().chain(&self.serving[..first]).take(OTHERS);
+        Some(others.copied().find(|&worker| load(worker).in_flight == 0).unwrap_or(best))
     }
 
     fn turn(&mut self) -> u16 {

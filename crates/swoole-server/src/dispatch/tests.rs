@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::board::Board;
-use crate::session::{Arrival, Session, SessionTable};
+use crate::session::{Arrival, SessionTable};
 
 const IDLE: Load = Load { busy: false, in_flight: 0 };
 
@@ -124,6 +124,9 @@ fn of_two_the_one_with_less_to_do() {
     assert!((0..20).all(|_| two.choose(from(1), load) == 0 && two.home(None, load) == 0));
     let equal = |worker| Load { busy: worker == 0, in_flight: 1 };
     assert!((0..20).all(|_| two.choose(from(0), equal) == 1));
+    let mut many = dispatcher(DispatchMode::LeastInFlight, &[true; 8]);
+    let all_but_one = |worker| Load { busy: true, in_flight: usize::from(worker != 5) };
+    assert!((0..20).all(|_| many.choose(from(0), all_but_one) == 5), "whoever is drawn");
     let mut none = dispatcher(DispatchMode::LeastInFlight, &[false; 3]);
     assert_eq!(none.choose(from(2), |_| IDLE), 2);
 }
@@ -199,12 +202,13 @@ fn a_function_sees_what_it_needs() {
 
 #[test]
 fn loads_are_those_of_all_reactors() {
-    let loads = Loads::new(2);
-    loads.change(1, 0, 5);
-    loads.change(1, 0, 2);
-    loads.change(1, 5, 1);
+    let loads = Arc::new(Loads::new(2));
+    let [mut one, mut other] = [1, 1].map(|worker| Gauge::new(&loads, worker));
+    one.set(5);
+    other.set(2);
+    one.set(1);
     assert_eq!((loads.in_flight(0), loads.in_flight(1)), (0, 3));
-    loads.change(1, 1, 0);
+    drop(one);
     assert_eq!(loads.in_flight(1), 2);
 }
 
@@ -243,7 +247,7 @@ proptest! {
     ) {
         let mut dispatcher = dispatcher(DispatchMode::ConsistentHash, &vec![true; workers]);
         let dead = dead.index(workers) as u16;
-        let mut all = |dispatcher: &mut Dispatcher| -> Vec<u16> {
+        let all = |dispatcher: &mut Dispatcher| -> Vec<u16> {
             let of = |key: &[u8; 4]| {
                 let packet = [b"..", &key[..], b"what follows"].concat();
                 dispatcher.choose(Query { packet: &packet, ..from(0) }, |_| IDLE)

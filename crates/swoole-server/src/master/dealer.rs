@@ -9,7 +9,7 @@ use swoole_reactor::Reactor;
 
 use crate::config::{Config, DispatchMode, Ipc};
 use crate::desk::{Client, Desk, Fed, Intake, Offer, Taker, feed};
-use crate::dispatch::{Dispatcher, Load, Query, Scene, Verdict};
+use crate::dispatch::{Dispatcher, Gauge, Load, Query, Scene, Verdict};
 use crate::link::{BATCH_MAX, Parcel, ReactorEnd};
 use crate::session::Session;
 use crate::shared::Shared;
@@ -19,17 +19,19 @@ pub(super) struct Dealer {
     pub(super) links: Vec<ReactorEnd>,
     dispatcher: Dispatcher,
     shared: Arc<Shared>,
-    /// Messages in flight to each worker, as all reactors were told last.
-    told: Vec<usize>,
     /// Those of the batch at hand.
     packets: Vec<Range<usize>>,
 }
 
 impl Dealer {
-    pub(super) fn new(reactor: u8, shared: Arc<Shared>, links: Vec<ReactorEnd>) -> Dealer {
+    pub(super) fn new(reactor: u8, shared: Arc<Shared>, mut links: Vec<ReactorEnd>) -> Dealer {
         let dispatcher = Dispatcher::new(&shared.config, reactor);
-        let told = vec![0; links.len()];
-        Dealer { links, dispatcher, shared, told, packets: Vec::with_capacity(BATCH_MAX) }
+        if shared.config.dispatch_mode.looks_at_loads() {
+            for (link, worker) in links.iter_mut().zip(0..) {
+                link.show_on(Gauge::new(&shared.rule.loads, worker));
+            }
+        }
+        Dealer { links, dispatcher, shared, packets: Vec::with_capacity(BATCH_MAX) }
     }
 
     /// Whether all packets of a connection go to one worker, by a ring: then they can be received into it.
@@ -43,33 +45,15 @@ impl Dealer {
         self.dispatcher.set_up(worker, up);
     }
 
-    /// Lets all reactors know how much this one has in flight to a worker now.
-    pub(super) fn tell(&mut self, worker: usize) {
-        if !self.shared.config.dispatch_mode.looks_at_loads() {
-            return;
-        }
-        let now = self.links[worker].in_flight();
-        let before = std::mem::replace(&mut self.told[worker], now);
-        if before != now {
-            self.shared.rule.loads.change(worker, before, now);
-        }
-    }
-
     /// Tells the home that the connection is there; `Err` is the queue to wait in until there is room for that.
     pub(super) fn announce(&mut self, session: Session, home: u16) -> Result<(), usize> {
         let home = usize::from(home);
-        if !self.links[home].offer(RequestKind::Connect, session, &[]) {
-            return Err(home);
-        }
-        self.tell(home);
-        Ok(())
+        if self.links[home].offer(RequestKind::Connect, session, &[]) { Ok(()) } else { Err(home) }
     }
 
     /// Tells it that the connection is gone.
     pub(super) fn dismiss(&mut self, session: Session, home: u16) {
-        let home = usize::from(home);
-        self.links[home].enqueue(Parcel::new(RequestKind::Close, session, Vec::new()));
-        self.tell(home);
+        self.links[usize::from(home)].enqueue(Parcel::new(RequestKind::Close, session, Vec::new()));
     }
 
     pub(super) fn deal(&mut self, client: &Client, packet: &[u8]) -> Offer {
@@ -90,7 +74,6 @@ impl Dealer {
                 continue;
             }
             if self.links[worker].offer(RequestKind::Packet, client.session, packet) {
-                self.tell(worker);
                 return Offer::Taken;
             }
         }
@@ -135,15 +118,6 @@ impl Dealer {
 
 fn load(shared: &Shared, worker: u16) -> Load {
     Load { busy: !shared.board.is_idle(worker), in_flight: shared.rule.loads.in_flight(worker) }
-}
-
-impl Drop for Dealer {
-    /// A reactor that is gone has nothing in flight.
-    fn drop(&mut self) {
-        for (worker, &told) in self.told.iter().enumerate() {
-            self.shared.rule.loads.change(worker, told, 0);
-        }
-    }
 }
 
 impl Taker for Dealer {

@@ -220,7 +220,6 @@ impl ReactorThread {
                 Ok(false) => {}
                 Ok(true) => {
                     worked = true;
-                    self.dealer.tell(worker);
                     self.desk.unpark(reactor, &mut self.dealer, worker);
                 }
                 Err(fault) => {
@@ -314,7 +313,6 @@ impl ReactorThread {
         let Shared { crash_policies, sessions, .. } = &*self.seat.shared;
         let policy = |session| crash_policies.of(|| sessions.listener(session));
         let casualties = link.settle(started, policy, &mut Replies { desk: &mut self.desk, reactor });
-        self.dealer.tell(index);
         let in_hand = casualties.iter().filter_map(|casualty| self.desk.mourn(reactor, casualty)).collect();
         if matches!(self.watches[index], Watch::Off)
             && let Err(error) = self.watch_link(reactor, index)

@@ -315,7 +315,6 @@ impl Front {
         let mut sink = Sink { counter: &mut self.counter, ledger, wrong: None };
         let came = self.dealer.links[worker].drain(&mut sink);
         sink.wrong.map_or(Ok(()), Err)?;
-        self.dealer.tell(worker);
         ledger.check_received()?;
         came.map_err(|fault| Breach { kind: Kind::Fault, what: format!("worker {worker}: {fault}") })
     }
@@ -349,7 +348,6 @@ impl Front {
         let mut sink = Sink { counter, ledger, wrong: None };
         let casualties = dealer.links[usize::from(worker)].settle(started, |_| *policy, &mut sink);
         sink.wrong.map_or(Ok(()), Err)?;
-        dealer.tell(worker.into());
         ledger.check_received()?;
         let held = held.filter(|held| held.reactor == usize::from(counter.id));
         let (casualty, held) = match (&casualties[..], held) {
