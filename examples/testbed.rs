@@ -23,6 +23,8 @@ mod messages;
 mod processes;
 #[path = "testbed/tasks.rs"]
 mod tasks;
+#[path = "testbed/wishes.rs"]
+mod wishes;
 
 use std::hint::spin_loop;
 use std::io::Write;
@@ -33,7 +35,7 @@ use command::{Command, Crash};
 use later::Later;
 use messages::Messages;
 use rustix::process::{Signal, getpid, kill_process};
-use swoole_server::config::{Config, Framing, Listen, Sources};
+use swoole_server::config::{Config, DispatchMode, Framing, Listen, Sources};
 use swoole_server::{
     Audience, Error, ExitStatus, Handler, Manager, Master, Peer, Result, Server, Session, TaskFate, TaskId,
     TaskResult, TaskWorker, TimerId, Unfinished, Worker, WorkerError, WorkerKind,
@@ -60,6 +62,8 @@ struct Testbed {
     start_time: Duration,
     /// Whether manager and master, and workers that stop, have something for task workers.
     ask_on_start: bool,
+    /// How long a connect takes whose time is told, with those of all packets and closes.
+    connect_time: Option<Duration>,
 }
 
 /// A worker, and which process of its slot; `None` for any.
@@ -242,7 +246,32 @@ impl Handler for Testbed {
         }
     }
 
+    fn on_connect(&mut self, worker: &mut Worker, client: Session) -> Result<()> {
+        let Some(time) = self.connect_time else { return Ok(()) };
+        std::thread::sleep(time);
+        say(format!("on_connect worker={} session={client}", worker.id()))
+    }
+
+    fn on_close(&mut self, worker: &mut Worker, client: Session) -> Result<()> {
+        if self.connect_time.is_none() {
+            return Ok(());
+        }
+        say(format!("on_close worker={} session={client}", worker.id()))
+    }
+
     fn on_receive(&mut self, worker: &mut Worker, client: Session, packet: &[u8]) -> Result<()> {
+        if self.connect_time.is_none() {
+            return self.receive(worker, client, packet);
+        }
+        say(format!("on_receive worker={} session={client}", worker.id()))?;
+        let received = self.receive(worker, client, packet);
+        say(format!("received worker={} session={client}", worker.id()))?;
+        received
+    }
+}
+
+impl Testbed {
+    fn receive(&mut self, worker: &mut Worker, client: Session, packet: &[u8]) -> Result<()> {
         if !self.commands {
             return worker.send(client, packet);
         }
@@ -263,9 +292,7 @@ impl Handler for Testbed {
             sent => sent,
         }
     }
-}
 
-impl Testbed {
     /// Does what a client wants, and gives the reply if there is one.
     fn obey(
         &mut self,
@@ -284,11 +311,14 @@ impl Testbed {
             Command::Session => {
                 let info = worker.session(client)?;
                 let peer = info.peer.map_or("unix".into(), |peer| peer.to_string());
+                let uid = info.uid.map_or(String::new(), |uid| format!(" uid={uid}"));
                 text(format!(
-                    "session={} reactor={} port={} peer={peer} connected={} recv={} sent={}",
+                    "session={} reactor={} port={} peer={peer} connected={} recv={} sent={}{uid}",
                     info.session, info.reactor, info.port, info.connected_at, info.received, info.sent
                 ))
             }
+            Command::Bind(uid, session) => worker.bind(session.unwrap_or(client), uid).and_then(|()| ok()),
+            Command::Unbind => worker.unbind(client).and_then(|()| ok()),
             Command::Send(session, line) => self.send_line(worker, session, line).and_then(|()| ok()),
             Command::Broadcast(line) => {
                 let others = worker.sessions().filter(|session| *session != client).count();
@@ -310,6 +340,10 @@ impl Testbed {
             Command::Sleep(ms) => {
                 std::thread::sleep(Duration::from_millis(ms));
                 text(format!("slept {ms}"))
+            }
+            Command::Nap(us) => {
+                std::thread::sleep(Duration::from_micros(us));
+                text(format!("napped {us}"))
             }
             Command::Spin(ms) => {
                 let start = Instant::now();
@@ -436,6 +470,7 @@ fn run() -> Result<()> {
 
     let mut goodbye = None;
     let (mut crash_on_start, mut hang_on_start, mut start_time) = (None, None, None);
+    let mut connect_time = None;
     let (mut spawn_thread, mut ask_on_start, mut tell_reloads) = (false, false, false);
     let mut user_processes = None;
     let config = Sources::new(defaults)
@@ -464,6 +499,12 @@ fn run() -> Result<()> {
             &mut user_processes,
         )
         .option("goodbye", "TEXT", "what clients are told when the server stops", &mut goodbye)
+        .option(
+            "connect-time",
+            "MS",
+            "each connect takes so long, and it and all packets and closes are told",
+            &mut connect_time,
+        )
         .switch(
             "ask-on-start",
             "manager and master have a task worker say something, and each worker as it stops",
@@ -489,6 +530,9 @@ fn run() -> Result<()> {
     let start_time = start_time.as_deref().unwrap_or("0").parse().map(Duration::from_millis);
     let start_time =
         start_time.map_err(|_| Error::from("flag --start-time: must be milliseconds".to_owned()))?;
+    let connect_time = connect_time.as_deref().map(str::parse).transpose();
+    let connect_time =
+        connect_time.map_err(|_| Error::from("flag --connect-time: must be milliseconds".to_owned()))?;
     if spawn_thread {
         std::thread::spawn(std::thread::park);
     }
@@ -505,8 +549,12 @@ fn run() -> Result<()> {
         timed: Timed::default(),
         start_time,
         ask_on_start,
+        connect_time: connect_time.map(Duration::from_millis),
     };
-    let server = Server::new(config);
+    let server = match config.dispatch_mode {
+        DispatchMode::Custom => Server::new(config).dispatch(wishes::choose),
+        _ => Server::new(config),
+    };
     processes::add_all(server, user_processes)?.run(testbed)
 }
 

@@ -38,6 +38,8 @@ pub static P50: Metric = told("p50_us", "p50 us", 0);
 pub static P99: Metric = told("p99_us", "p99 us", 0);
 /// Its 99.9th percentile.
 pub static P999: Metric = told("p999_us", "p99.9 us", 0);
+/// The 99th percentile of what a latency has in it besides the request itself.
+pub static WAIT_P99: Metric = told("wait_p99_us", "wait p99 us", 0);
 /// Context switches of all threads of the server.
 pub static SWITCHES: Metric = told("switches_per_request", "switches/req", 3);
 /// PSS of all processes of the server while its connections are open.

@@ -123,6 +123,12 @@ impl Subject {
         Subject { name: name.to_owned(), program, flags: String::new() }
     }
 
+    /// The same with more flags.
+    #[must_use]
+    pub fn with(&self, flags: &str) -> Subject {
+        Subject { flags: format!("{} {flags}", self.flags), ..self.clone() }
+    }
+
     /// What it speaks, where that is not what the others speak.
     pub fn label(&self) -> String {
         match self.program {

@@ -4,7 +4,10 @@
 //! | --- | --- |
 //! | `echo TEXT` | `TEXT` |
 //! | `whoami` | `worker=ID pid=PID generation=G handled=N` |
-//! | `session` | `session=ID reactor=R port=P peer=ADDR connected=UNIX_MS recv=BYTES sent=BYTES` |
+//! | `session` | `session=ID reactor=R port=P peer=ADDR connected=UNIX_MS recv=BYTES sent=BYTES`, and `uid=UID` if it is bound |
+//! | `bind UID`, `bind UID SESSION` | binds this session, or that one, to a user; `ok` |
+//! | `unbind` | binds this session to nobody; `ok` |
+//! | `at WISH COMMAND` | COMMAND, wherever WISH sends it to ([`super::wishes`]) |
 //! | `send SESSION TEXT` | TEXT goes to that session; `ok` |
 //! | `broadcast TEXT` | TEXT goes to every other session, in one broadcast; `sent N` |
 //! | `sendall TEXT` | the same, sent to one after the other |
@@ -12,6 +15,7 @@
 //! | `publish TOPIC TEXT` | TEXT goes to all who are subscribed, but the sender; `ok` |
 //! | `close`, `close SESSION` | closes it after what was sent before; only the second replies, `ok` |
 //! | `sleep MS`, `spin MS` | blocks the worker, idle or busy; `slept MS`, `spun MS` |
+//! | `nap US` | blocks it for so many microseconds; `napped US` |
 //! | `crash panic`, `abort`, `segv`, `kill`, `exit N` | the worker dies that way |
 //! | `die_at POINT` | `ok`; then the worker dies when it comes to that point (with the feature `breakpoints`) |
 //! | `hold TEXT` | no reply |
@@ -47,6 +51,8 @@ pub(crate) enum Command<'a> {
     Echo(&'a [u8]),
     Whoami,
     Session,
+    Bind(u64, Option<Session>),
+    Unbind,
     Send(Session, &'a [u8]),
     Broadcast(&'a [u8]),
     SendAll(&'a [u8]),
@@ -55,6 +61,7 @@ pub(crate) enum Command<'a> {
     Publish(&'a [u8], &'a [u8]),
     Close(Option<Session>),
     Sleep(u64),
+    Nap(u64),
     Spin(u64),
     Crash(Crash),
     DieAt(&'a str),
@@ -99,6 +106,10 @@ impl<'a> Command<'a> {
     /// Reads a packet, or says what is wrong with it.
     pub(crate) fn parse(packet: &'a [u8]) -> Result<Command<'a>, String> {
         let packet = packet.strip_suffix(b"\r").unwrap_or(packet);
+        let packet = match split_word(packet) {
+            (b"at", rest) => split_word(rest).1,
+            _ => packet,
+        };
         let (name, rest) = split_word(packet);
         let unknown = || format!("unknown command `{}`", String::from_utf8_lossy(packet).escape_debug());
         Ok(match name {
@@ -117,8 +128,14 @@ impl<'a> Command<'a> {
                 let (session, text) = split_word(rest);
                 Command::Send(number(session, "send SESSION TEXT")?, text)
             }
+            b"bind" => {
+                let usage = "bind UID, or bind UID SESSION";
+                let (uid, session) = split_word(rest);
+                Command::Bind(number(uid, usage)?, optional(session, usage)?)
+            }
             b"close" => Command::Close(optional(rest, "close, or close SESSION")?),
             b"stop" => Command::Stop(optional(rest, "stop, or stop WORKER")?),
+            b"nap" => Command::Nap(number(rest, "nap US")?),
             b"sleep" => Command::Sleep(number(rest, "sleep MS")?),
             b"spin" => Command::Spin(number(rest, "spin MS")?),
             b"after" => {
@@ -179,6 +196,7 @@ impl<'a> Command<'a> {
             _ if !rest.is_empty() => return Err(unknown()),
             b"whoami" => Command::Whoami,
             b"session" => Command::Session,
+            b"unbind" => Command::Unbind,
             b"forget" => Command::Forget,
             b"stats" => Command::Stats,
             b"reload" => Command::Reload,
@@ -294,6 +312,10 @@ mod tests {
             (b"crash segv", Command::Crash(Crash::Segv)),
             (b"die_at after_commit", Command::DieAt("after_commit")),
             (b"sum a b", Command::Sum(b"a b")),
+            (b"bind 7", Command::Bind(7, None)),
+            (b"unbind", Command::Unbind),
+            (b"nap 100", Command::Nap(100)),
+            (b"at 2 whoami", Command::Whoami),
         ] {
             assert_eq!(Command::parse(packet), Ok(command), "{packet:?}");
         }
@@ -316,6 +338,8 @@ mod tests {
             (b"clear", "usage: clear ID"),
             (b"reply a", "usage: reply MS TEXT"),
             (b"sleep 1 ", "usage: sleep MS"),
+            (b"bind -1", "usage: bind UID, or bind UID SESSION"),
+            (b"at a at b whoami", "unknown command `at b whoami`"),
             (b"big 1073741825", "big takes at most 1073741824 bytes"),
             (b"leak", "usage: leak BYTES"),
             (b"leak 1073741825", "leak takes at most 1073741824 bytes"),

@@ -4,6 +4,7 @@
 
 mod connections;
 mod echo;
+mod fairness;
 mod fork;
 mod idle;
 mod ipc;
@@ -54,6 +55,11 @@ pub const BENCHES: &[Bench] = &[
         name: "tasks",
         about: "tasks there and back: 64 in flight, and one at a time",
         plan: tasks::plan,
+    },
+    Bench {
+        name: "fairness",
+        about: "latencies by dispatch rule, where requests take between 0.1 and 50 ms",
+        plan: fairness::plan,
     },
     Bench { name: "fork", about: "fork from a small and from a 500 MB process", plan: fork::plan },
     Bench {

@@ -5,8 +5,8 @@
 use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddr};
 
-use crate::config::DispatchMode;
-use crate::dispatch::{Dispatcher, Load};
+use crate::config::{Config, DispatchMode};
+use crate::dispatch::{Dispatcher, Load, Query};
 use crate::link::{Sent, Window};
 use crate::session::{Arrival, Session, SessionTable};
 use crate::wire::{HEADER, Reply, ReplyKind, Request, RequestKind};
@@ -22,6 +22,8 @@ pub const BENCHMARKS: &[Benchmark] = &[
     ("dispatch/round-robin-256", |times| choose(DispatchMode::RoundRobin, 256, times)),
     ("dispatch/idle-8", |times| choose(DispatchMode::Idle, 8, times)),
     ("dispatch/idle-256", |times| choose(DispatchMode::Idle, 256, times)),
+    ("dispatch/least-in-flight-256", |times| choose(DispatchMode::LeastInFlight, 256, times)),
+    ("dispatch/consistent-hash-8", |times| choose(DispatchMode::ConsistentHash, 8, times)),
     ("session/open", |times| sessions(|table, session| table.open(session, &ARRIVAL), times)),
     ("session/close", |times| sessions(SessionTable::close, times)),
     ("session/exists", |times| sessions(|table, session| assert!(table.exists(session)), times)),
@@ -34,12 +36,15 @@ pub const BENCHMARKS: &[Benchmark] = &[
 
 /// A worker for each packet. Every third worker has nothing to do.
 fn choose(mode: DispatchMode, workers: u16, times: usize) {
-    let mut dispatcher = Dispatcher::new(black_box(mode), workers, 0, 1);
+    let config =
+        Config { dispatch_mode: black_box(mode), worker_num: workers, reactor_num: 1, ..Config::default() };
+    let mut dispatcher = Dispatcher::new(&config, 0);
     (0..workers).for_each(|worker| dispatcher.set_up(worker, true));
     let load = |worker| Load { busy: worker % 3 != 0, in_flight: usize::from(worker % 5) };
     let loads: Vec<Load> = black_box((0..workers).map(load).collect());
     for _ in 0..times {
-        black_box(dispatcher.choose(black_box(1), |worker| loads[usize::from(worker)]));
+        let query = black_box(Query { home: 1, uid: 7, packet: &[7; 64] });
+        black_box(dispatcher.choose(query, |worker| loads[usize::from(worker)]));
     }
 }
 

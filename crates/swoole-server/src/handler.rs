@@ -143,7 +143,8 @@ pub trait Handler {
         Ok(())
     }
 
-    /// A client has connected. Always in the connection's home worker.
+    /// A client has connected. Always in the connection's home worker, and before any of its packets is handled, whoever
+    /// gets those.
     fn on_connect(&mut self, worker: &mut Worker, session: Session) -> Result<()> {
         let _ = (worker, session);
         Ok(())
@@ -231,7 +232,8 @@ pub trait Handler {
         Err(Error::NoTaskHandler)
     }
 
-    /// A connection is gone, whoever closed it. Always in the connection's home worker, after its last packet there.
+    /// A connection is gone, whoever closed it. Always in the connection's home worker, after its last packet, whoever
+    /// got that.
     /// Connections that last until the server stops are closed after the workers have left: nobody hears of those.
     fn on_close(&mut self, worker: &mut Worker, session: Session) -> Result<()> {
         let _ = (worker, session);

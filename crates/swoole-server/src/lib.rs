@@ -58,7 +58,9 @@
 //!
 //! # What is promised
 //!
-//! - Packets of one connection are handled in order (dispatch mode `fixed`), and their replies leave in order.
+//! - Packets of one connection are handled in order, and their replies leave in order, under the dispatch modes that
+//!   promise it, of which the default is one ([`DispatchMode`](config::DispatchMode)). Its `on_connect` comes before all of
+//!   them, and its `on_close` after, under every mode.
 //! - All replies that a handler makes for a packet become visible together, when it returns. A worker killed before
 //!   that has answered nothing, one killed after it has answered all. ([`Handler::on_receive`] has the fine print.)
 //! - A stop answers every packet that has come, within `max_wait_time`; a worker that dies meanwhile is replaced.
@@ -115,6 +117,7 @@ mod worker;
 pub use audience::Audience;
 pub use config::Config;
 pub use crash::{Fate, PacketInHand};
+pub use dispatch::{Choice, Dispatch};
 pub use error::{Error, Result};
 pub use handler::{Handler, Manager, Master, WorkerError, WorkerKind};
 pub use post::Peer;

@@ -18,8 +18,9 @@ use swoole_sys::process::{Fork, ForkError, become_subreaper, fork, run_child, th
 use swoole_sys::signal::{SignalSet, block, set_mask};
 
 use crate::base::{self, Stalls};
-use crate::config::{Backend, Config, Ipc, Listen, Mode};
+use crate::config::{Backend, Config, DispatchMode, Ipc, Listen, Mode};
 use crate::control;
+use crate::dispatch::{Choice, Custom, Dispatch};
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::image::{self, Image};
@@ -51,6 +52,7 @@ pub struct Server {
     config: Config,
     keep: Vec<RawFd>,
     processes: Processes,
+    custom: Option<Custom>,
 }
 
 impl Server {
@@ -68,7 +70,7 @@ impl Server {
 
     /// A server with this configuration.
     pub fn new(config: Config) -> Server {
-        Server { config, keep: Vec::new(), processes: Processes::default() }
+        Server { config, keep: Vec::new(), processes: Processes::default(), custom: None }
     }
 
     /// Sets [`Config::worker_num`].
@@ -96,6 +98,33 @@ impl Server {
     #[must_use]
     pub fn ipc(mut self, ipc: Ipc) -> Server {
         self.config.ipc = ipc;
+        self
+    }
+
+    /// Lets a function say which worker gets a packet, under [`DispatchMode::Custom`], which this sets; whoever sets
+    /// [`Config::dispatch_mode`] to something else afterwards does without it. Swoole: `dispatch_func`.
+    ///
+    /// It is called by the reactor threads of the master, in several at once, for each packet of a stream and for nothing
+    /// else, after the fork: what it captures is the master's, and no worker sees it change. It must not block, since all
+    /// connections of its reactor wait for it. If it panics, that is logged and costs the connection whose packet it was. A
+    /// packet that has to wait for room is asked about again when it goes on.
+    ///
+    /// ```no_run
+    /// # use swoole_server::{Choice, Handler, Server};
+    /// # fn example(handler: impl Handler) -> swoole_server::Result<()> {
+    /// // The last worker is kept free for health checks.
+    /// let server = Server::listen("tcp://127.0.0.1:9501")?.worker_num(4);
+    /// let server = server.dispatch(|packet| match packet.packet {
+    ///     b"health\n" => Choice::Worker(3),
+    ///     _ => Choice::Worker(u64::from(packet.home % 3)),
+    /// });
+    /// server.run(handler)
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn dispatch(mut self, function: impl Fn(&Dispatch<'_>) -> Choice + Send + Sync + 'static) -> Server {
+        self.config.dispatch_mode = DispatchMode::Custom;
+        self.custom = Some(Custom::new(function));
         self
     }
 
@@ -205,7 +234,7 @@ impl Server {
     /// Children that a callback of the master starts must be waited for in that callback: whoever ends later is reaped by
     /// the master, as what workers leave behind is.
     pub fn run<H: Handler>(self, handler: H) -> Result<()> {
-        let Server { mut config, keep, processes } = self;
+        let Server { mut config, keep, processes, custom } = self;
         if let Some(channel) = image::summons()? {
             run_child(|| manager::take_over(handler, keep, processes, channel));
         }
@@ -213,6 +242,7 @@ impl Server {
         processes.check()?;
         config.user_processes = processes.names();
         config.validate()?;
+        config.check_custom(custom.is_some())?;
         make_absolute(&mut config)?;
         log::init(config.log_level, config.log_file.as_deref())
             .map_err(|error| Error::setup("open the log", error))?;
@@ -229,7 +259,7 @@ impl Server {
         // A limit of file sizes is to be an error, not the end: of the shared memory now, of the log at any time.
         swoole_sys::signal::ignore(Signal::XFSZ).map_err(std::io::Error::from)?;
         let paths = unix_paths(&listeners);
-        let result = start(config, (keep, processes), listeners, (&choice, image), handler);
+        let result = start(config, (keep, processes, custom), listeners, (&choice, image), handler);
         for path in paths {
             // Somebody may have put it away already.
             let _ = std::fs::remove_file(path);
@@ -243,7 +273,7 @@ impl Server {
 /// Makes what every process shares, and runs the server.
 fn start<H: Handler>(
     config: Config,
-    (keep, processes): (Vec<RawFd>, Processes),
+    (keep, processes, custom): (Vec<RawFd>, Processes, Option<Custom>),
     listeners: Listeners,
     (choice, image): (&str, Image),
     handler: H,
@@ -256,6 +286,7 @@ fn start<H: Handler>(
     let addresses = listeners.iter().map(|(_, listen)| listen.clone()).collect();
     let (mut shared, links, hold) = Shared::create(config, addresses, keep)?;
     shared.processes = processes;
+    shared.rule.custom = custom;
     if shared.config.task_worker_num > 0 {
         shared.tasks.spill().sweep_dead();
     }

@@ -103,6 +103,8 @@ pub struct SessionInfo {
     pub received: u64,
     /// Bytes handed to the socket for the client so far.
     pub sent: u64,
+    /// The user that it is bound to ([`Worker::bind`](crate::Worker::bind)), 1..; `None` if to nobody.
+    pub uid: Option<u64>,
 }
 
 /// What the reactor knows when it opens a session.
@@ -154,6 +156,7 @@ const WHERE: usize = 3; // family (0 none, 4, 6) | peer port << 16 | local port 
 const ADDRESS_HIGH: usize = 4;
 const ADDRESS_LOW: usize = 5;
 const LAST: usize = 6; // the place's last tenant, also when it is gone
+const UID: usize = 7; // 0 if it is bound to nobody
 const RECEIVED: usize = 8;
 const SENT: usize = 9;
 
@@ -256,6 +259,7 @@ impl SessionTable {
             entry[ADDRESS_LOW].store(low, Ordering::Relaxed);
             entry[RECEIVED].store(0, Ordering::Relaxed);
             entry[SENT].store(0, Ordering::Relaxed);
+            entry[UID].store(0, Ordering::Relaxed);
             entry[SESSION].store(session.raw(), Ordering::Relaxed);
             entry[LAST].store(session.raw(), Ordering::Release);
         });
@@ -280,6 +284,18 @@ impl SessionTable {
         }
     }
 
+    /// The owning reactor binds a session that it has to a user, or to nobody if that is 0.
+    pub(crate) fn bind(&self, session: Session, uid: u64) {
+        if let Some(entry) = self.entry(session) {
+            write_locked(entry, || entry[UID].store(uid, Ordering::Relaxed));
+        }
+    }
+
+    /// The user that it is bound to, for the owning reactor; 0 is nobody.
+    pub(crate) fn uid(&self, session: Session) -> u64 {
+        self.entry(session).map_or(0, |entry| entry[UID].load(Ordering::Relaxed))
+    }
+
     #[inline]
     pub(crate) fn exists(&self, session: Session) -> bool {
         self.entry(session).is_some_and(|entry| entry[SESSION].load(Ordering::Acquire) == session.raw())
@@ -292,14 +308,14 @@ impl SessionTable {
         // so the number of tries only bounds a lie.
         for _ in 0..1_000_000 {
             let before = entry[SEQUENCE].load(Ordering::Acquire);
-            let facts = [SESSION, CONNECTED_AT, WHERE, ADDRESS_HIGH, ADDRESS_LOW]
+            let facts = [SESSION, CONNECTED_AT, WHERE, ADDRESS_HIGH, ADDRESS_LOW, UID]
                 .map(|word| entry[word].load(Ordering::Relaxed));
             fence(Ordering::Acquire);
             if before & 1 == 1 || entry[SEQUENCE].load(Ordering::Relaxed) != before {
                 std::hint::spin_loop();
                 continue;
             }
-            let [id, connected_at, place, high, low] = facts;
+            let [id, connected_at, place, high, low, uid] = facts;
             if id != session.raw() {
                 return Err(missing);
             }
@@ -312,6 +328,7 @@ impl SessionTable {
                 connected_at,
                 received: entry[RECEIVED].load(Ordering::Relaxed),
                 sent: entry[SENT].load(Ordering::Relaxed),
+                uid: (uid != 0).then_some(uid),
             });
         }
         Err(missing)
@@ -401,7 +418,9 @@ mod tests {
             assert_eq!((info.listener, info.port), (2, 9501));
             assert_eq!(info.peer, peer.parse().ok());
             assert_eq!(info.connected_at, 1_700_000_000_123);
-            assert_eq!((info.received, info.sent), (11, 20));
+            assert_eq!((info.received, info.sent, info.uid), (11, 20, None));
+            table.bind(session, 42);
+            assert_eq!((table.info(session).unwrap().uid, table.uid(session)), (Some(42), 42));
             assert_eq!(table.iter().collect::<Vec<_>>(), [session]);
             table.close(session);
             assert_eq!(table.listener(session), Some(2));

@@ -25,6 +25,7 @@ use crate::affinity::Placement;
 use crate::board::Board;
 use crate::config::{Config, Ipc, Listen, Mode};
 use crate::crash::CrashPolicies;
+use crate::dispatch::Rule;
 use crate::error::{Error, Result};
 use crate::link::Lane;
 use crate::plan::Plan;
@@ -40,6 +41,8 @@ pub(crate) struct Shared {
     /// Where the listeners really listen, in the order of `config.listen`.
     pub(crate) addresses: Vec<Listen>,
     pub(crate) crash_policies: CrashPolicies,
+    /// What the master's reactors dispatch by; nobody else uses it.
+    pub(crate) rule: Rule,
     pub(crate) placement: Placement,
     pub(crate) board: Board,
     pub(crate) sessions: SessionTable,
@@ -162,6 +165,7 @@ impl Shared {
             lifeline,
             keep,
             crash_policies: CrashPolicies::new(&config, &addresses),
+            rule: Rule::new(&config),
             addresses,
             config,
         };

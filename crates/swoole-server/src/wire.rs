@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | request | session: u64, total: u64 (bytes of the whole packet) | the packet, or a fragment of it |
 //! | batch of requests | session: u64, total: u64 (packets) | what was received, then for each packet in it where it begins and ends: u32, u32 |
-//! | reply | session: u64, ack: u64 (requests finished) | bytes for the client, or an order ([`crate::audience`]) |
+//! | reply | session: u64, ack: u64 (requests finished) | bytes for the client; of a bind, the user: u64; or an order ([`crate::audience`]) |
 //!
 //! All integers are little-endian. What comes from a worker is checked before it is believed.
 
@@ -46,6 +46,8 @@ pub(crate) enum ReplyKind {
     Close = 3,
     /// Do something for many clients, or for one's topics: [`Order`].
     Order = 4,
+    /// Bind the session to the user that the payload names.
+    Bind = 8,
 }
 
 /// The last fragment of its packet (a whole packet is its own last fragment).
@@ -91,6 +93,11 @@ pub(crate) struct Reply {
     pub(crate) commit: bool,
     pub(crate) session: Session,
     pub(crate) ack: u64,
+}
+
+/// The user that a bind names.
+pub(crate) fn uid_of(payload: &[u8]) -> u64 {
+    payload.first_chunk().map_or(0, |uid| u64::from_le_bytes(*uid))
 }
 
 /// A record that no correct peer writes.
@@ -168,6 +175,7 @@ impl Reply {
             2 => ReplyKind::Send,
             3 => ReplyKind::Close,
             4 if Order::decode(payload).is_some() => ReplyKind::Order,
+            8 if payload.len() == size_of::<u64>() => ReplyKind::Bind,
             _ => return Err(Malformed { tag, len: record.len() }),
         };
         Ok((Reply { kind, commit: tag & COMMIT != 0, session: Session::from_raw(session), ack }, payload))

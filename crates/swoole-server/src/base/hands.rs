@@ -1,9 +1,11 @@
 //! Takes packets off the desk and handles them at once.
 
+use std::net::IpAddr;
+
 use swoole_reactor::Reactor;
 
 use super::till::{Outbox, Till};
-use crate::desk::{Desk, Offer, Taker};
+use crate::desk::{Client, Desk, Offer, Taker};
 use crate::handler::Handler;
 use crate::session::Session;
 use crate::wire::RequestKind;
@@ -45,7 +47,7 @@ impl<H: Handler> Hands<'_, H> {
 impl<H: Handler> Taker for Hands<'_, H> {
     const AT_ONCE: bool = true;
 
-    fn home(&mut self) -> u16 {
+    fn home(&mut self, _: Option<IpAddr>) -> u16 {
         self.duty.id
     }
 
@@ -60,14 +62,8 @@ impl<H: Handler> Taker for Hands<'_, H> {
         Ok(())
     }
 
-    fn packet(
-        &mut self,
-        desk: &mut Desk,
-        reactor: &mut Reactor,
-        session: Session,
-        _: u16,
-        packet: &[u8],
-    ) -> Offer {
+    fn packet(&mut self, desk: &mut Desk, reactor: &mut Reactor, client: &Client, packet: &[u8]) -> Offer {
+        let session = client.session;
         // What else clients have sent is the successor's.
         if self.duty.retiring && self.duty.has_heir {
             return Offer::Blocked(0);

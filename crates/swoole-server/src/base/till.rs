@@ -41,6 +41,7 @@ enum What {
     Close,
     /// For many, whoever the session is.
     Order(Vec<u8>),
+    Bind(u64),
 }
 
 impl Outbox {
@@ -66,6 +67,10 @@ impl Outbox {
         self.acts.push(Act { session: Session::from_raw(0), what: What::Order(order) });
     }
 
+    fn bind(&mut self, session: Session, uid: u64) {
+        self.acts.push(Act { session, what: What::Bind(uid) });
+    }
+
     /// Whether the callback wants this session closed.
     pub(super) fn closes(&self, session: Session) -> bool {
         self.acts.iter().any(|act| act.session == session && matches!(act.what, What::Close))
@@ -83,6 +88,7 @@ impl Outbox {
                 What::Large(bytes) => replies.send_owned(session, bytes),
                 What::Close => replies.close(session),
                 What::Order(order) => replies.order(&order),
+                What::Bind(uid) => replies.bind(session, uid),
             }
         }
         self.large = 0;
@@ -125,6 +131,10 @@ impl Till<'_> {
 
     pub(crate) fn close(&mut self, session: Session) {
         self.outbox.close(session);
+    }
+
+    pub(crate) fn bind(&mut self, session: Session, uid: u64) {
+        self.outbox.bind(session, uid);
     }
 
     /// What was sent so far leaves now, though the callback goes on.

@@ -79,7 +79,22 @@ pub(super) static KEYS: &[Key] = &[
         Text("DIR", "a directory"),
         "where tasks of more than 8 KiB lie while they are under way",
     ),
-    key("dispatch_mode", Choice(&["fixed", "round_robin", "idle"]), "which worker gets a packet"),
+    key(
+        "dispatch_mode",
+        Choice(&[
+            "fixed",
+            "round_robin",
+            "idle",
+            "ip_hash",
+            "uid",
+            "least_in_flight",
+            "consistent_hash",
+            "custom",
+        ]),
+        "which worker gets a packet",
+    ),
+    key("dispatch_key_offset", Count(0, 65535), "consistent_hash: bytes of a packet before its key"),
+    key("dispatch_key_length", Count(0, 65535), "consistent_hash: bytes of the key, 0 for all that follow"),
     key("on_crash", Choice(&["close", "retry", "drop"]), "what becomes of the packet that a worker died on"),
     key("crash_retries", Count(0, 100), "on_crash = retry: how many more workers get it"),
     key(

@@ -153,8 +153,21 @@ pub struct Config {
     /// Swoole: `task_tmpdir`.
     pub task_tmpdir: PathBuf,
 
-    /// Which worker gets a packet. Default [`DispatchMode::Fixed`]. Swoole: `dispatch_mode`.
+    /// Which worker gets a packet, in Process mode: in Base mode each worker handles what its own clients send. Default
+    /// [`DispatchMode::Fixed`], which keeps the order of a connection's packets. Where that is not needed, take
+    /// [`DispatchMode::LeastInFlight`]: a packet waits behind another one only if everybody is busy. Under each rule a
+    /// connection's `on_connect` comes before all of its packets, and its `on_close` after them. Swoole: `dispatch_mode`,
+    /// there a number.
     pub dispatch_mode: DispatchMode,
+
+    /// With `dispatch_mode = consistent_hash`: bytes of a packet before its key, 0..=65535. Default 0. (Swoole has no
+    /// such key.)
+    pub dispatch_key_offset: usize,
+
+    /// With `dispatch_mode = consistent_hash`: bytes of the key, 0..=65535. Default 0: all to the end of the packet. Of a
+    /// key that the packet does not hold whole, what there is of it counts; a packet without any goes to the worker that
+    /// hears of its connection's connect. (Swoole has no such key.)
+    pub dispatch_key_length: usize,
 
     /// What becomes of the packet that a worker died on. Default [`OnCrash::Close`], and nothing else in Base mode, where
     /// a worker's connections go with it. An address may have its own, see [`Listen`]. (Swoole loses it silently.)
@@ -315,6 +328,8 @@ impl Default for Config {
             task_max_request: 0,
             task_tmpdir: std::env::temp_dir(),
             dispatch_mode: DispatchMode::Fixed,
+            dispatch_key_offset: 0,
+            dispatch_key_length: 0,
             on_crash: OnCrash::Close,
             crash_retries: 1,
             request_slow_time: Duration::ZERO,
@@ -418,20 +433,52 @@ choice! {
 }
 
 choice! {
-    /// Which worker gets a packet.
+    /// Which worker gets a packet, and what is promised of the order of one connection's packets.
     DispatchMode {
-        /// All packets of a connection go to one worker, in order. Swoole's mode 2.
+        /// All packets of a connection go to one worker, to each worker equally many connections. In order. They wait
+        /// for that worker, or its successor, whatever others do. Swoole's mode 2.
         Fixed = "fixed",
-        /// Each worker in turn. Swoole's mode 1.
+        /// Each worker in turn, whatever it has to do. No order. Swoole's mode 1.
         RoundRobin = "round_robin",
-        /// A worker that has nothing to do, if there is one. Swoole's mode 3.
+        /// A worker that has nothing to do, if there is one, and else the one with the fewest packets in flight. No
+        /// order. It looks at all workers for each packet. Swoole's mode 3.
         Idle = "idle",
-        /// By the client's address. Swoole's mode 4. Not supported yet.
+        /// All packets of all connections from one address go to one worker: that of the address's number modulo
+        /// `worker_num` (of an IPv6 address, of its hash), or while that does not serve when a client connects, the next
+        /// one that does. In order. Clients of a unix socket have no address, and are dealt as under `fixed`. Swoole's mode 4.
         IpHash = "ip_hash",
-        /// By the user that the session is bound to. Swoole's mode 5. Not supported yet.
+        /// All packets of the connections that are bound to one user ([`Worker::bind`](crate::Worker::bind)) go to one
+        /// worker: that of its number modulo `worker_num`. Those of a connection that is bound to nobody as under `fixed`.
+        /// In order, also when it is bound: the first packet for another worker waits for those before it. Swoole's mode 5.
         Uid = "uid",
-        /// The worker with the fewest packets in hand. Not supported yet.
+        /// The one with fewer packets in flight, from whichever reactor, of two workers that are drawn: the least latency
+        /// where requests cost unequally, and a price that does not grow with the number of workers. No order. (Swoole's
+        /// mode 10 is for HTTP requests, and looks at all workers.)
         LeastInFlight = "least_in_flight",
+        /// All packets with the same key go to one worker: bytes of the packet, `dispatch_key_offset` and
+        /// `dispatch_key_length`. For workers that keep what belongs to a key. While one does not serve, its keys go to the
+        /// others, and no other key moves. In order for each key of a connection, but for that. (Swoole has no such mode.)
+        ConsistentHash = "consistent_hash",
+        /// As a function of the program's says: [`Server::dispatch`](crate::Server::dispatch). In order as far as it sends
+        /// them to the same worker. Swoole: `dispatch_func`.
+        Custom = "custom",
+    }
+}
+
+impl DispatchMode {
+    /// Whether all packets of a connection go to one worker for as long as it lasts.
+    pub(crate) fn is_by_connection(self) -> bool {
+        matches!(self, DispatchMode::Fixed | DispatchMode::IpHash)
+    }
+
+    /// Whether any worker will do for a packet.
+    pub(crate) fn is_free(self) -> bool {
+        matches!(self, DispatchMode::RoundRobin | DispatchMode::Idle | DispatchMode::LeastInFlight)
+    }
+
+    /// Whether it looks at what workers have to do.
+    pub(crate) fn looks_at_loads(self) -> bool {
+        matches!(self, DispatchMode::Idle | DispatchMode::LeastInFlight | DispatchMode::Custom)
     }
 }
 

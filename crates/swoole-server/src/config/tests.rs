@@ -160,8 +160,8 @@ fn errors_name_the_source_the_key_the_value_and_the_range() {
         "flag --daemonize: daemonize = maybe: must be true or false"
     );
     assert_eq!(
-        error(&["--dispatch-mode=uid"], &[]),
-        "flag --dispatch-mode: dispatch_mode = uid: not supported yet; must be fixed, round_robin or idle"
+        error(&["--dispatch-key-length=65536"], &[]),
+        "flag --dispatch-key-length: dispatch_key_length = 65536: must be 0..=65535"
     );
     assert_eq!(error(&["--mode=threads"], &[]), "flag --mode: mode = threads: must be process or base");
     assert_eq!(
@@ -452,4 +452,25 @@ fn an_address_that_cannot_be_read_back_is_refused() {
     );
     config.listen = vec![Address::Unix("/run/a&b=c.sock".into()).into()];
     config.validate().unwrap();
+}
+
+#[test]
+fn who_dispatches_by_a_function_has_one() {
+    let custom = Config { dispatch_mode: DispatchMode::Custom, ..valid() };
+    let error = custom.check_custom(false).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "dispatch_mode = custom: needs a function, which only the program can give: Server::dispatch"
+    );
+    assert!(custom.check_custom(true).is_ok() && valid().check_custom(false).is_ok());
+    // Where nothing is dispatched, nobody is needed who does.
+    assert!(Config { mode: Mode::Base, ..custom }.check_custom(false).is_ok());
+}
+
+#[test]
+fn a_key_is_where_it_is_said_to_be() {
+    let key = |dispatch_key_offset, dispatch_key_length| {
+        Config { dispatch_key_offset, dispatch_key_length, ..valid() }.dispatch_key()
+    };
+    assert_eq!((key(3, 4), key(0, 1), key(5, 0)), (3..7, 0..1, 5..usize::MAX));
 }

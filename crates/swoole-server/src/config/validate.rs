@@ -1,6 +1,7 @@
 //! The one place that says what is allowed, and what follows from several keys together.
 
 use std::fmt;
+use std::ops::Range;
 
 use rustix::process::{Resource, getrlimit};
 use swoole_protocol::{EofOptions, LengthOptions};
@@ -37,6 +38,8 @@ impl Config {
         check_count("worker_num", self.worker_num.into())?;
         check_count("reactor_num", self.reactor_num.into())?;
         self.check_tasks()?;
+        check_count("dispatch_key_offset", self.dispatch_key_offset as u64)?;
+        check_count("dispatch_key_length", self.dispatch_key_length as u64)?;
         check_count("package_length_offset", self.package_length_offset as u64)?;
         check_count("package_body_offset", self.package_body_offset as u64)?;
         check_size("package_max_length", self.package_max_length)?;
@@ -85,12 +88,6 @@ impl Config {
     }
 
     fn check_supported(&self) -> Result<(), ConfigError> {
-        match self.dispatch_mode {
-            DispatchMode::Fixed | DispatchMode::RoundRobin | DispatchMode::Idle => {}
-            DispatchMode::IpHash | DispatchMode::Uid | DispatchMode::LeastInFlight => {
-                return Err(not_yet("dispatch_mode", self.dispatch_mode));
-            }
-        }
         if self.mode == Mode::Base && self.on_crash != OnCrash::Close {
             return Err(ConfigError::value("on_crash", self.on_crash, CLOSE_IN_BASE));
         }
@@ -127,6 +124,27 @@ impl Config {
             return Err(ConfigError::value("ring_memory_max", size::format(self.ring_memory_max), expected));
         }
         Ok(())
+    }
+
+    /// Whether there is a function to dispatch by, where one is needed.
+    pub(crate) fn check_custom(&self, is_there: bool) -> Result<(), ConfigError> {
+        let is_needed = self.mode == Mode::Process && self.dispatch_mode == DispatchMode::Custom;
+        if is_needed && !is_there {
+            let expected = "needs a function, which only the program can give: Server::dispatch";
+            return Err(ConfigError::value("dispatch_mode", self.dispatch_mode, expected));
+        }
+        Ok(())
+    }
+
+    /// Where in a packet its key stands, as far as the packet goes.
+    pub(crate) fn dispatch_key(&self) -> Range<usize> {
+        let (start, length) = (self.dispatch_key_offset, self.dispatch_key_length);
+        start..if length == 0 { usize::MAX } else { start + length }
+    }
+
+    /// Whether packets of one connection may go to several workers.
+    pub(crate) fn scatters(&self) -> bool {
+        self.mode == Mode::Process && !self.dispatch_mode.is_by_connection()
     }
 
     /// Places for processes that work: first the workers', then the task workers', then the user processes'.

@@ -27,8 +27,11 @@ pub(super) struct Connection {
     pub(super) usual: usize,
     /// Packets that a worker has and has not finished.
     pub(super) in_flight: usize,
-    /// Its home worker has been told that it is there.
+    /// Its home worker has been told that it is there, and is done with that.
     pub(super) announced: bool,
+    pub(super) greeted: bool,
+    /// The user that it was bound to when its packets went to workers last.
+    pub(super) uid: u64,
     /// Not read from, because its worker's link is full.
     pub(super) parked: bool,
     /// The client will send no more.
@@ -53,11 +56,18 @@ impl Connection {
             usual: 0,
             in_flight: 0,
             announced: false,
+            greeted: false,
+            uid: 0,
             parked: true,
             ended: false,
             closing: false,
             linger: None,
         }
+    }
+
+    pub(super) fn client(&self) -> Client {
+        let Connection { session, home, greeted, in_flight, uid, .. } = *self;
+        Client { session, home, greeted, in_flight, uid }
     }
 }
 
@@ -121,6 +131,10 @@ pub(crate) enum Offer {
     Taken,
     /// Taken, and no other one is wanted from this connection.
     Last,
+    /// It is for nobody, and the connection goes on.
+    Dropped,
+    /// It is for nobody, and the connection is to be closed.
+    Refused,
     /// There is no room: the queue to wait in.
     Blocked(usize),
 }
@@ -135,6 +149,20 @@ pub(crate) enum Fed {
     Blocked(usize),
     /// The input is no stream of packets.
     Broken(FrameError),
+    /// The connection is to be closed.
+    Refused,
+}
+
+/// A connection, as whoever takes its packets has to know it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Client {
+    pub(crate) session: Session,
+    /// The worker that hears of its connect and close, and whether that is done with the connect.
+    pub(crate) home: u16,
+    pub(crate) greeted: bool,
+    /// Packets that workers have and have not finished, and the user that it was bound to when they went there.
+    pub(crate) in_flight: usize,
+    pub(crate) uid: u64,
 }
 
 /// Cuts `input` into packets and offers each, until one is not taken or is the last. Yields how many bytes are done
@@ -148,7 +176,8 @@ pub(crate) fn feed(framer: &mut Framer, input: &[u8], mut offer: impl FnMut(&[u8
             Ok(Cut::Packet { len, payload }) => {
                 let packet = &input[used + payload.start..used + payload.end];
                 match offer(packet) {
-                    Offer::Taken => used += len,
+                    Offer::Taken | Offer::Dropped => used += len,
+                    Offer::Refused => return (used, Fed::Refused),
                     Offer::Last => return (used + len, Fed::All { missing: 0 }),
                     Offer::Blocked(queue) => return (used, Fed::Blocked(queue)),
                 }

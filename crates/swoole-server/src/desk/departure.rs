@@ -110,17 +110,43 @@ impl Desk {
             let lost = casualty.fate != Fate::Retried;
             self.count(if lost { Counter::Lost } else { Counter::Retried }, 1);
         }
+        if casualty.fate == Fate::Retried || casualty.kind == RequestKind::Close {
+            return packet;
+        }
+        let session = casualty.session;
+        if casualty.kind == RequestKind::Connect {
+            self.greeted(session);
+        }
         // One that is gone wants nothing any more.
-        let slot = self.find(casualty.session).filter(|_| casualty.kind != RequestKind::Close);
-        match (casualty.fate, slot) {
-            (Fate::Closed | Fate::Poison, Some(slot)) => self.close(reactor, slot, Close::AfterSend),
-            (Fate::Dropped, Some(slot)) if packet.is_some() => {
-                self.connections[slot].in_flight -= 1;
-                self.close_if_done(reactor, slot);
-            }
-            _ => {}
+        let slot = self.find(session).filter(|_| casualty.fate != Fate::Dropped);
+        if let Some(slot) = slot {
+            self.close(reactor, slot, Close::AfterSend);
+        }
+        if packet.is_some() {
+            self.finished(reactor, session, 1);
         }
         packet
+    }
+
+    /// Its home is done with the connect: its packets may go to others.
+    pub(crate) fn greeted(&mut self, session: Session) {
+        if let Some(slot) = self.find(session) {
+            self.connections[slot].greeted = true;
+        }
+    }
+
+    /// Workers are done with so many of its packets, or have died on them.
+    pub(crate) fn finished(&mut self, reactor: &mut Reactor, session: Session, packets: usize) {
+        if let Some(slot) = self.find(session) {
+            self.connections[slot].in_flight -= packets;
+            self.close_if_done(reactor, slot);
+        } else if let Some((home, in_flight)) = self.leaving.get_mut(&session) {
+            *in_flight = in_flight.saturating_sub(packets);
+            if *in_flight == 0 {
+                self.departed.push((*home, session));
+                self.leaving.remove(&session);
+            }
+        }
     }
 
     /// The server ends before these packets are answered.
@@ -144,11 +170,15 @@ impl Desk {
         connection.closing = true;
         connection.input = Input::default();
         let (session, token, home) = (connection.session, connection.token, connection.home);
+        let (announced, in_flight) = (connection.announced, connection.in_flight);
+        let parked = connection.parked;
         self.shared.sessions.close(session);
-        if connection.announced {
+        if announced && in_flight > 0 && self.shared.config.scatters() {
+            self.leaving.insert(session, (home, in_flight));
+        } else if announced {
             self.departed.push((home, session));
         }
-        if connection.parked {
+        if parked {
             self.forget_waiting();
         }
         if how == Close::AfterSend && reactor.queued(token) > 0 {

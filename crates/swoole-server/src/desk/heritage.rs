@@ -97,7 +97,7 @@ impl Desk {
                 Ok(token) => {
                     let slot = self.shared.sessions.slot(session);
                     let framer = self.framing.framer(self.shared.config.package_max_length);
-                    let mut connection = Connection::new(session, token, taker.home(), framer);
+                    let mut connection = Connection::new(session, token, taker.home(None), framer);
                     (connection.announced, connection.ended, connection.input) = (true, ended, input.into());
                     connection.closing = closing;
                     connections.push((slot, connection));
@@ -109,7 +109,7 @@ impl Desk {
                     self.count(Counter::Closed, 1);
                     if !closing {
                         self.shared.sessions.close(session);
-                        self.departed.push((taker.home(), session));
+                        self.departed.push((taker.home(None), session));
                     }
                 }
             }

@@ -21,6 +21,7 @@ mod replies;
 mod topics;
 
 use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rustix::fd::OwnedFd;
@@ -28,8 +29,8 @@ use slab::Slab;
 use swoole_protocol::{Framer, Framing};
 use swoole_reactor::{Close, Error as ReactorError, Reactor, TimerId, Token};
 
+pub(crate) use connection::{Client, Fed, Offer, feed};
 use connection::{Connection, LINGER};
-pub(crate) use connection::{Fed, Offer, feed};
 pub(crate) use heritage::Heirloom;
 pub(crate) use replies::Replies;
 use topics::Topics;
@@ -43,8 +44,8 @@ pub(crate) trait Taker {
     /// Whether a packet is finished when [`packet`](Taker::packet) returns. If not, [`Replies`] hears of it later.
     const AT_ONCE: bool;
 
-    /// The home of a new connection: the worker that hears of its connect and close.
-    fn home(&mut self) -> u16;
+    /// The home of a new connection, of a client with this address: the worker that hears of its connect and close.
+    fn home(&mut self, peer: Option<IpAddr>) -> u16;
 
     /// Tells the home that the connection is there; `Err` is the queue to wait in until there is room for that.
     fn connect(
@@ -55,15 +56,8 @@ pub(crate) trait Taker {
         home: u16,
     ) -> Result<(), usize>;
 
-    /// Takes one packet.
-    fn packet(
-        &mut self,
-        desk: &mut Desk,
-        reactor: &mut Reactor,
-        session: Session,
-        home: u16,
-        packet: &[u8],
-    ) -> Offer;
+    /// Takes one packet of this client's.
+    fn packet(&mut self, desk: &mut Desk, reactor: &mut Reactor, client: &Client, packet: &[u8]) -> Offer;
 
     /// Takes in at once what `fill` puts into memory of the taker's choice, behind `begun`, the beginning of a packet
     /// that came before; `least` bytes are expected. `None` if it cannot: then packets are offered one by one.
@@ -125,6 +119,8 @@ pub(crate) struct Desk {
     topics: Topics,
     /// Closed, and their home workers not told yet.
     departed: Vec<(u16, Session)>,
+    /// Closed, while other workers have packets of theirs: their home workers, and how many those are.
+    leaving: HashMap<Session, (u16, usize)>,
     /// Connections are read from here, not by the driver.
     reads: bool,
     scratch: Vec<u8>,
@@ -151,6 +147,7 @@ impl Desk {
             lingering: HashMap::new(),
             topics: Topics::new(shared.config.max_subscription),
             departed: Vec::new(),
+            leaving: HashMap::new(),
             reads,
             scratch: Vec::new(),
             draining: false,
@@ -195,7 +192,7 @@ impl Desk {
         let vacancy = self.connections.vacant_entry();
         let slot = vacancy.key();
         let session = self.generations.next(&self.shared.sessions, self.id, slot);
-        let home = taker.home();
+        let home = taker.home(arrival.peer.map(|peer| peer.ip()));
         let framer = self.framing.framer(self.shared.config.package_max_length);
         vacancy.insert(Connection::new(session, token, home, framer));
         self.remember(slot);
@@ -253,16 +250,19 @@ impl Desk {
         input: &[u8],
     ) -> (usize, Fed) {
         let connection = &self.connections[slot];
-        let (mut framer, session, home) = (connection.framer.clone(), connection.session, connection.home);
+        let (mut framer, client) = (connection.framer.clone(), connection.client());
         let mut packets = 0;
         let result = feed(&mut framer, input, |packet| {
-            let offer = taker.packet(self, reactor, session, home, packet);
-            packets += usize::from(!matches!(offer, Offer::Blocked(_)));
+            let offer = taker.packet(self, reactor, &client, packet);
+            packets += usize::from(matches!(offer, Offer::Taken | Offer::Last));
             offer
         });
         let connection = &mut self.connections[slot];
         connection.framer = framer;
         connection.in_flight += if T::AT_ONCE { 0 } else { packets };
+        if packets > 0 {
+            connection.uid = self.shared.sessions.uid(client.session);
+        }
         self.count(Counter::Packets, packets as u64);
         taker.deliver(self, reactor);
         result
@@ -301,6 +301,7 @@ impl Desk {
                 tracing::warn!(session = %connection.session, "closed, what it sends is no packet: {error}");
                 self.close(reactor, slot, Close::Now);
             }
+            Fed::Refused => self.close(reactor, slot, Close::AfterSend),
         }
         self.close_if_done(reactor, slot);
     }

@@ -26,6 +26,7 @@ impl Replies<'_> {
             Parcel::Send(session, bytes) => self.send(session, &[IoSlice::new(&bytes)]),
             Parcel::Close(session) => self.close(session),
             Parcel::Order(order) => self.order(&order),
+            Parcel::Bind(session, uid) => self.bind(session, uid),
             Parcel::Message(from, _) => tracing::error!("a message from {from} has come to a reactor"),
         }
     }
@@ -101,12 +102,19 @@ impl ReplySink for Replies<'_> {
         }
     }
 
-    fn finished(&mut self, sent: &Sent, count: u32) {
-        if !matches!(sent.kind, RequestKind::Packet | RequestKind::Batch) || !sent.last {
-            return;
+    fn bind(&mut self, session: Session, uid: u64) {
+        if self.desk.is_open(session) {
+            self.desk.shared.sessions.bind(session, uid);
         }
-        let Some(slot) = self.desk.find(sent.session) else { return };
-        self.desk.connections[slot].in_flight -= count as usize;
-        self.desk.close_if_done(self.reactor, slot);
+    }
+
+    fn finished(&mut self, sent: &Sent, count: u32) {
+        match sent.kind {
+            RequestKind::Packet | RequestKind::Batch if sent.last => {
+                self.desk.finished(self.reactor, sent.session, count as usize);
+            }
+            RequestKind::Connect => self.desk.greeted(sent.session),
+            _ => {}
+        }
     }
 }

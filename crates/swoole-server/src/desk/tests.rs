@@ -14,7 +14,7 @@ struct Nobody;
 impl Taker for Nobody {
     const AT_ONCE: bool = true;
 
-    fn home(&mut self) -> u16 {
+    fn home(&mut self, _: Option<IpAddr>) -> u16 {
         0
     }
 
@@ -22,7 +22,7 @@ impl Taker for Nobody {
         Ok(())
     }
 
-    fn packet(&mut self, _: &mut Desk, _: &mut Reactor, _: Session, _: u16, _: &[u8]) -> Offer {
+    fn packet(&mut self, _: &mut Desk, _: &mut Reactor, _: &Client, _: &[u8]) -> Offer {
         Offer::Taken
     }
 

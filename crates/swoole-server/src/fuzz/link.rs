@@ -42,6 +42,8 @@ impl ReplySink for Replies {
         assert!(Order::decode(order).is_some(), "an order that is none");
     }
 
+    fn bind(&mut self, _: Session, _: u64) {}
+
     fn finished(&mut self, sent: &Sent, count: u32) {
         if sent.last && matches!(sent.kind, RequestKind::Packet | RequestKind::Batch) {
             self.packets += count as usize;
@@ -166,7 +168,8 @@ impl Link {
     /// A reply that is well-formed, though it may be a lie: its kind by an index, the ack by its distance from what is
     /// true at the most.
     pub fn reply(&mut self, kind: u8, commit: bool, session: u64, ack: i8, payload: &[u8]) {
-        let kind = [ReplyKind::Ack, ReplyKind::Send, ReplyKind::Close][usize::from(kind) % 3];
+        let kind =
+            [ReplyKind::Ack, ReplyKind::Send, ReplyKind::Close, ReplyKind::Bind][usize::from(kind) % 4];
         let ack = self.reactor.sent().wrapping_add_signed(ack.into());
         let reply = Reply { kind, commit, session: Session::from_raw(session), ack };
         self.say(reply.tag(), &[&reply.header(), payload].concat());

@@ -15,6 +15,7 @@ use super::replies::{Gather, Staging};
 use super::window::{FalseAck, Parcel, Sent, Window};
 use super::{Lane, SOCKET_PIECE, UNCOMMITTED_MAX};
 use crate::crash::{CrashPolicy, Fate};
+use crate::dispatch::Gauge;
 use crate::session::Session;
 use crate::wire::{HEADER, Malformed, Reply, Request, RequestKind, packet_of};
 
@@ -46,6 +47,8 @@ pub(crate) trait ReplySink {
     fn close(&mut self, session: Session);
     /// Something for many clients, or for one's topics: an encoded [`Order`](crate::audience::Order).
     fn order(&mut self, order: &[u8]);
+    /// The session belongs to this user from now on, or to nobody if it is 0.
+    fn bind(&mut self, session: Session, uid: u64);
     /// So many messages of a record are finished; the replies to them have been delivered here before.
     fn finished(&mut self, sent: &Sent, count: u32);
 }
@@ -71,6 +74,8 @@ pub(crate) struct ReactorEnd {
     pub(super) piece_max: usize,
     bell: Doorbell,
     room: Doorbell,
+    /// Where others look how much the worker has to do, if they do.
+    gauge: Option<Gauge>,
 }
 
 impl ReactorEnd {
@@ -104,7 +109,18 @@ impl ReactorEnd {
             piece_max,
             bell,
             room,
+            gauge: None,
         })
+    }
+
+    /// From now on others know how much is in flight here: not less than is, and as much before any answer is out.
+    pub(crate) fn show_on(&mut self, gauge: Gauge) {
+        self.gauge = Some(gauge);
+    }
+
+    fn tell(&mut self) {
+        let now = self.in_flight();
+        self.gauge.iter_mut().for_each(|gauge| gauge.set(now));
     }
 
     /// Messages that the worker has not finished, those that still wait for room included.
@@ -125,7 +141,9 @@ impl ReactorEnd {
             return false;
         }
         if packet.len() <= self.piece_max {
-            return self.push(kind, session, (true, true), packet, packet.len(), None);
+            let taken = self.push(kind, session, (true, true), packet, packet.len(), None);
+            self.tell();
+            return taken;
         }
         self.enqueue(Parcel::new(kind, session, packet.to_vec()));
         true
@@ -135,6 +153,7 @@ impl ReactorEnd {
     pub(crate) fn enqueue(&mut self, parcel: Parcel) {
         self.backlog.push_back((Rc::new(parcel), 0));
         self.pump();
+        self.tell();
     }
 
     /// Moves what waits as far as there is room.
@@ -262,13 +281,15 @@ impl ReactorEnd {
             if !self.backlog.is_empty() {
                 self.pump();
             }
+            self.tell();
         }
         result.map(|()| taken.came)
     }
 
     /// Straight out of the ring; replies that follow each other to one session go out together.
     fn drain_ring(&mut self, sink: &mut dyn ReplySink, taken: &mut Taken) -> Result<(), Fault> {
-        let ReactorEnd { side: Side::Ring { replies, .. }, window, staging, room, .. } = self else {
+        let waiting = self.backlog.len();
+        let ReactorEnd { side: Side::Ring { replies, .. }, window, staging, room, gauge, .. } = self else {
             return Ok(());
         };
         let start = replies.position();
@@ -283,7 +304,9 @@ impl ReactorEnd {
                 }
                 window.check(reply.ack)?;
                 // Never back: what was delivered once is finished.
-                taken.ack = Some(reply.ack.max(taken.ack.unwrap_or(0)));
+                let ack = reply.ack.max(taken.ack.unwrap_or(0));
+                taken.ack = Some(ack);
+                gauge.iter_mut().for_each(|gauge| gauge.set(window.in_flight_after(ack) + waiting));
                 staging.deliver(sink);
                 while from < begin {
                     let Some(record) = replies.peek_at(from)? else { break };
@@ -330,6 +353,8 @@ impl ReactorEnd {
             if reply.commit {
                 self.window.check(reply.ack)?;
                 taken.ack = Some(reply.ack);
+                let rest = self.window.in_flight_after(reply.ack) + self.backlog.len();
+                self.gauge.iter_mut().for_each(|gauge| gauge.set(rest));
                 self.staging.deliver(sink);
             }
         }
@@ -396,6 +421,7 @@ impl ReactorEnd {
             self.backlog.push_front((parcel, 0));
         }
         self.pump();
+        self.tell();
         self.flush();
         casualties
     }

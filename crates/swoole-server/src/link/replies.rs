@@ -5,7 +5,7 @@ use std::io::IoSlice;
 use super::reactor_end::{Fault, ReplySink};
 use super::reply_cost;
 use crate::session::Session;
-use crate::wire::{Reply, ReplyKind};
+use crate::wire::{Reply, ReplyKind, uid_of};
 
 /// Replies to one session that go out in one system call.
 const GATHER: usize = 32;
@@ -34,6 +34,7 @@ impl<'a> Gather<'a> {
             ReplyKind::Ack => {}
             ReplyKind::Close => sink.close(reply.session),
             ReplyKind::Order => sink.order(payload),
+            ReplyKind::Bind => sink.bind(reply.session, uid_of(payload)),
             ReplyKind::Send => {
                 self.parts[self.count] = IoSlice::new(payload);
                 self.count += 1;
@@ -79,6 +80,7 @@ impl Staging {
                 ReplyKind::Ack => {}
                 ReplyKind::Close => sink.close(reply.session),
                 ReplyKind::Order => sink.order(&payload),
+                ReplyKind::Bind => sink.bind(reply.session, uid_of(&payload)),
                 ReplyKind::Send => sink.send_owned(reply.session, payload),
             }
         }

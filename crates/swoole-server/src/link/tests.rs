@@ -40,6 +40,8 @@ impl ReplySink for Replies {
         self.orders.push(order.to_vec());
     }
 
+    fn bind(&mut self, _: Session, _: u64) {}
+
     fn finished(&mut self, _: &Sent, count: u32) {
         self.finished += count as usize;
     }

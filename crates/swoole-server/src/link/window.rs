@@ -112,6 +112,11 @@ impl Window {
         (self.sent - self.acked) as usize
     }
 
+    /// What will be in flight when the worker has finished the first `ack` messages.
+    pub(crate) fn in_flight_after(&self, ack: u64) -> usize {
+        self.sent.saturating_sub(ack) as usize
+    }
+
     /// The number of the last message.
     #[cfg(feature = "internals")]
     pub(crate) fn sent(&self) -> u64 {

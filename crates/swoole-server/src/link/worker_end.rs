@@ -296,6 +296,10 @@ impl Outlet {
         self.push(ReplyKind::Close, session, self.ack, &[])
     }
 
+    pub(crate) fn bind(&mut self, session: Session, uid: u64) -> Result<(), Error> {
+        self.push(ReplyKind::Bind, session, self.ack, &uid.to_le_bytes())
+    }
+
     /// What was sent so far stands, although its packet is not finished.
     pub(crate) fn flush(&mut self) -> Result<(), Error> {
         if self.uncommitted > 0 {

@@ -1,5 +1,6 @@
 //! Deals a reactor's packets to the workers, over the links.
 
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -7,8 +8,8 @@ use swoole_protocol::Framer;
 use swoole_reactor::Reactor;
 
 use crate::config::{Config, DispatchMode, Ipc};
-use crate::desk::{Desk, Fed, Intake, Offer, Taker, feed};
-use crate::dispatch::{Dispatcher, Load};
+use crate::desk::{Client, Desk, Fed, Intake, Offer, Taker, feed};
+use crate::dispatch::{Dispatcher, Gauge, Load, Query, Scene, Verdict};
 use crate::link::{BATCH_MAX, Parcel, ReactorEnd};
 use crate::session::Session;
 use crate::shared::Shared;
@@ -23,16 +24,20 @@ pub(super) struct Dealer {
 }
 
 impl Dealer {
-    pub(super) fn new(reactor: u8, shared: Arc<Shared>, links: Vec<ReactorEnd>) -> Dealer {
-        let Config { dispatch_mode, worker_num, reactor_num, .. } = shared.config;
-        let dispatcher = Dispatcher::new(dispatch_mode, worker_num, reactor, reactor_num);
+    pub(super) fn new(reactor: u8, shared: Arc<Shared>, mut links: Vec<ReactorEnd>) -> Dealer {
+        let dispatcher = Dispatcher::new(&shared.config, reactor);
+        if shared.config.dispatch_mode.looks_at_loads() {
+            for (link, worker) in links.iter_mut().zip(0..) {
+                link.show_on(Gauge::new(&shared.rule.loads, worker));
+            }
+        }
         Dealer { links, dispatcher, shared, packets: Vec::with_capacity(BATCH_MAX) }
     }
 
     /// Whether all packets of a connection go to one worker, by a ring: then they can be received into it.
     pub(super) fn takes_in(&self) -> bool {
         let Config { dispatch_mode, ipc, .. } = self.shared.config;
-        dispatch_mode == DispatchMode::Fixed && ipc == Ipc::Ring
+        dispatch_mode.is_by_connection() && ipc == Ipc::Ring
     }
 
     /// Whether this worker serves: it has said so, and has not died since.
@@ -46,38 +51,89 @@ impl Dealer {
         if self.links[home].offer(RequestKind::Connect, session, &[]) { Ok(()) } else { Err(home) }
     }
 
-    pub(super) fn deal(&mut self, session: Session, home: u16, packet: &[u8]) -> Offer {
-        let Dealer { links, dispatcher, shared, .. } = self;
-        let chosen = dispatcher.choose(home, |worker| Load {
-            busy: !shared.board.is_idle(worker),
-            in_flight: links[usize::from(worker)].in_flight(),
-        });
-        let (first, workers) = (usize::from(chosen), links.len());
-        let mut offer = |worker: usize| links[worker].offer(RequestKind::Packet, session, packet);
-        let (taken, queue) = if shared.config.dispatch_mode == DispatchMode::Fixed {
-            (offer(first), first)
-        } else {
-            // Where the rule leaves a choice, a full link is a reason to choose again.
-            let mut others = (0..workers).map(|step| (first + step) % workers);
-            (others.any(|worker| dispatcher.is_eligible(worker as u16) && offer(worker)), workers)
-        };
-        if taken { Offer::Taken } else { Offer::Blocked(queue) }
+    /// Tells it that the connection is gone.
+    pub(super) fn dismiss(&mut self, session: Session, home: u16) {
+        self.links[usize::from(home)].enqueue(Parcel::new(RequestKind::Close, session, Vec::new()));
     }
+
+    pub(super) fn deal(&mut self, client: &Client, packet: &[u8]) -> Offer {
+        if let Some(queue) = self.holds_back(client) {
+            return Offer::Blocked(queue);
+        }
+        let first = match self.verdict(client, packet) {
+            Verdict::Worker(worker) => usize::from(worker),
+            Verdict::Drop => return Offer::Dropped,
+            Verdict::Close => return Offer::Refused,
+        };
+        let workers = self.links.len();
+        let is_free = self.shared.config.dispatch_mode.is_free();
+        // Where any worker will do, a full link is a reason to choose again.
+        let tries = if is_free { workers } else { 1 };
+        for worker in (0..tries).map(|step| (first + step) % workers) {
+            if is_free && !self.dispatcher.is_eligible(worker as u16) {
+                continue;
+            }
+            if self.links[worker].offer(RequestKind::Packet, client.session, packet) {
+                return Offer::Taken;
+            }
+        }
+        Offer::Blocked(if is_free { workers } else { first })
+    }
+
+    /// Whether its next packet could overtake something: the queue to wait in.
+    fn holds_back(&self, client: &Client) -> Option<usize> {
+        let Client { session, home, greeted, in_flight, uid } = *client;
+        let mode = self.shared.config.dispatch_mode;
+        if mode.is_by_connection() {
+            return None;
+        }
+        if !greeted {
+            return Some(home.into());
+        }
+        let was_bound =
+            mode == DispatchMode::Uid && in_flight > 0 && uid != self.shared.sessions.uid(session);
+        was_bound.then(|| self.dispatcher.of_uid(home, uid).into())
+    }
+
+    fn verdict(&mut self, client: &Client, packet: &[u8]) -> Verdict {
+        let Client { session, home, .. } = *client;
+        let Dealer { dispatcher, shared, .. } = self;
+        let Shared { config, rule, sessions, board, .. } = &**shared;
+        if config.dispatch_mode == DispatchMode::Custom
+            && let Some(custom) = &rule.custom
+        {
+            let scene = Scene {
+                sessions,
+                board,
+                in_flight: &|worker| rule.loads.in_flight(worker),
+                serves: &|worker| dispatcher.serves(worker),
+                worker_num: config.worker_num,
+            };
+            return custom.ask(session, home, packet, &scene);
+        }
+        let uid = if config.dispatch_mode == DispatchMode::Uid { sessions.uid(session) } else { 0 };
+        Verdict::Worker(dispatcher.choose(Query { home, uid, packet }, |worker| load(shared, worker)))
+    }
+}
+
+fn load(shared: &Shared, worker: u16) -> Load {
+    Load { busy: !shared.board.is_idle(worker), in_flight: shared.rule.loads.in_flight(worker) }
 }
 
 impl Taker for Dealer {
     const AT_ONCE: bool = false;
 
-    fn home(&mut self) -> u16 {
-        self.dispatcher.home()
+    fn home(&mut self, peer: Option<IpAddr>) -> u16 {
+        let Dealer { dispatcher, shared, .. } = self;
+        dispatcher.home(peer, |worker| load(shared, worker))
     }
 
     fn connect(&mut self, _: &mut Desk, _: &mut Reactor, session: Session, home: u16) -> Result<(), usize> {
         self.announce(session, home)
     }
 
-    fn packet(&mut self, _: &mut Desk, _: &mut Reactor, session: Session, home: u16, packet: &[u8]) -> Offer {
-        self.deal(session, home, packet)
+    fn packet(&mut self, _: &mut Desk, _: &mut Reactor, client: &Client, packet: &[u8]) -> Offer {
+        self.deal(client, packet)
     }
 
     fn take_in(
@@ -120,7 +176,7 @@ impl Taker for Dealer {
 
     fn take_whole(&mut self, session: Session, home: u16, packet: Vec<u8>) -> Result<(), Vec<u8>> {
         let link = &mut self.links[usize::from(home)];
-        if self.shared.config.dispatch_mode != DispatchMode::Fixed || !link.is_clear() {
+        if !self.shared.config.dispatch_mode.is_by_connection() || !link.is_clear() {
             return Err(packet);
         }
         link.enqueue(Parcel::new(RequestKind::Packet, session, packet));

@@ -12,12 +12,11 @@ use super::dealer::Dealer;
 use super::mailbox::{Command, Mailbox, Note, Occupancy};
 use crate::desk::{Desk, Replies};
 use crate::error::{Error, Result};
-use crate::link::{Lane, Parcel, ReactorEnd};
+use crate::link::{Lane, ReactorEnd};
 use crate::log::{Identity, Role};
 use crate::pace::{Pace, Part, Spin};
 use crate::post::Receiver;
 use crate::shared::Shared;
-use crate::wire::RequestKind;
 
 /// How long to sleep at first while packets are with workers, and at most. A worker wakes its reactors once per
 /// pass; this bounds what a slow packet can hold up of the replies before it.
@@ -238,8 +237,7 @@ impl ReactorThread {
     /// Makes visible to the workers what this pass has for them.
     fn hand_over(&mut self) {
         for (home, session) in self.desk.take_departed() {
-            let close = Parcel::new(RequestKind::Close, session, Vec::new());
-            self.dealer.links[usize::from(home)].enqueue(close);
+            self.dealer.dismiss(session, home);
         }
         self.dealer.links.iter_mut().for_each(ReactorEnd::flush);
     }

@@ -21,6 +21,8 @@ pub(crate) enum Kind {
     Message = 3,
     /// Something for many clients.
     Order = 4,
+    /// A client's session is to be bound to the user that the bytes name.
+    Bind = 8,
 }
 
 /// What stands before the bytes.
@@ -58,6 +60,7 @@ impl Header {
             2 => Kind::Close,
             3 => Kind::Message,
             4 => Kind::Order,
+            8 => Kind::Bind,
             _ => return None,
         };
         let header = Header {

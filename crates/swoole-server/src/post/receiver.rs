@@ -21,6 +21,8 @@ pub(crate) enum Parcel {
     Close(Session),
     /// For many clients: an [`Order`](crate::audience::Order).
     Order(Vec<u8>),
+    /// It is bound to this user, or to nobody if that is 0.
+    Bind(Session, u64),
     /// For this process.
     Message(Peer, Vec<u8>),
 }
@@ -91,6 +93,10 @@ impl Receiver {
         let Some(peer) = Peer::of_sender(sender, config) else { return malformed(packet) };
         let (max, is_whole): (_, &dyn Fn(usize) -> bool) = match kind {
             Kind::Close => return Some(Parcel::Close(Session::from_raw(about))),
+            Kind::Bind => match bytes.try_into() {
+                Ok(uid) => return Some(Parcel::Bind(Session::from_raw(about), u64::from_le_bytes(uid))),
+                Err(_) => return malformed(packet),
+            },
             Kind::Send => (config.socket_buffer_size, &|_| true),
             Kind::Order => (config.socket_buffer_size + ORDER_HEAD_MAX, &|_| true),
             Kind::Message => (MESSAGE_MAX, &|len| len as u64 == about),

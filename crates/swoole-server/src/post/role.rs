@@ -93,6 +93,30 @@ macro_rules! posts {
                 Ok(())
             }
 
+            /// Binds a client's session to a user; see [`Worker::bind`](crate::Worker::bind). It takes effect when the
+            /// reactor that owns the client comes to it.
+            ///
+            /// # Errors
+            ///
+            /// [`Error::NoSuchSession`](crate::Error::NoSuchSession) if the client has left;
+            /// [`Error::PeerFull`](crate::Error::PeerFull) as for [`send`](Self::send).
+            pub fn bind(&mut self, session: crate::Session, uid: u64) -> Result<()> {
+                let reactor = self.shared().sessions.owner(session)?;
+                let sender = self.post();
+                sender.bind(reactor, session, uid)?;
+                sender.pump();
+                Ok(())
+            }
+
+            /// Binds a client's session to nobody.
+            ///
+            /// # Errors
+            ///
+            /// As for [`bind`](Self::bind).
+            pub fn unbind(&mut self, session: crate::Session) -> Result<()> {
+                self.bind(session, 0)
+            }
+
             /// Sends a message to a worker or a task worker, after all that this process has sent to it before; see
             /// [`Worker::send_message`](crate::Worker::send_message). It leaves at once.
             ///

@@ -90,6 +90,12 @@ impl Sender {
         Ok(())
     }
 
+    /// Binds a client of this reactor's to a user, or to nobody if that is 0.
+    pub(crate) fn bind(&mut self, reactor: u16, session: Session, uid: u64) -> Result<()> {
+        let number = self.shared.config.box_of_reactor(reactor);
+        self.queue(Kind::Bind, number, session.raw(), &uid.to_le_bytes())
+    }
+
     pub(crate) fn message(&mut self, to: Peer, message: &[u8]) -> Result<()> {
         if message.len() > MESSAGE_MAX {
             return Err(Error::MessageTooLong { to, len: message.len(), max: MESSAGE_MAX });

@@ -244,6 +244,37 @@ impl Worker<'_> {
         Ok(())
     }
 
+    /// Binds a client's session to a user, whose number is the program's own; 0 is nobody ([`unbind`](Worker::unbind)). It
+    /// shows in [`SessionInfo::uid`](crate::SessionInfo::uid), and lasts until it is bound otherwise, or is closed. Like a
+    /// reply it takes effect when the callback returns, or at [`flush`](Worker::flush), and not if the worker dies before:
+    /// who asks in the same callback does not see it yet.
+    ///
+    /// With `dispatch_mode = uid` the packets that a reactor deals from then on go to worker `uid % worker_num`; the first
+    /// one waits for those that others have still. In Base mode and under every other rule it only shows. Swoole: `bind()`,
+    /// there for once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchSession`] if it is gone already; [`Error::PeerFull`] as for [`send`](Worker::send).
+    pub fn bind(&mut self, session: Session, uid: u64) -> Result<()> {
+        let reactor = self.reactor(session)?;
+        match &mut self.way {
+            Way::Links(outlets) => return outlets.to(reactor).bind(session, uid),
+            Way::Own(till) if till.id() == reactor => till.bind(session, uid),
+            Way::Own(_) => self.duty.post.sender.bind(reactor, session, uid)?,
+        }
+        Ok(())
+    }
+
+    /// Binds a client's session to nobody.
+    ///
+    /// # Errors
+    ///
+    /// As for [`bind`](Worker::bind).
+    pub fn unbind(&mut self, session: Session) -> Result<()> {
+        self.bind(session, 0)
+    }
+
     /// Lets out what this callback has sent, to clients and to other processes, and asked of task workers, so far, before it returns. If the worker dies later in the same callback,
     /// this much has been sent all the same. Waits for a reactor that has no room at the moment, for no client.
     ///

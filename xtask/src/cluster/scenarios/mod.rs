@@ -14,6 +14,7 @@ mod config;
 mod crash;
 mod crash_policy;
 mod dispatch;
+mod dispatch_rules;
 mod drain;
 mod groups;
 mod hostile;
@@ -41,6 +42,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         placement::ALL,
         commands::ALL,
         dispatch::ALL,
+        dispatch_rules::ALL,
         crash::ALL,
         crash_policy::ALL,
         breaking::ALL,

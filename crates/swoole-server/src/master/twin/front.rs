@@ -1,8 +1,9 @@
 //! A reactor thread, one micro-step at a time: the real dealer, and in place of the desk and its sockets the least that
 //! does the same with clients which are vectors of bytes.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::IoSlice;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use swoole_protocol::{Cut, Framer};
@@ -13,8 +14,8 @@ use super::ledger::{CLOSE, Item, Ledger, Name};
 use super::process::Held;
 use super::tally::{Breach, Kind, breach};
 use crate::crash::{CrashPolicy, Fate, PacketInHand};
-use crate::desk::{Offer, Taker as _, feed};
-use crate::link::{Casualty, Lane, Parcel, ReactorEnd, ReplySink, Sent};
+use crate::desk::{Client, Fed, Offer, Taker as _, feed};
+use crate::link::{Casualty, Lane, ReactorEnd, ReplySink, Sent};
 use crate::session::{Arrival, Generations, Session};
 use crate::shared::Shared;
 use crate::wire::RequestKind;
@@ -30,6 +31,8 @@ struct Connection {
     home: u16,
     framer: Framer,
     announced: bool,
+    greeted: bool,
+    uid: u64,
     /// Sent by the client and not read yet; read, and not taken by a worker.
     socket: Vec<u8>,
     input: Vec<u8>,
@@ -43,6 +46,8 @@ struct Counter {
     connections: [Option<Connection>; SLOTS],
     generations: Generations,
     departed: Vec<(u16, Session)>,
+    /// Closed, and their packets are not finished: their homes, and how many those are.
+    leaving: HashMap<Session, (u16, usize)>,
 }
 
 pub(super) struct Front {
@@ -98,18 +103,23 @@ impl ReplySink for Sink<'_> {
         self.wrong.get_or_insert(Breach { kind: Kind::Misdelivered, what });
     }
 
+    fn bind(&mut self, session: Session, uid: u64) {
+        if self.find(session).is_some() {
+            self.counter.shared.sessions.bind(session, uid);
+        }
+    }
+
     fn finished(&mut self, sent: &Sent, count: u32) {
+        if sent.kind == RequestKind::Connect {
+            return self.counter.greeted(sent.session);
+        }
         if !matches!(sent.kind, RequestKind::Packet | RequestKind::Batch) || !sent.last {
             return;
         }
-        let Some(slot) = self.find(sent.session) else { return };
-        let Some(connection) = &mut self.counter.connections[slot] else { return };
-        match connection.in_flight.checked_sub(count as usize) {
-            Some(rest) => connection.in_flight = rest,
-            None => {
-                let what = format!("{} of {count} packets are finished", connection.in_flight);
-                self.wrong.get_or_insert(Breach { kind: Kind::Duplicated, what });
-            }
+        // It is checked whose it is.
+        let _ = self.find(sent.session);
+        if let Err(breach) = self.counter.finished(sent.session, count as usize) {
+            self.wrong.get_or_insert(breach);
         }
     }
 }
@@ -123,11 +133,44 @@ impl Counter {
 
     fn close(&mut self, slot: usize, ledger: &mut Ledger) {
         let Some(connection) = self.connections[slot].take() else { return };
-        self.shared.sessions.close(connection.session);
-        if connection.announced {
-            self.departed.push((connection.home, connection.session));
+        let Connection { session, home, in_flight, announced, .. } = connection;
+        self.shared.sessions.close(session);
+        if announced && in_flight > 0 && self.shared.config.scatters() {
+            self.leaving.insert(session, (home, in_flight));
+        } else if announced {
+            self.departed.push((home, session));
         }
         ledger.closed(connection.client, connection.announced);
+    }
+}
+
+impl Counter {
+    fn greeted(&mut self, session: Session) {
+        let connection = self.find(session).and_then(|slot| self.connections[slot].as_mut());
+        connection.into_iter().for_each(|connection| connection.greeted = true);
+    }
+
+    /// Workers are done with so many packets, or have died on them.
+    fn finished(&mut self, session: Session, count: usize) -> Result<(), Breach> {
+        let slot = self.find(session);
+        let in_flight = match slot.and_then(|slot| self.connections[slot].as_mut()) {
+            Some(connection) => &mut connection.in_flight,
+            None => match self.leaving.get_mut(&session) {
+                Some((_, in_flight)) => in_flight,
+                None => return Ok(()),
+            },
+        };
+        let Some(rest) = in_flight.checked_sub(count) else {
+            return breach(Kind::Duplicated, format!("{in_flight} of {count} packets are finished"));
+        };
+        *in_flight = rest;
+        if slot.is_none()
+            && rest == 0
+            && let Some((home, _)) = self.leaving.remove(&session)
+        {
+            self.departed.push((home, session));
+        }
+        Ok(())
     }
 }
 
@@ -149,6 +192,7 @@ impl Front {
             connections: Default::default(),
             generations: Generations::default(),
             departed: Vec::new(),
+            leaving: HashMap::new(),
         };
         let dealer = Dealer::new(id, Arc::clone(shared), links);
         Ok(Front { counter, dealer, policy, mail: VecDeque::new() })
@@ -161,14 +205,17 @@ impl Front {
         let session = generations.next(&shared.sessions, *id, slot);
         let client = ledger.connect(session, greeting)?;
         shared.sessions.open(session, &ARRIVAL);
+        let peer = Ipv4Addr::from_bits(client / 2).into();
         let framing =
             shared.config.framing().map_err(|error| Breach { kind: Kind::Fault, what: error.to_string() })?;
         connections[slot] = Some(Connection {
             session,
             client,
-            home: self.dealer.home(),
+            home: self.dealer.home(Some(peer)),
             framer: framing.framer(shared.config.package_max_length),
             announced: false,
+            greeted: false,
+            uid: 0,
             socket: Vec::new(),
             input: Vec::new(),
             in_flight: 0,
@@ -196,7 +243,8 @@ impl Front {
     ) -> Result<bool, Breach> {
         let Front { dealer, counter, .. } = self;
         let Some(connection) = &mut counter.connections[slot] else { return Ok(false) };
-        let Connection { session, client, home, framer, socket, input, in_flight, announced } = connection;
+        let Connection { session, client, home, framer, announced, greeted, uid, socket, input, in_flight } =
+            connection;
         let announces = !*announced;
         if announces {
             if dealer.announce(*session, *home).is_err() {
@@ -215,7 +263,7 @@ impl Front {
         let broken =
             |error: &dyn std::fmt::Debug| breach(Kind::Torn, format!("a stream of packets: {error:?}"));
         if !copy && let Some(intake) = dealer.take_in(*session, *home, framer, input, 1, &mut fill) {
-            if let crate::desk::Fed::Broken(error) = intake.fed {
+            if let Fed::Broken(error) = intake.fed {
                 return broken(&error);
             }
             *in_flight += intake.packets;
@@ -240,18 +288,31 @@ impl Front {
             }
         }
         let mut packets = 0;
+        let it =
+            Client { session: *session, home: *home, greeted: *greeted, in_flight: *in_flight, uid: *uid };
         let (used, fed) = feed(framer, input, |packet| {
-            let offer = dealer.deal(*session, *home, packet);
-            packets += usize::from(offer == Offer::Taken);
+            let offer = dealer.deal(&it, packet);
+            match offer {
+                Offer::Taken => {
+                    packets += 1;
+                    ledger.dealt(*client, 1);
+                }
+                Offer::Dropped => ledger.passed_over(*client),
+                _ => {}
+            }
             offer
         });
-        if let crate::desk::Fed::Broken(error) = fed {
-            return broken(&error);
-        }
         input.drain(..used);
         *in_flight += packets;
-        ledger.dealt(*client, packets);
-        Ok(announces || read > 0 || packets > 0)
+        if packets > 0 {
+            *uid = counter.shared.sessions.uid(*session);
+        }
+        match fed {
+            Fed::Broken(error) => return broken(&error),
+            Fed::Refused => counter.close(slot, ledger),
+            Fed::All { .. } | Fed::Blocked(_) => {}
+        }
+        Ok(announces || read > 0 || packets > 0 || used > 0)
     }
 
     /// Takes what this worker has committed; true if anything came.
@@ -268,8 +329,7 @@ impl Front {
         let departed = std::mem::take(&mut self.counter.departed);
         let some = !departed.is_empty();
         for (home, session) in departed {
-            let close = Parcel::new(RequestKind::Close, session, Vec::new());
-            self.dealer.links[usize::from(home)].enqueue(close);
+            self.dealer.dismiss(session, home);
         }
         self.dealer.links.iter_mut().for_each(ReactorEnd::flush);
         some
@@ -311,16 +371,18 @@ impl Front {
         }
         ledger.lost(held.name, fate);
         let packet = casualty.packet();
-        let slot = counter.find(session).filter(|_| casualty.kind != RequestKind::Close);
-        match (fate, slot) {
-            (Fate::Closed | Fate::Poison, Some(slot)) => counter.close(slot, ledger),
-            (Fate::Dropped, Some(slot)) if packet.is_some() => {
-                let connection = counter.connections[slot].as_mut();
-                if let Some(connection) = connection {
-                    connection.in_flight -= 1;
-                }
+        if fate != Fate::Retried && casualty.kind != RequestKind::Close {
+            if casualty.kind == RequestKind::Connect {
+                counter.greeted(session);
             }
-            _ => {}
+            if fate != Fate::Dropped
+                && let Some(slot) = counter.find(session)
+            {
+                counter.close(slot, ledger);
+            }
+            if packet.is_some() {
+                counter.finished(session, 1)?;
+            }
         }
         let is_named = packet.is_some() == !matches!(held.name, Name { number: 0 | CLOSE, .. });
         if is_named {
@@ -343,6 +405,9 @@ impl Front {
                 let what = format!("the link to {worker} holds {in_flight} messages, {packets} packets");
                 return breach(Kind::Leak, what);
             }
+        }
+        if !self.counter.leaving.is_empty() {
+            return breach(Kind::Leak, format!("some never leave: {:?}", self.counter.leaving));
         }
         let busy = self.counter.connections.iter().flatten().find(|connection| connection.in_flight > 0);
         busy.map_or(Ok(()), |connection| {

@@ -44,6 +44,8 @@ pub(super) enum Act {
     Note(u16),
     /// Lets out what it has sent so far.
     Flush,
+    /// Binds its client to this user.
+    Bind(u64),
 }
 
 /// What a client has a worker tell another one.
@@ -93,6 +95,10 @@ impl Item {
 
     pub(super) fn flush(&mut self) {
         self.acts.push(Act::Flush);
+    }
+
+    pub(super) fn bind(&mut self, uid: u64) {
+        self.acts.push(Act::Bind(uid));
     }
 
     /// Whether the client has all that there is, or all that was let out at some time.
@@ -235,6 +241,30 @@ impl Ledger {
         client.next = next;
     }
 
+    /// The client's next message is given to nobody, as the rule wants it.
+    pub(super) fn passed_over(&mut self, client: u32) {
+        self.clients[client as usize].next += 1;
+        self.tally.passed_over += 1;
+    }
+
+    /// A worker takes a message in hand: a connect comes before all packets, and a close after them.
+    pub(super) fn check_turn(&self, name: Name) -> Result<(), Breach> {
+        let Name { client, number } = name;
+        let (greeting, close) = (&self.clients[client as usize].items[0], &self.closes[client as usize]);
+        let too_early = match number {
+            0 => None,
+            CLOSE => self.clients[client as usize].items.iter().find(|item| item.is_under_way()),
+            _ => Some(greeting).filter(|item| item.is_under_way()),
+        };
+        if let Some(item) = too_early {
+            return breach(Kind::Disordered, format!("{name:?} is begun before {item:?}"));
+        }
+        if number != CLOSE && (close.committed || close.lost.is_some()) {
+            return breach(Kind::Disordered, format!("{name:?} is begun after the close"));
+        }
+        Ok(())
+    }
+
     /// The server has closed the connection; `announced` if its home will hear of it.
     pub(super) fn closed(&mut self, client: u32, announced: bool) {
         self.clients[client as usize].is_open = false;
@@ -270,7 +300,7 @@ impl Ledger {
         let (head, body) = match act {
             Act::Reply(index) => reply(name, index, &item.replies),
             Act::Note(index) => note(name, index, &item.notes[usize::from(index)]),
-            Act::Flush => unreachable!("client {client} is sent nothing by a flush in {number}"),
+            Act::Flush | Act::Bind(_) => unreachable!("client {client} is sent nothing by it in {number}"),
         };
         into.clear();
         into.extend(head);
@@ -284,7 +314,7 @@ impl Ledger {
             match act {
                 Act::Reply(index) => item.out = usize::from(index) + 1,
                 Act::Note(note) => item.notes[usize::from(note)].sent += 1,
-                Act::Flush => {}
+                Act::Flush | Act::Bind(_) => {}
             }
         }
         if item.flushed.last() != Some(&item.out) {

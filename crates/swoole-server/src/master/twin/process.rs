@@ -359,7 +359,7 @@ impl Process {
             return Ok(Went::On);
         };
         let session = match act {
-            Act::Reply(_) => hand.session,
+            Act::Reply(_) | Act::Bind(_) => hand.session,
             Act::Note(note) => item.notes[usize::from(note)].session,
             Act::Flush if shared.config.on_crash == OnCrash::Retry => {
                 let Err(crate::Error::Uncommitted { .. }) = outlets.flush() else {
@@ -378,6 +378,15 @@ impl Process {
                 return Ok(Went::On);
             }
         };
+        if let Act::Bind(uid) = act {
+            let outlet = outlets.to(shared.sessions.reactor(session));
+            if !outlet.may_send(size_of::<u64>()).map_err(failed)? {
+                return Ok(Went::Nowhere);
+            }
+            outlet.bind(session, uid).map_err(failed)?;
+            hand.act += 1;
+            return Ok(Went::On);
+        }
         if hand.written == 0 && !shared.sessions.exists(session) {
             // An error, which is no reason not to tell others.
             ledger.tally.stale += u64::from(matches!(act, Act::Note(_)));
@@ -465,6 +474,7 @@ impl Process {
                         return breach(Kind::Misdelivered, what);
                     }
                 };
+                ledger.check_turn(name)?;
                 let content = inbox.record().to_vec();
                 self.at = At::InHand(Hand {
                     name,

@@ -274,8 +274,10 @@ fn handle(item: &mut Item, rng: &mut Rng, ledger: &Ledger, ring: usize, replies:
             ledger.note(item, to, size(rng, ring, REPLY_HEADER));
         }
         item.reply(size(rng, ring, REPLY_HEADER));
-        if rare == 2 {
-            item.flush();
+        match rare {
+            2 => item.flush(),
+            3 => item.bind(rng.u64(..4)),
+            _ => {}
         }
     }
 }

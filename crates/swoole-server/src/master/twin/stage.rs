@@ -13,6 +13,7 @@ use super::tally::{Breach, Kind, breach};
 use crate::board::Phase;
 use crate::config::{Config, DispatchMode, Framing, Ipc, OnCrash};
 use crate::crash::CrashPolicies;
+use crate::dispatch::{Choice, Custom, Dispatch};
 use crate::link::Lane;
 use crate::shared::{Lanes, Shared};
 use crate::stats::WorkerState;
@@ -22,6 +23,21 @@ use crate::stats::WorkerState;
 const RINGS: [usize; 2] = [4096, 16384];
 /// What stands for that where there are sockets: no packet is so large that its replies would fill one.
 const SOCKETS: usize = 32 * 1024;
+
+/// The default one most often.
+const MODES: [DispatchMode; 11] = [
+    DispatchMode::Fixed,
+    DispatchMode::Fixed,
+    DispatchMode::Fixed,
+    DispatchMode::Fixed,
+    DispatchMode::IpHash,
+    DispatchMode::RoundRobin,
+    DispatchMode::Idle,
+    DispatchMode::Uid,
+    DispatchMode::LeastInFlight,
+    DispatchMode::ConsistentHash,
+    DispatchMode::Custom,
+];
 
 pub(super) struct Stage {
     pub(super) shared: Arc<Shared>,
@@ -53,8 +69,7 @@ impl Stages {
             [OnCrash::Close, OnCrash::Drop, OnCrash::Retry, OnCrash::Retry][rng.usize(..4)];
         shared.config.crash_retries = rng.u32(0..4);
         shared.crash_policies = CrashPolicies::new(&shared.config, &[]);
-        let modes = [DispatchMode::Fixed, DispatchMode::Fixed, DispatchMode::RoundRobin, DispatchMode::Idle];
-        shared.config.dispatch_mode = modes[rng.usize(..4)];
+        shared.config.dispatch_mode = MODES[rng.usize(..MODES.len())];
         stage.clear(rng)?;
         Ok(stage)
     }
@@ -67,11 +82,15 @@ impl Stage {
             worker_num: workers,
             max_connection: SLOTS * usize::from(reactors),
             framing: Framing::Length,
+            // A packet's number.
+            dispatch_key_offset: 8,
+            dispatch_key_length: 4,
             ipc: if ring == SOCKETS { Ipc::SocketPair } else { Ipc::Ring },
             ..Config::default()
         };
         let failed = |error: crate::Error| Breach { kind: Kind::Leak, what: error.to_string() };
-        let (shared, _, hold) = Shared::create(config.clone(), Vec::new(), Vec::new()).map_err(failed)?;
+        let (mut shared, _, hold) = Shared::create(config.clone(), Vec::new(), Vec::new()).map_err(failed)?;
+        shared.rule.custom = Some(Custom::new(scatter));
         // Smaller ones than anybody may configure.
         let lane = || Lane::create(config.ipc, "twin", ring).map(Arc::new);
         let of_worker = |_| (0..reactors).map(|_| lane()).collect();
@@ -130,6 +149,18 @@ impl Stage {
             }
         }
         Ok(())
+    }
+}
+
+/// Sends a connection's packets everywhere, some to nobody, and refuses a few.
+fn scatter(dispatch: &Dispatch<'_>) -> Choice {
+    let number = dispatch.packet.get(8).copied().unwrap_or(0);
+    let places = dispatch.session.raw() >> 26;
+    match (places + u64::from(number)) % 16 {
+        0 => Choice::Drop,
+        1 if number > 6 => Choice::Close,
+        2..5 => Choice::Home,
+        choice => Choice::Worker(choice),
     }
 }
 

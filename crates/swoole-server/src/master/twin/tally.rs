@@ -62,6 +62,8 @@ pub(super) struct Tally {
     pub(super) closed: u64,
     pub(super) dropped: u64,
     pub(super) poison: u64,
+    /// Given to nobody, by the rule.
+    pub(super) passed_over: u64,
     pub(super) processes: u64,
     /// Managers after the first.
     pub(super) successions: u64,
@@ -87,6 +89,7 @@ impl Tally {
             (&mut self.closed, other.closed),
             (&mut self.dropped, other.dropped),
             (&mut self.poison, other.poison),
+            (&mut self.passed_over, other.passed_over),
             (&mut self.processes, other.processes),
             (&mut self.successions, other.successions),
             (&mut self.reloads, other.reloads),
@@ -116,7 +119,11 @@ impl fmt::Display for Tally {
         let deaths: u64 = self.managers.values().sum();
         let states: Vec<_> = self.managers.iter().map(|(state, count)| format!("{count} {state}")).collect();
         writeln!(f, "{deaths} deaths of managers, {} successors: {}", self.successions, states.join(", "))?;
-        writeln!(f, "by policy: {retried} retried, {closed} closed, {dropped} dropped, {poison} poison")?;
+        writeln!(
+            f,
+            "by policy: {retried} retried, {closed} closed, {dropped} dropped, {poison} poison; {} given to nobody",
+            self.passed_over
+        )?;
         writeln!(
             f,
             "against it: {} lost, {} duplicated, {} misdelivered, {} disordered, {} torn",

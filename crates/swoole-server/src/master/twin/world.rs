@@ -87,7 +87,9 @@ impl<'a> World<'a> {
         let pid = kernel.next_pid();
         let manager = Manager::first(&shared, pid, options.clone(), rng.u64(..)).map_err(failed)?;
         Ok(World {
-            ledger: Ledger::new(config.dispatch_mode == DispatchMode::Fixed),
+            ledger: Ledger::new(
+                config.dispatch_mode.is_by_connection() || config.dispatch_mode == DispatchMode::Uid,
+            ),
             lanes: &stage.lanes,
             ring: stage.ring,
             fronts,
