@@ -115,6 +115,7 @@ pub use post::Peer;
 pub use server::Server;
 pub use session::{Session, SessionInfo};
 pub use stats::{Stats, WorkerState, WorkerStats};
+pub use swoole_protocol::PackageLength;
 pub use swoole_supervisor::ExitStatus;
 pub use task::{TaskError, TaskFate, TaskId, TaskInHand, TaskResult, TaskStats, TaskWorker};
 pub use worker::{OpenReply, TimerId, Unfinished, Worker};

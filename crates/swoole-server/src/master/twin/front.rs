@@ -12,6 +12,7 @@ use super::super::mailbox::Command;
 use super::ledger::{CLOSE, Item, Ledger, Name};
 use super::process::Held;
 use super::tally::{Breach, Kind, breach};
+use crate::config::LengthFuncs;
 use crate::crash::{CrashPolicy, Fate, PacketInHand};
 use crate::desk::{Offer, Taker as _, feed};
 use crate::link::{Casualty, Lane, Parcel, ReactorEnd, ReplySink, Sent};
@@ -156,13 +157,13 @@ impl Front {
         let session = generations.next(&shared.sessions, *id, slot);
         let client = ledger.connect(session, greeting)?;
         shared.sessions.open(session, &ARRIVAL);
-        let framing =
-            shared.config.framing().map_err(|error| Breach { kind: Kind::Fault, what: error.to_string() })?;
+        let framings = shared.config.framings(&LengthFuncs::new());
+        let framings = framings.map_err(|error| Breach { kind: Kind::Fault, what: error.to_string() })?;
         connections[slot] = Some(Connection {
             session,
             client,
             home: self.dealer.home(),
-            framer: framing.framer(shared.config.package_max_length),
+            framer: framings.framer(Some(ARRIVAL.listener)),
             announced: false,
             socket: Vec::new(),
             input: Vec::new(),
