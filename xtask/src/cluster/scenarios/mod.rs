@@ -15,6 +15,7 @@ mod crash;
 mod crash_policy;
 mod dispatch;
 mod drain;
+mod framing;
 mod hostile;
 mod manager;
 mod messages;
@@ -36,6 +37,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
     let themes = [
         shape::ALL,
         packets::ALL,
+        framing::ALL,
         placement::ALL,
         commands::ALL,
         dispatch::ALL,
