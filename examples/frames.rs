@@ -20,7 +20,12 @@ fn framing(args: &[String]) -> Result<Framing, Box<dyn Error>> {
             length_offset.parse()?,
             body_offset.parse()?,
         )?)),
-        _ => Err("usage: frames raw | eof [EOF] | length TYPE LENGTH_OFFSET BODY_OFFSET".into()),
+        ["varint"] => Ok(Framing::Varint),
+        ["line"] => Ok(Framing::Line),
+        _ => {
+            Err("usage: frames raw | eof [EOF] | length TYPE LENGTH_OFFSET BODY_OFFSET | varint | line"
+                .into())
+        }
     }
 }
 

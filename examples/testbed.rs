@@ -11,10 +11,14 @@
 //! ```
 //!
 //! [`command`] lists the packets, `--help` the flags. Each callback of a process's life prints one line to stdout.
-//! With `--framing raw` and `--framing length` nothing is parsed, and every packet is echoed as it is.
+//! With `--framing eof` (the default) and `line` packets are commands; with `raw`, `length` and `varint` nothing is parsed, and
+//! every packet is echoed as it came. `--package-length-func hex4` is for packets behind four hexadecimal digits. Each address
+//! may have its own: `--listen 'tcp://127.0.0.1:9502?framing=varint'`.
 
 #[path = "testbed/command.rs"]
 mod command;
+#[path = "testbed/framing.rs"]
+mod framing;
 #[path = "testbed/later.rs"]
 mod later;
 #[path = "testbed/messages.rs"]
@@ -32,6 +36,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use command::{Command, Crash};
+use framing::Speeches;
 use later::Later;
 use messages::Messages;
 use rustix::process::{Signal, getpid, kill_process};
@@ -43,8 +48,7 @@ use swoole_server::{
 use tasks::{Means, Tasks, Timed};
 
 struct Testbed {
-    /// Whether packets are commands, or are to be echoed.
-    commands: bool,
+    speeches: Speeches,
     line_end: Vec<u8>,
     /// This worker panics at its start, always or in this generation.
     crash_on_start: Option<Life>,
@@ -272,8 +276,8 @@ impl Handler for Testbed {
 
 impl Testbed {
     fn receive(&mut self, worker: &mut Worker, client: Session, packet: &[u8]) -> Result<()> {
-        if !self.commands {
-            return worker.send(client, packet);
+        if self.speeches.echo(worker, client, packet)? {
+            return Ok(());
         }
         let reply = match Command::parse(packet) {
             Ok(command) => self.obey(worker, client, command),
@@ -537,8 +541,8 @@ fn run() -> Result<()> {
         std::thread::spawn(std::thread::park);
     }
     let testbed = Testbed {
-        commands: config.framing == Framing::Eof,
-        line_end: config.package_eof.clone(),
+        speeches: Speeches::new(&config),
+        line_end: framing::line_end(&config),
         crash_on_start,
         hang_on_start,
         goodbye,
@@ -555,6 +559,7 @@ fn run() -> Result<()> {
         DispatchMode::Custom => Server::new(config).dispatch(wishes::choose),
         _ => Server::new(config),
     };
+    let server = server.package_length_func("hex4", framing::hex4);
     processes::add_all(server, user_processes)?.run(testbed)
 }
 

@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use swoole_protocol::{Cut, EofOptions, Framer, Framing, LengthOptions};
+use swoole_protocol::{Cut, EofOptions, Framer, Framing, LengthFunc, LengthOptions, PackageLength};
 
 use crate::Benchmark;
 
@@ -12,6 +12,9 @@ pub(crate) const BENCHMARKS: &[Benchmark] = &[
     ("framer/length-16-in-a-read", |times| packets(lengths(), 16, times)),
     ("framer/length-1-in-a-read", |times| packets(lengths(), 1, times)),
     ("framer/length-header-in-two", header_in_two),
+    ("framer/length-func-16-in-a-read", |times| packets(told_lengths(), 16, times)),
+    ("framer/varint-16-in-a-read", |times| packets(Framing::Varint, 16, times)),
+    ("framer/line-16-in-a-read", |times| packets(Framing::Line, 16, times)),
 ];
 
 /// Bytes of a packet, delimiter or header included.
@@ -27,16 +30,28 @@ fn lengths() -> Framing {
     Framing::Length(LengthOptions::default())
 }
 
+/// What `lengths` describes, said by a function.
+fn told_lengths() -> Framing {
+    Framing::LengthFunc(LengthFunc::new(|begin| match begin.first_chunk() {
+        Some(length) => PackageLength::Bytes(4 + u32::from_be_bytes(*length) as usize),
+        None => PackageLength::More,
+    }))
+}
+
 /// A read's worth of packets.
 fn stream(framing: &Framing, packets: usize) -> Vec<u8> {
-    let overhead = match framing {
-        Framing::Raw => 0,
-        Framing::Eof(options) => options.eof().len(),
-        Framing::Length(options) => options.body_offset(),
+    let (header, overhead): (&[u8], _) = match framing {
+        Framing::Raw => (&[], 0),
+        Framing::Eof(options) => (&[], options.eof().len()),
+        Framing::Length(options) => (&[], options.body_offset()),
+        // The function's packets have their header before they are encoded.
+        Framing::LengthFunc(_) => (&(PACKET as u32 - 4).to_be_bytes(), 4),
+        Framing::Varint | Framing::Line => (&[], 1),
     };
+    let payload = [header, &[b'x'; PACKET][overhead..]].concat();
     let mut stream = Vec::new();
     for _ in 0..packets {
-        framing.encode(&[b'x'; PACKET][overhead..], &mut stream).expect("an ordinary packet");
+        framing.encode(&payload, &mut stream).expect("an ordinary packet");
     }
     assert_eq!(stream.len(), packets * PACKET);
     stream

@@ -38,8 +38,8 @@ pub enum FrameError {
         "packet of at least {len} bytes, {max} are allowed: raise package_max_length or close the connection"
     )]
     TooLong {
-        /// Total bytes of the packet: what its header says (saturating at `usize::MAX`), or with eof framing the
-        /// least that it can be, `max + 1`.
+        /// Total bytes of the packet: what its header says (saturating at `usize::MAX`), or the least that it can be,
+        /// `max + 1`, with eof and line framing and where the header itself is cut off by the limit.
         len: usize,
         /// The limit in total bytes: `package_max_length`, or for an encoder what the length field can say.
         max: usize,
@@ -70,6 +70,27 @@ pub enum Malformed {
         /// Bytes up to the end of the length field.
         header: usize,
     },
+    /// Its length is a varint of more than 64 bits.
+    #[error("its length has more than 64 bits")]
+    VarintTooLong,
+    /// A [`LengthFunc`](crate::LengthFunc) says that it has no bytes at all.
+    #[error("package_length_func says that it has 0 bytes")]
+    NoBytes,
+    /// A [`LengthFunc`](crate::LengthFunc) cannot tell its length from as many bytes as it may look at.
+    #[error("package_length_func cannot tell its length from {} bytes", crate::LENGTH_FUNC_MAX)]
+    LengthUnknown,
+    /// A [`LengthFunc`](crate::LengthFunc) says that it is none.
+    #[error("{why}")]
+    LengthFunc {
+        /// What the function says.
+        why: &'static str,
+    },
+    /// A [`LengthFunc`](crate::LengthFunc) panicked.
+    #[error("package_length_func panicked")]
+    LengthFuncPanicked,
+    /// What is to be encoded is not one whole packet, as a [`LengthFunc`](crate::LengthFunc) sees it.
+    #[error("package_length_func does not take it for one packet")]
+    NotOnePacket,
     /// A payload that is to be encoded would be cut in two by its own bytes.
     #[error("the payload makes an eof at its byte {at}")]
     EofInPayload {

@@ -125,6 +125,7 @@ pub use process::UserProcess;
 pub use server::Server;
 pub use session::{Session, SessionInfo};
 pub use stats::{Stats, UserProcessStats, WorkerState, WorkerStats};
+pub use swoole_protocol::PackageLength;
 pub use swoole_supervisor::ExitStatus;
 #[cfg(feature = "typed")]
 pub use task::typed;

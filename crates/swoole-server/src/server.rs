@@ -11,6 +11,7 @@ use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, getpid, getrlimit, pidfd_open, pidfd_send_signal,
     setrlimit, waitpid,
 };
+use swoole_protocol::{LengthFunc, PackageLength};
 use swoole_reactor::Reactor;
 use swoole_reactor::listener::{Address, ListenError, ListenOptions, listen, local_address};
 use swoole_supervisor::daemon::{PidFile, daemonize};
@@ -18,7 +19,7 @@ use swoole_sys::process::{Fork, ForkError, become_subreaper, fork, run_child, th
 use swoole_sys::signal::{SignalSet, block, set_mask};
 
 use crate::base::{self, Stalls};
-use crate::config::{Backend, Config, DispatchMode, Ipc, Listen, Mode};
+use crate::config::{Backend, Config, DispatchMode, Framings, Ipc, LengthFuncs, Listen, Mode};
 use crate::control;
 use crate::dispatch::{Choice, Custom, Dispatch};
 use crate::error::{Error, Result};
@@ -53,6 +54,7 @@ pub struct Server {
     keep: Vec<RawFd>,
     processes: Processes,
     custom: Option<Custom>,
+    length_funcs: LengthFuncs,
 }
 
 impl Server {
@@ -70,7 +72,13 @@ impl Server {
 
     /// A server with this configuration.
     pub fn new(config: Config) -> Server {
-        Server { config, keep: Vec::new(), processes: Processes::default(), custom: None }
+        Server {
+            config,
+            keep: Vec::new(),
+            processes: Processes::default(),
+            custom: None,
+            length_funcs: LengthFuncs::new(),
+        }
     }
 
     /// Sets [`Config::worker_num`].
@@ -138,6 +146,35 @@ impl Server {
     #[must_use]
     pub fn configure(mut self, change: impl FnOnce(&mut Config)) -> Server {
         change(&mut self.config);
+        self
+    }
+
+    /// Gives a function that tells how long a packet is the name by which [`Config::package_length_func`], or that of an
+    /// address, asks for it. It is in place of another one that has had the name.
+    ///
+    /// It runs where packets are cut: in the reactor threads, side by side, or in Base mode in the workers. All
+    /// clients of a reactor wait for it, so it must not block; a panic in it closes the connection whose bytes it was shown,
+    /// and no other. [`swoole_protocol::LengthFunc`] says what it is shown, and when.
+    ///
+    /// ```
+    /// use swoole_server::{PackageLength, Server};
+    ///
+    /// /// A packet's first byte says how many follow it, but for 255, which says nothing.
+    /// fn short(begin: &[u8]) -> PackageLength {
+    ///     match begin.first() {
+    ///         None => PackageLength::More,
+    ///         Some(255) => PackageLength::Malformed("it begins with 255"),
+    ///         Some(count) => PackageLength::Bytes(1 + usize::from(*count)),
+    ///     }
+    /// }
+    ///
+    /// let server = Server::listen("tcp://127.0.0.1:0?framing=length&package_length_func=short")?
+    ///     .package_length_func("short", short);
+    /// # Ok::<(), swoole_server::Error>(())
+    /// ```
+    #[must_use]
+    pub fn package_length_func(mut self, name: &str, function: fn(&[u8]) -> PackageLength) -> Server {
+        self.length_funcs.insert(name.into(), LengthFunc::new(function));
         self
     }
 
@@ -234,7 +271,7 @@ impl Server {
     /// Children that a callback of the master starts must be waited for in that callback: whoever ends later is reaped by
     /// the master, as what workers leave behind is.
     pub fn run<H: Handler>(self, handler: H) -> Result<()> {
-        let Server { mut config, keep, processes, custom } = self;
+        let Server { mut config, keep, processes, custom, length_funcs } = self;
         if let Some(channel) = image::summons()? {
             run_child(|| manager::take_over(handler, keep, processes, channel));
         }
@@ -243,6 +280,7 @@ impl Server {
         config.user_processes = processes.names();
         config.validate()?;
         config.check_custom(custom.is_some())?;
+        let framings = config.framings(&length_funcs)?;
         make_absolute(&mut config)?;
         log::init(config.log_level, config.log_file.as_deref())
             .map_err(|error| Error::setup("open the log", error))?;
@@ -259,7 +297,8 @@ impl Server {
         // A limit of file sizes is to be an error, not the end: of the shared memory now, of the log at any time.
         swoole_sys::signal::ignore(Signal::XFSZ).map_err(std::io::Error::from)?;
         let paths = unix_paths(&listeners);
-        let result = start(config, (keep, processes, custom), listeners, (&choice, image), handler);
+        let own = (keep, processes, custom);
+        let result = start(config, own, (listeners, framings), (&choice, image), handler);
         for path in paths {
             // Somebody may have put it away already.
             let _ = std::fs::remove_file(path);
@@ -274,7 +313,7 @@ impl Server {
 fn start<H: Handler>(
     config: Config,
     (keep, processes, custom): (Vec<RawFd>, Processes, Option<Custom>),
-    listeners: Listeners,
+    (listeners, framings): (Listeners, Framings),
     (choice, image): (&str, Image),
     handler: H,
 ) -> Result<()> {
@@ -296,13 +335,13 @@ fn start<H: Handler>(
     match mode {
         Mode::Process => {
             tracing::info!("{choice}; ipc {}, ring_size {}", shared.config.ipc, shared.config.ring_bytes());
-            start_master(handler, shared, links, (listeners, image), (pid_file, hold))
+            start_master(handler, shared, links, (listeners, framings, image), (pid_file, hold))
         }
         Mode::Base => {
             tracing::info!("{choice}; base mode");
             let stalls = open_stalls(&shared.config, &listeners)?;
             drop(listeners);
-            let result = base::run(handler, shared, stalls);
+            let result = base::run(handler, shared, framings, stalls);
             drop((pid_file, hold));
             result
         }
@@ -314,7 +353,7 @@ fn start_master<H: Handler>(
     handler: H,
     shared: Arc<Shared>,
     links: Links,
-    (listeners, image): (Listeners, Image),
+    (listeners, framings, image): (Listeners, Framings, Image),
     own: (Option<PidFile>, OwnedFd),
 ) -> Result<()> {
     let (to_manager, to_master) = control::pair()?;
@@ -340,7 +379,7 @@ fn start_master<H: Handler>(
                 handler,
                 Arc::clone(&shared),
                 (links, lanes, image),
-                listeners,
+                (listeners, framings),
                 to_manager,
                 manager,
             );

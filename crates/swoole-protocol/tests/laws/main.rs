@@ -7,11 +7,24 @@ mod oracle;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
-use swoole_protocol::{EofOptions, Framing, LengthOptions, LengthType};
+use swoole_protocol::{EofOptions, Framing, LengthFunc, LengthOptions, LengthType};
 
 /// Bytes of few kinds, so that eofs, halves of eofs and small lengths are frequent.
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
     vec(prop_oneof![3 => select(b"ab\0\x01\x02\x05".as_slice()), 1 => any::<u8>()], 0..200)
+}
+
+/// Bytes that are often a varint, or most of one.
+fn varint_bytes() -> impl Strategy<Value = Vec<u8>> {
+    vec(prop_oneof![4 => select(b"\0\x01\x05\x80\x81\xff".as_slice()), 1 => any::<u8>()], 0..200)
+}
+
+/// Bytes that are often the header of a netstring, or nearly.
+fn netstring_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let one = prop_oneof![
+        6 => "[0-2]?[0-9]:", 3 => "[0-9a]{0,9}", 1 => "[0-9]{20,30}:", 1 => "[*~:]", 1 => "[*0]{80}",
+    ];
+    vec(one, 0..30).prop_map(|parts| parts.concat().into_bytes())
 }
 
 fn sizes() -> impl Strategy<Value = Vec<usize>> {
@@ -31,6 +44,9 @@ fn framing() -> impl Strategy<Value = Framing> {
         (eof(), any::<bool>()).prop_map(|(eof, split)| Framing::Eof(EofOptions::new(&eof, split).unwrap())),
         length_options()
             .prop_map(|(kind, at, body)| Framing::Length(LengthOptions::new(kind, at, body).unwrap())),
+        Just(Framing::LengthFunc(LengthFunc::new(oracle::netstring))),
+        Just(Framing::Varint),
+        Just(Framing::Line),
     ]
 }
 
@@ -70,9 +86,39 @@ proptest! {
     }
 
     #[test]
-    fn packets_come_out_as_they_went_in(
-        framing in framing(), payloads in vec(vec(any::<u8>(), 0..200), 0..20), sizes in sizes()
+    fn length_func_does_not_depend_on_the_reads(
+        max in prop_oneof![1..250_usize, 1..20_000_usize], stream in netstring_bytes(), sizes in sizes()
     ) {
+        oracle::length_func(max, &stream, &sizes);
+    }
+
+    #[test]
+    fn varint_does_not_depend_on_the_reads(
+        max in prop_oneof![1..20_usize, 1..250_usize], stream in varint_bytes(), sizes in sizes()
+    ) {
+        oracle::varint(max, &stream, &sizes);
+    }
+
+    #[test]
+    fn line_does_not_depend_on_the_reads(
+        max in 1..250_usize,
+        stream in vec(prop_oneof![3 => select(b"ab\r\n".as_slice()), 1 => any::<u8>()], 0..200),
+        sizes in sizes(),
+    ) {
+        oracle::line(max, &stream, &sizes);
+    }
+
+    #[test]
+    fn packets_come_out_as_they_went_in(
+        framing in framing(),
+        mut payloads in vec(vec(any::<u8>(), 0..200), 0..20),
+        sizes in sizes(),
+    ) {
+        if matches!(framing, Framing::LengthFunc(_)) {
+            payloads.iter_mut().for_each(|payload| {
+                payload.splice(..0, format!("{}:", payload.len()).into_bytes());
+            });
+        }
         if !matches!(framing, Framing::Eof(options) if !options.split()) {
             oracle::encode_then_cut(&framing, &payloads, &sizes);
         }
@@ -103,6 +149,9 @@ fn nothing_panics_on_seeded_random_bytes_and_unrelated_inputs() {
             Framing::Eof(EofOptions::new(&eof, true).unwrap()),
             Framing::Eof(EofOptions::new(&eof, false).unwrap()),
             Framing::Length(LengthOptions::new(kind, offsets.0, offsets.1).unwrap()),
+            Framing::LengthFunc(LengthFunc::new(oracle::netstring)),
+            Framing::Varint,
+            Framing::Line,
         ] {
             let mut framer = framing.framer(random.usize(0..100));
             for _ in 0..20 {

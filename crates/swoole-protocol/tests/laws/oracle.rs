@@ -1,6 +1,9 @@
 //! What must hold for every stream and every way it may arrive: asked by the property tests and by the fuzz targets.
 
-use swoole_protocol::{Cut, EofOptions, FrameError, Framing, LengthOptions, LengthType, Malformed};
+use swoole_protocol::{
+    Cut, EofOptions, FrameError, Framing, LENGTH_FUNC_MAX, LengthFunc, LengthOptions, LengthType, Malformed,
+    PackageLength,
+};
 
 /// What a stream was cut into.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,10 +36,7 @@ pub(crate) fn feed<'a>(framing: &Framing, max: usize, reads: impl IntoIterator<I
                         "a packet although {needed} bytes were said to be needed"
                     );
                     assert!((1..=max).contains(&len), "{len} bytes of at most {max}");
-                    match framing {
-                        Framing::Eof(options) => assert_eq!(payload, 0..len - options.eof().len()),
-                        _ => assert_eq!(payload, 0..len),
-                    }
+                    assert_eq!(&buffer[payload], payload_of(framing, &buffer[..len]));
                     packets.push(buffer.drain(..len).collect());
                     needed = 1;
                 }
@@ -51,6 +51,19 @@ pub(crate) fn feed<'a>(framing: &Framing, max: usize, reads: impl IntoIterator<I
         }
     }
     Outcome { packets, end: Ok(buffer.len()) }
+}
+
+/// What the user sees of a packet.
+fn payload_of<'a>(framing: &Framing, packet: &'a [u8]) -> &'a [u8] {
+    match framing {
+        Framing::Eof(options) => packet.strip_suffix(options.eof()).unwrap(),
+        Framing::Line => {
+            let line = packet.strip_suffix(b"\n").unwrap();
+            line.strip_suffix(b"\r").unwrap_or(line)
+        }
+        Framing::Varint => &packet[1 + packet.iter().position(|byte| *byte < 0x80).unwrap()..],
+        Framing::Raw | Framing::Length(_) | Framing::LengthFunc(_) => packet,
+    }
 }
 
 /// Cuts a stream into reads of the given sizes; the last read is what is left.
@@ -118,7 +131,51 @@ pub(crate) fn length(
     let framing = Framing::Length(options);
     let expected = walk_lengths(options, max, stream);
     assert_eq!(feed(&framing, max, reads(stream, sizes)), expected);
+    assert_eq!(read_as_told(&framing, max, stream), expected);
+}
 
+/// Varint: as length.
+pub(crate) fn varint(max: usize, stream: &[u8], sizes: &[usize]) {
+    let expected = walk_varints(max, stream);
+    assert_eq!(feed(&Framing::Varint, max, reads(stream, sizes)), expected);
+    assert_eq!(read_as_told(&Framing::Varint, max, stream), expected);
+}
+
+/// A function that tells the length: as length, if it keeps its word.
+pub(crate) fn length_func(max: usize, stream: &[u8], sizes: &[usize]) {
+    let framing = Framing::LengthFunc(LengthFunc::new(netstring));
+    let expected = walk_netstrings(max, stream);
+    assert_eq!(feed(&framing, max, reads(stream, sizes)), expected);
+    assert_eq!(read_as_told(&framing, max, stream), expected);
+}
+
+/// Line: the packets are those of a plain search for `\n`, however it arrives.
+pub(crate) fn line(max: usize, stream: &[u8], sizes: &[usize]) {
+    assert_eq!(feed(&Framing::Line, max, reads(stream, sizes)), split_at_each_eof(b"\n", max, stream));
+}
+
+const NO_NUMBER: &str = "no digits in front of the colon";
+
+/// Decimal digits and a colon in front of so many bytes; a `*` says nothing for as long as it likes.
+pub(crate) fn netstring(begin: &[u8]) -> PackageLength {
+    if begin.starts_with(b"*") {
+        return PackageLength::More;
+    }
+    let mut value: usize = 0;
+    for (index, byte) in begin.iter().enumerate() {
+        match byte {
+            b'0'..=b'9' => value = value.saturating_mul(10).saturating_add(usize::from(byte - b'0')),
+            b':' if index > 0 => return PackageLength::Bytes(value.saturating_add(index + 1)),
+            // To have no bytes at all is one thing that a function can say, and must not.
+            b'~' if index == 0 => return PackageLength::Bytes(0),
+            _ => return PackageLength::Malformed(NO_NUMBER),
+        }
+    }
+    PackageLength::More
+}
+
+/// Cuts a stream for a reader that never reads more than it was told is missing.
+fn read_as_told(framing: &Framing, max: usize, stream: &[u8]) -> Outcome {
     let mut framer = framing.framer(max);
     let (mut begin, mut end, mut packets) = (0, 0, Vec::new());
     let result = loop {
@@ -133,7 +190,7 @@ pub(crate) fn length(
             Err(error) => break Err(error),
         }
     };
-    assert_eq!(Outcome { packets, end: result }, expected);
+    Outcome { packets, end: result }
 }
 
 /// What is encoded comes out again.
@@ -195,6 +252,63 @@ fn walk_lengths(options: LengthOptions, max: usize, stream: &[u8]) -> Outcome {
         rest = &rest[total..];
     };
     Outcome { packets, end }
+}
+
+/// Cuts off packets of the length that `total` finds at the front of what is left: the length, or what an end there means.
+fn walk(stream: &[u8], total: impl Fn(&[u8]) -> Result<Option<usize>, FrameError>, max: usize) -> Outcome {
+    let (mut rest, mut packets) = (stream, Vec::new());
+    let end = loop {
+        match total(rest) {
+            Err(error) => break Err(error),
+            Ok(None) if rest.len() >= max => break Err(FrameError::TooLong { len: max + 1, max }),
+            Ok(Some(len)) if len > max => break Err(FrameError::TooLong { len, max }),
+            Ok(Some(len)) if len <= rest.len() => {
+                packets.push(rest[..len].to_vec());
+                rest = &rest[len..];
+            }
+            Ok(_) => break Ok(rest.len()),
+        }
+    };
+    Outcome { packets, end }
+}
+
+fn walk_varints(max: usize, stream: &[u8]) -> Outcome {
+    let total = |rest: &[u8]| {
+        let seen = &rest[..rest.len().min(max).min(10)];
+        let Some(last) = seen.iter().position(|byte| *byte < 0x80) else {
+            let what = Malformed::VarintTooLong;
+            return if seen.len() == 10 { Err(FrameError::Malformed { what }) } else { Ok(None) };
+        };
+        let digits = seen[..=last].iter().rev();
+        let value = digits.fold(0_u128, |value, byte| value << 7 | u128::from(byte & 0x7f));
+        let what = Malformed::VarintTooLong;
+        let value = u64::try_from(value).map_err(|_| FrameError::Malformed { what })?;
+        Ok(Some((value as usize).saturating_add(last + 1)))
+    };
+    walk(stream, total, max)
+}
+
+fn walk_netstrings(max: usize, stream: &[u8]) -> Outcome {
+    let total = |rest: &[u8]| {
+        let malformed = |what| Err(FrameError::Malformed { what });
+        let seen = &rest[..rest.len().min(max).min(LENGTH_FUNC_MAX)];
+        let digits = seen.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        match (digits, seen.get(digits)) {
+            (0, Some(b'*')) | (_, None) if seen.len() == LENGTH_FUNC_MAX && max > LENGTH_FUNC_MAX => {
+                malformed(Malformed::LengthUnknown)
+            }
+            (0, Some(b'*')) | (_, None) => Ok(None),
+            (0, Some(b'~')) => malformed(Malformed::NoBytes),
+            (1.., Some(b':')) => {
+                let value = seen[..digits].iter().fold(0_usize, |value, digit| {
+                    value.saturating_mul(10).saturating_add(usize::from(digit - b'0'))
+                });
+                Ok(Some(value.saturating_add(digits + 1)))
+            }
+            _ => malformed(Malformed::LengthFunc { why: NO_NUMBER }),
+        }
+    };
+    walk(stream, total, max)
 }
 
 fn read_number(kind: LengthType, field: &[u8]) -> i128 {

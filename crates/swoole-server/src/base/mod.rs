@@ -35,6 +35,7 @@ use std::sync::Arc;
 use swoole_supervisor::Supervisor;
 
 use crate::board::Phase;
+use crate::config::Framings;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::log::{Identity, Role};
@@ -46,16 +47,17 @@ pub(crate) use till::Till;
 /// The listening sockets of each worker (outer), in the order of the configuration.
 pub(crate) type Stalls = Vec<Vec<OwnedFd>>;
 
-/// What joins a worker of Base mode with its successors; exists before the first fork.
+/// What a worker of Base mode has in common with its successors; exists before the first fork.
 pub(crate) struct Premises {
     /// By worker.
     estates: Vec<Estate>,
+    framings: Framings,
 }
 
 impl Premises {
-    fn create(shared: &Shared) -> Result<Premises> {
+    fn create(shared: &Shared, framings: Framings) -> Result<Premises> {
         let workers = usize::from(shared.config.worker_num);
-        Ok(Premises { estates: (0..workers).map(|_| Estate::create()).collect::<Result<_>>()? })
+        Ok(Premises { estates: (0..workers).map(|_| Estate::create()).collect::<Result<_>>()?, framings })
     }
 
     /// The descriptors of it that a worker keeps.
@@ -65,12 +67,17 @@ impl Premises {
 }
 
 /// Runs the server until it has stopped.
-pub(crate) fn run<H: Handler>(handler: H, shared: Arc<Shared>, stalls: Stalls) -> Result<()> {
+pub(crate) fn run<H: Handler>(
+    handler: H,
+    shared: Arc<Shared>,
+    framings: Framings,
+    stalls: Stalls,
+) -> Result<()> {
     crate::log::set_identity(Identity { role: Role::Manager, id: 0 });
     // A title is a comfort, not a need.
     let _ = swoole_sys::title::set("swoole: manager");
     shared.board.set_manager(shared.board.master_pid());
-    let premises = Rc::new(Premises::create(&shared)?);
+    let premises = Rc::new(Premises::create(&shared, framings)?);
     let office = Office::new(handler, Arc::clone(&shared), premises, stalls)?;
     let (options, groups) = office.staff.options();
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| Error::setup("run the manager", error);

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use super::Listen;
+
 /// Where a value was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -100,6 +102,16 @@ impl ConfigError {
         reason: impl Into<String>,
     ) -> ConfigError {
         ConfigError::Value { origin: Origin::Program, key, value: value.to_string(), reason: reason.into() }
+    }
+
+    /// The same error of what is set for this address alone.
+    pub(super) fn of_address(self, listen: &Listen) -> ConfigError {
+        match self {
+            ConfigError::Value { key, value, reason, .. } => {
+                ConfigError::value("listen", listen, format!("{key} = {value}: {reason}"))
+            }
+            other => other,
+        }
     }
 
     /// The same error, said of the source that `find` knows for its key.

@@ -46,7 +46,7 @@ pub(super) static KEYS: &[Key] = &[
     key("ipc", Choice(&["ring", "socketpair"]), "how packets travel between reactors and workers"),
     key("ring_size", Size(16 * KIB, 64 * MIB), "bytes of one ring, a power of two"),
     key("ring_memory_max", Size(32 * KIB, 64 * GIB), "bytes of all rings together"),
-    key("framing", Choice(&["raw", "eof", "length"]), "where one packet of a stream ends"),
+    key("framing", Choice(&["raw", "eof", "length", "varint", "line"]), "where one packet of a stream ends"),
     key("open_eof_split", Switch, "eof: a packet ends at every delimiter"),
     key(
         "package_eof",
@@ -60,6 +60,11 @@ pub(super) static KEYS: &[Key] = &[
     ),
     key("package_length_offset", Count(0, 65535), "length: bytes before the length field"),
     key("package_body_offset", Count(0, 65535), "length: bytes that the length does not count"),
+    key(
+        "package_length_func",
+        Text("NAME", "the name of a function that the program gives"),
+        "length: a function of the program's that tells the length",
+    ),
     key("package_max_length", Size(64, GIB), "bytes of the longest packet"),
     key("task_worker_num", Count(0, 1024), "task worker processes"),
     key("task_queue_max", Count(1, 65535), "tasks of one worker under way at one time"),

@@ -1,5 +1,6 @@
 //! Addresses to listen on, and what is set for one of them only.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -7,24 +8,45 @@ use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 use swoole_reactor::listener::{Address, AddressError};
 
-use super::{Config, OnCrash, keys};
+use super::value::{escaped, size};
+use super::{Config, Framing, LengthType, OnCrash, keys};
 
 /// Where clients connect, and whether they speak TLS: `tcp://127.0.0.1:9501`, `tcp://[::1]:9501`,
 /// `unix:///run/app.sock`; `tls://`, `udp://` and `unixgram://` are not supported yet.
 ///
 /// What is to be otherwise for those who connect here than for the rest of the server is set behind the address, as in a
-/// URL: `tcp://127.0.0.1:9502?on_crash=retry&crash_retries=3`. (So the path of a unix socket can have no `?`.)
+/// URL: `tcp://127.0.0.1:9502?framing=length&package_max_length=4M&on_crash=retry`. (So the path of a unix socket can have no
+/// `?`.) Values are written as anywhere; in a `package_eof`, `&` is `\x26`, and in the environment `,` is `\x2c`. A TOML file
+/// may have a table instead:
 ///
 /// ```
-/// use swoole_server::config::{Listen, OnCrash};
+/// use swoole_server::config::{Config, Framing, OnCrash};
+/// # use swoole_server::config::Sources;
 ///
-/// let listen: Listen = "unix:///run/orders.sock?on_crash=retry".parse()?;
-/// assert_eq!(listen.on_crash, Some(OnCrash::Retry));
-/// assert_eq!(listen.url(), "unix:///run/orders.sock");
+/// let text = r#"
+///     [[listen]]
+///     address = "tcp://127.0.0.1:9501"
+///     framing = "eof"
+///     package_eof = '\n'
+///     package_max_length = "64K"
+///
+///     [[listen]]
+///     address = "unix:///run/orders.sock?framing=varint"
+///     on_crash = "retry"
+/// "#;
+/// # let file = std::env::temp_dir().join(format!("swoole-listen-{}.toml", std::process::id()));
+/// # std::fs::write(&file, text)?;
+/// # let config = Sources::new(Config::default()).load(["--config".into(), file.clone().into()], []);
+/// # std::fs::remove_file(file)?;
+/// # let config = config?;
+/// let [lines, orders] = &config.listen[..] else { panic!("two addresses") };
+/// assert_eq!((lines.framing, lines.package_max_length), (Some(Framing::Eof), Some(64 * 1024)));
+/// assert_eq!((orders.framing, orders.on_crash), (Some(Framing::Varint), Some(OnCrash::Retry)));
+/// assert_eq!(orders.url(), "unix:///run/orders.sock");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[serde(try_from = "Written", into = "String")]
 #[non_exhaustive]
 pub struct Listen {
     /// The address of the socket.
@@ -35,6 +57,45 @@ pub struct Listen {
     pub on_crash: Option<OnCrash>,
     /// [`crash_retries`](super::Config::crash_retries) of this address. Default: the server's.
     pub crash_retries: Option<u32>,
+    /// [`framing`](super::Config::framing) of this address. Default, here and below: the server's.
+    pub framing: Option<Framing>,
+    /// [`open_eof_split`](super::Config::open_eof_split) of this address.
+    pub open_eof_split: Option<bool>,
+    /// [`package_eof`](super::Config::package_eof) of this address.
+    pub package_eof: Option<Vec<u8>>,
+    /// [`package_length_type`](super::Config::package_length_type) of this address. It is in place of the server's
+    /// `package_length_func`, too.
+    pub package_length_type: Option<LengthType>,
+    /// [`package_length_offset`](super::Config::package_length_offset) of this address.
+    pub package_length_offset: Option<usize>,
+    /// [`package_body_offset`](super::Config::package_body_offset) of this address.
+    pub package_body_offset: Option<usize>,
+    /// [`package_length_func`](super::Config::package_length_func) of this address.
+    pub package_length_func: Option<String>,
+    /// [`package_max_length`](super::Config::package_max_length) of this address.
+    pub package_max_length: Option<usize>,
+}
+
+/// The options of an address, in the order in which they are written.
+const OPTIONS: [&str; 10] = [
+    "on_crash",
+    "crash_retries",
+    "framing",
+    "open_eof_split",
+    "package_eof",
+    "package_length_type",
+    "package_length_offset",
+    "package_body_offset",
+    "package_length_func",
+    "package_max_length",
+];
+
+/// How an address is written where types can be told apart.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Url(String),
+    Table(BTreeMap<String, toml::Value>),
 }
 
 /// Why a text is no address to listen on.
@@ -45,7 +106,7 @@ pub enum ListenError {
     #[error(transparent)]
     Address(#[from] AddressError),
     /// An option that an address does not have.
-    #[error("`{text}`: an address has no option `{option}`, only on_crash and crash_retries")]
+    #[error("`{text}`: an address has no option `{option}`, only {}", OPTIONS.join(", "))]
     UnknownOption {
         /// The whole text.
         text: String,
@@ -64,11 +125,27 @@ pub enum ListenError {
         /// What would be right.
         expected: String,
     },
+    /// A table without an `address`.
+    #[error("a table needs an `address`, as \"tcp://127.0.0.1:9501\", beside its options")]
+    NoAddress,
 }
 
 impl From<Address> for Listen {
     fn from(address: Address) -> Listen {
-        Listen { address, tls: false, on_crash: None, crash_retries: None }
+        Listen {
+            address,
+            tls: false,
+            on_crash: None,
+            crash_retries: None,
+            framing: None,
+            open_eof_split: None,
+            package_eof: None,
+            package_length_type: None,
+            package_length_offset: None,
+            package_body_offset: None,
+            package_length_func: None,
+            package_max_length: None,
+        }
     }
 }
 
@@ -82,7 +159,8 @@ impl FromStr for Listen {
             None => Listen::from(url.parse::<Address>()?),
         };
         for option in options.split('&').filter(|option| !option.is_empty()) {
-            listen.set(text, option)?;
+            let (name, value) = option.split_once('=').unwrap_or((option, ""));
+            listen.set(text, name, value)?;
         }
         Ok(listen)
     }
@@ -97,26 +175,74 @@ impl Listen {
         }
     }
 
-    /// One option, `name=value`, of the address `text`.
-    fn set(&mut self, text: &str, option: &str) -> Result<(), ListenError> {
-        let (name, value) = option.split_once('=').unwrap_or((option, ""));
-        let wrong = |option| {
+    /// One option of the address `text`.
+    fn set(&mut self, text: &str, name: &str, value: &str) -> Result<(), ListenError> {
+        let Some(option) = OPTIONS.into_iter().find(|option| *option == name) else {
+            return Err(ListenError::UnknownOption { text: text.into(), option: name.into() });
+        };
+        self.read(option, value).ok_or_else(|| {
             let expected = keys::find(option).map(keys::Key::expected).unwrap_or_default();
             ListenError::Value { text: text.into(), option, value: value.into(), expected }
-        };
-        match name {
-            "on_crash" => {
-                let known = [OnCrash::Close, OnCrash::Retry, OnCrash::Drop];
-                let found = known.into_iter().find(|known| known.to_string() == value);
-                self.on_crash = Some(found.ok_or_else(|| wrong("on_crash"))?);
-            }
-            "crash_retries" => {
-                let retries: u32 = value.parse().map_err(|_| wrong("crash_retries"))?;
-                self.crash_retries = Some(retries);
-            }
-            _ => return Err(ListenError::UnknownOption { text: text.into(), option: name.into() }),
+        })
+    }
+
+    /// `None` if the option cannot have this value.
+    fn read(&mut self, option: &str, value: &str) -> Option<()> {
+        match option {
+            "on_crash" => self.on_crash = Some(one_of(&OnCrash::ALL, value)?),
+            "crash_retries" => self.crash_retries = Some(value.parse().ok()?),
+            "framing" => self.framing = Some(one_of(&Framing::ALL, value)?),
+            "open_eof_split" => self.open_eof_split = Some(value.parse().ok()?),
+            "package_eof" => self.package_eof = Some(escaped::parse(value).ok()?),
+            "package_length_type" => self.package_length_type = Some(value.parse().ok()?),
+            "package_length_offset" => self.package_length_offset = Some(value.parse().ok()?),
+            "package_body_offset" => self.package_body_offset = Some(value.parse().ok()?),
+            "package_length_func" => self.package_length_func = Some(value.into()),
+            "package_max_length" => self.package_max_length = Some(size::parse(value)?),
+            _ => return None,
         }
-        Ok(())
+        Some(())
+    }
+
+    /// The value of an option that is set, as [`read`](Listen::read) takes it.
+    fn written(&self, option: &str) -> Option<String> {
+        fn text<T: ToString>(value: &Option<T>) -> Option<String> {
+            value.as_ref().map(T::to_string)
+        }
+        match option {
+            "on_crash" => text(&self.on_crash),
+            "crash_retries" => text(&self.crash_retries),
+            "framing" => text(&self.framing),
+            "open_eof_split" => text(&self.open_eof_split),
+            "package_eof" => self.package_eof.as_deref().map(in_url),
+            "package_length_type" => text(&self.package_length_type),
+            "package_length_offset" => text(&self.package_length_offset),
+            "package_body_offset" => text(&self.package_body_offset),
+            "package_length_func" => self.package_length_func.clone(),
+            "package_max_length" => self.package_max_length.map(size::format),
+            _ => None,
+        }
+    }
+
+    /// The configuration as those who connect here find it, as far as framing goes.
+    pub(super) fn applied_to(&self, config: &Config) -> Config {
+        fn replace<T: Clone>(general: &mut T, own: &Option<T>) {
+            if let Some(own) = own {
+                general.clone_from(own);
+            }
+        }
+        let mut applied = config.clone();
+        if self.package_length_type.is_some() || self.package_length_func.is_some() {
+            applied.package_length_func.clone_from(&self.package_length_func);
+        }
+        replace(&mut applied.framing, &self.framing);
+        replace(&mut applied.open_eof_split, &self.open_eof_split);
+        replace(&mut applied.package_eof, &self.package_eof);
+        replace(&mut applied.package_length_type, &self.package_length_type);
+        replace(&mut applied.package_length_offset, &self.package_length_offset);
+        replace(&mut applied.package_body_offset, &self.package_body_offset);
+        replace(&mut applied.package_max_length, &self.package_max_length);
+        applied
     }
 
     /// What becomes of a packet of those who connect here that a worker died on.
@@ -133,18 +259,27 @@ impl Listen {
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.url())?;
-        let on_crash = self.on_crash.map(|policy| format!("on_crash={policy}"));
-        let retries = self.crash_retries.map(|retries| format!("crash_retries={retries}"));
-        let options: Vec<String> = on_crash.into_iter().chain(retries).collect();
+        let written = |option: &str| Some(format!("{option}={}", self.written(option)?));
+        let options: Vec<String> = OPTIONS.into_iter().filter_map(written).collect();
         if options.is_empty() { Ok(()) } else { write!(f, "?{}", options.join("&")) }
     }
 }
 
-impl TryFrom<String> for Listen {
+impl TryFrom<Written> for Listen {
     type Error = ListenError;
 
-    fn try_from(text: String) -> Result<Listen, ListenError> {
-        text.parse()
+    fn try_from(written: Written) -> Result<Listen, ListenError> {
+        let mut table = match written {
+            Written::Url(text) => return text.parse(),
+            Written::Table(table) => table,
+        };
+        let address = table.remove("address").ok_or(ListenError::NoAddress)?;
+        let text = keys::show(&address);
+        let mut listen: Listen = text.parse()?;
+        for (option, value) in &table {
+            listen.set(&text, option, &keys::show(value))?;
+        }
+        Ok(listen)
     }
 }
 
@@ -152,6 +287,16 @@ impl From<Listen> for String {
     fn from(listen: Listen) -> String {
         listen.to_string()
     }
+}
+
+fn one_of<T: Copy + fmt::Display>(known: &[T], text: &str) -> Option<T> {
+    known.iter().copied().find(|known| known.to_string() == text)
+}
+
+/// Bytes with escapes, also of what ends an option or, in the environment, an address.
+fn in_url(bytes: &[u8]) -> String {
+    let text = bytes.escape_ascii().to_string();
+    text.replace('&', "\\x26").replace(',', "\\x2c").replace(' ', "\\x20")
 }
 
 /// Several addresses, or the only one.
@@ -162,11 +307,15 @@ pub(super) fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
         type Value = Vec<Listen>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an address or a list of addresses, as \"tcp://127.0.0.1:9501\"")
+            f.write_str("an address or a list of addresses, as \"tcp://127.0.0.1:9501\", or tables of such")
         }
 
         fn visit_str<E: de::Error>(self, one: &str) -> Result<Vec<Listen>, E> {
             one.parse().map(|one| vec![one]).map_err(E::custom)
+        }
+
+        fn visit_map<A: de::MapAccess<'de>>(self, one: A) -> Result<Vec<Listen>, A::Error> {
+            Listen::deserialize(de::value::MapAccessDeserializer::new(one)).map(|one| vec![one])
         }
 
         fn visit_seq<A: de::SeqAccess<'de>>(self, many: A) -> Result<Vec<Listen>, A::Error> {

@@ -31,6 +31,7 @@
 #![doc = include_str!("bounds.md")]
 
 mod error;
+mod framing;
 mod keys;
 mod listen;
 mod source;
@@ -38,6 +39,7 @@ mod validate;
 mod value;
 
 pub use error::{ConfigError, Origin};
+pub(crate) use framing::{Framings, LengthFuncs};
 pub use listen::{Listen, ListenError};
 pub use source::Sources;
 pub use swoole_protocol::LengthType;
@@ -92,6 +94,8 @@ pub struct Config {
     pub ring_memory_max: usize,
 
     /// Where one packet of a stream ends. Default [`Framing::Raw`]. Swoole: `open_eof_check`, `open_length_check`.
+    ///
+    /// An address may have its own, see [`Listen`]; so it may for the keys below, down to `package_max_length`.
     pub framing: Framing,
 
     /// With eof framing: whether a packet ends at every delimiter (`true`, default), or only where one ends the
@@ -115,8 +119,13 @@ pub struct Config {
     /// the default type. Swoole: `package_body_offset`.
     pub package_body_offset: usize,
 
-    /// Bytes of the longest packet that is accepted, 64..=1 GiB. Default 2 MiB. A connection that sends a longer one
-    /// is closed. Swoole: `package_max_length`.
+    /// With length framing: the name of a function that tells how long a packet is, in place of type and offsets. The
+    /// program gives it: [`Server::package_length_func`](crate::Server::package_length_func). Default: none. Swoole:
+    /// `package_length_func`, which is the function itself, and leaves one reactor thread to the server.
+    pub package_length_func: Option<String>,
+
+    /// Bytes of the longest packet that is accepted, with its header, delimiter or line end, 64..=1 GiB. Default 2 MiB. A
+    /// connection that sends a longer one is closed. Swoole: `package_max_length`.
     #[serde(with = "value::size")]
     pub package_max_length: usize,
 
@@ -320,6 +329,7 @@ impl Default for Config {
             package_length_type: LengthType::U32Be,
             package_length_offset: 0,
             package_body_offset: 4,
+            package_length_func: None,
             package_max_length: 2 * MIB,
             task_worker_num: 0,
             task_queue_max: 1024,
@@ -387,6 +397,11 @@ macro_rules! choice {
             $($(#[$inner])* #[serde(rename = $text)] $variant),+
         }
 
+        impl $name {
+            /// Every one of them.
+            pub const ALL: [$name; [$($text),+].len()] = [$($name::$variant),+];
+        }
+
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(match self { $($name::$variant => $text),+ })
@@ -427,8 +442,16 @@ choice! {
         Raw = "raw",
         /// Packets end with the delimiter `package_eof`.
         Eof = "eof",
-        /// Packets say their length in a header: `package_length_type` and the two offsets.
+        /// Packets say their length in a header: `package_length_type` and the two offsets, or `package_length_func`.
+        /// The handler gets the header, too.
         Length = "length",
+        /// The length comes first, as a base-128 varint, and counts what follows it: the delimited streams of Protocol
+        /// Buffers. The handler gets a packet without it; [`swoole_protocol::Framing::encode`] puts it before a reply.
+        Varint = "varint",
+        /// Packets are lines that end with `\n` or `\r\n`, each as its sender likes, of `package_max_length` bytes at
+        /// most; the handler does not get the end. (With `eof` there is one delimiter, and what else is before it is the
+        /// packet's, as the `\r` of a client that ends lines with `\r\n` where `\n` is expected.)
+        Line = "line",
     }
 }
 

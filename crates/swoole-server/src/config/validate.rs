@@ -4,11 +4,10 @@ use std::fmt;
 use std::ops::Range;
 
 use rustix::process::{Resource, getrlimit};
-use swoole_protocol::{EofOptions, LengthOptions};
 
 use super::keys::{self, Kind};
 use super::value::size;
-use super::{Config, ConfigError, DispatchMode, Framing, Ipc, KIB, Listen, Mode, OnCrash};
+use super::{Config, ConfigError, DispatchMode, Ipc, KIB, Listen, Mode, OnCrash};
 use crate::post::Peer;
 
 /// Bytes of the smallest ring.
@@ -40,9 +39,6 @@ impl Config {
         self.check_tasks()?;
         check_count("dispatch_key_offset", self.dispatch_key_offset as u64)?;
         check_count("dispatch_key_length", self.dispatch_key_length as u64)?;
-        check_count("package_length_offset", self.package_length_offset as u64)?;
-        check_count("package_body_offset", self.package_body_offset as u64)?;
-        check_size("package_max_length", self.package_max_length)?;
         check_count("max_timer", self.max_timer as u64)?;
         check_count("max_subscription", self.max_subscription as u64)?;
         check_count("max_connection", self.max_connection as u64)?;
@@ -59,7 +55,7 @@ impl Config {
         check_count("reload_parallel", self.reload_parallel.into())?;
         check_seconds("max_wait_time", self.max_wait_time.as_secs_f64())?;
         self.check_rings()?;
-        self.framing().map(drop)
+        self.check_framings()
     }
 
     fn check_listen(&self) -> Result<(), ConfigError> {
@@ -215,39 +211,6 @@ impl Config {
         share.checked_ilog2().map_or(0, |log| 1 << log).min(self.ring_size).max(RING_MIN)
     }
 
-    /// The framing, with the options that belong to it.
-    ///
-    /// # Errors
-    /// `package_eof` has not 1..=8 bytes; or the header that the length keys describe is out of range or does not fit
-    /// into `package_max_length`.
-    pub fn framing(&self) -> Result<swoole_protocol::Framing, ConfigError> {
-        match self.framing {
-            Framing::Raw => Ok(swoole_protocol::Framing::Raw),
-            Framing::Eof => EofOptions::new(&self.package_eof, self.open_eof_split)
-                .map(swoole_protocol::Framing::Eof)
-                .map_err(|_| wrong("package_eof", self.package_eof.escape_ascii())),
-            Framing::Length => self.length_options().map(swoole_protocol::Framing::Length),
-        }
-    }
-
-    fn length_options(&self) -> Result<LengthOptions, ConfigError> {
-        check_count("package_length_offset", self.package_length_offset as u64)?;
-        let (length_offset, body_offset) = (self.package_length_offset, self.package_body_offset);
-        let options = LengthOptions::new(self.package_length_type, length_offset, body_offset)
-            .map_err(|_| wrong("package_body_offset", body_offset))?;
-        let header = options.header_len().max(body_offset);
-        if header > self.package_max_length {
-            let expected =
-                format!("must be at least {header}, the header's size, or no packet can be accepted");
-            return Err(ConfigError::value(
-                "package_max_length",
-                size::format(self.package_max_length),
-                expected,
-            ));
-        }
-        Ok(options)
-    }
-
     /// How many packets at most a worker handles beyond `max_request`.
     pub fn request_grace(&self) -> u64 {
         self.max_request_grace.unwrap_or(grace_of(self.max_request))
@@ -304,7 +267,7 @@ fn expected(key: &str) -> String {
     keys::find(key).map(keys::Key::expected).unwrap_or_default()
 }
 
-fn wrong(key: &'static str, value: impl fmt::Display) -> ConfigError {
+pub(super) fn wrong(key: &'static str, value: impl fmt::Display) -> ConfigError {
     ConfigError::value(key, value, format!("must be {}", expected(key)))
 }
 
@@ -312,14 +275,14 @@ fn not_yet(key: &'static str, value: impl fmt::Display) -> ConfigError {
     ConfigError::value(key, value, format!("not supported yet; must be {}", expected(key)))
 }
 
-fn check_count(key: &'static str, value: u64) -> Result<(), ConfigError> {
+pub(super) fn check_count(key: &'static str, value: u64) -> Result<(), ConfigError> {
     match keys::find(key).map(|key| &key.kind) {
         Some(Kind::Count(min, max)) if (*min..=*max).contains(&value) => Ok(()),
         _ => Err(wrong(key, value)),
     }
 }
 
-fn check_size(key: &'static str, value: usize) -> Result<(), ConfigError> {
+pub(super) fn check_size(key: &'static str, value: usize) -> Result<(), ConfigError> {
     match keys::find(key).map(|key| &key.kind) {
         Some(Kind::Size(min, max)) if (*min..=*max).contains(&value) => Ok(()),
         _ => Err(wrong(key, size::format(value))),

@@ -96,7 +96,7 @@ impl Desk {
             match reactor.stream(socket) {
                 Ok(token) => {
                     let slot = self.shared.sessions.slot(session);
-                    let framer = self.framing.framer(self.shared.config.package_max_length);
+                    let framer = self.framings.framer(self.shared.sessions.listener(session));
                     let mut connection = Connection::new(session, token, taker.home(None), framer);
                     (connection.announced, connection.ended, connection.input) = (true, ended, input.into());
                     connection.closing = closing;

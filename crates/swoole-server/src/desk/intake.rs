@@ -129,10 +129,13 @@ impl Desk {
         let len = connection.input.bytes().len();
         let whole = Cut::Packet { len, payload: 0..len };
         connection.usual = len;
-        if connection.framer.clone().cut(connection.input.bytes()) == Ok(whole) {
+        let mut framer = connection.framer.clone();
+        if framer.cut(connection.input.bytes()) == Ok(whole) {
             let packet = std::mem::take(&mut connection.input).into_bytes();
             match taker.take_whole(connection.session, connection.home, packet) {
                 Ok(()) => {
+                    // One that is offered again is cut again.
+                    connection.framer = framer;
                     connection.in_flight += 1;
                     return self.count(Counter::Packets, 1);
                 }

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use rustix::fd::OwnedFd;
 use slab::Slab;
-use swoole_protocol::{Framer, Framing};
+use swoole_protocol::Framer;
 use swoole_reactor::{Close, Error as ReactorError, Reactor, TimerId, Token};
 
 pub(crate) use connection::{Client, Fed, Offer, feed};
@@ -36,6 +36,7 @@ pub(crate) use replies::Replies;
 use topics::Topics;
 
 use crate::board::Counter;
+use crate::config::Framings;
 use crate::session::{Arrival, Generations, Session};
 use crate::shared::Shared;
 
@@ -103,7 +104,7 @@ pub(crate) struct Intake {
 pub(crate) struct Desk {
     id: u16,
     shared: Arc<Shared>,
-    framing: Framing,
+    framings: Framings,
     connections: Slab<Connection>,
     generations: Generations,
     /// Slots by the slot of the reactor's token; believed only if the connection has that very token.
@@ -134,10 +135,10 @@ pub(crate) struct Desk {
 impl Desk {
     /// `queues`: how many there are to wait in for room; any worker will do for those in the last one.
     /// With `reads`, connections are read from by [`readable`](Desk::readable) where the driver reads on demand.
-    pub(crate) fn new(id: u16, shared: Arc<Shared>, framing: Framing, queues: usize, reads: bool) -> Desk {
+    pub(crate) fn new(id: u16, shared: Arc<Shared>, framings: Framings, queues: usize, reads: bool) -> Desk {
         Desk {
             id,
-            framing,
+            framings,
             connections: Slab::new(),
             generations: Generations::default(),
             by_token: Vec::new(),
@@ -193,7 +194,7 @@ impl Desk {
         let slot = vacancy.key();
         let session = self.generations.next(&self.shared.sessions, self.id, slot);
         let home = taker.home(arrival.peer.map(|peer| peer.ip()));
-        let framer = self.framing.framer(self.shared.config.package_max_length);
+        let framer = self.framings.framer(Some(arrival.listener));
         vacancy.insert(Connection::new(session, token, home, framer));
         self.remember(slot);
         self.shared.sessions.open(session, arrival);

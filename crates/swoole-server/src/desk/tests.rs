@@ -4,7 +4,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use swoole_reactor::{Backend, Event, Options};
 
 use super::*;
-use crate::config::Config;
+use crate::config::{Config, LengthFuncs};
 
 const ARRIVAL: Arrival = Arrival { listener: 0, port: 0, peer: None, connected_at: 0 };
 
@@ -46,11 +46,11 @@ fn client() -> (OwnedFd, OwnedFd) {
 fn a_connection_whose_place_is_taken_before_it_is_reported_closed_still_leaves() {
     let mut config = Config::default();
     (config.worker_num, config.reactor_num, config.max_connection) = (1, 1, 8);
-    let framing = config.framing().unwrap();
+    let framings = config.framings(&LengthFuncs::new()).unwrap();
     let (shared, _links, _hold) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
     let shared = Arc::new(shared);
     let mut taker = Nobody;
-    let mut desk = Desk::new(0, Arc::clone(&shared), framing, 1, false);
+    let mut desk = Desk::new(0, Arc::clone(&shared), framings, 1, false);
     let mut reactor = Reactor::new(Options { backend: Backend::Epoll, ..Options::default() }).unwrap();
 
     let (first, _first_client) = client();

@@ -32,13 +32,13 @@ impl ReactorEnd {
         requests.reserve(HEADER + room).map(|record| &mut record[HEADER..])
     }
 
-    /// Makes a record of these packets, at most [`BATCH_MAX`], which stand in what [`space`](Self::space) gave last, the
-    /// first one at its beginning.
+    /// Makes a record of these packets, at most [`BATCH_MAX`], which stand in what [`space`](Self::space) gave last.
     pub(crate) fn send_batch(&mut self, session: Session, packets: &[Range<usize>]) {
         let (Some(last), Side::Ring { requests, .. }) = (packets.last(), &mut self.side) else { return };
         let bytes = last.end;
         let (kind, places, total) = match packets {
-            [only] => (RequestKind::Packet, 0, only.len()),
+            // Where its framing has put something before it, its place must be told.
+            [only] if only.start == 0 => (RequestKind::Packet, 0, only.len()),
             many => (RequestKind::Batch, many.len(), many.len()),
         };
         let request = Request { kind, first: true, last: true, session, total };

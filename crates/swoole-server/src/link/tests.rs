@@ -134,6 +134,27 @@ fn packets(count: usize) -> Vec<Vec<u8>> {
 }
 
 #[test]
+fn what_stands_before_a_packet_is_not_the_packets() {
+    let mut bed = Bed::new();
+    let delimited = |bed: &mut Bed, packets: &[Range<usize>]| {
+        bed.reactor.space(7).unwrap()[..7].copy_from_slice(b"\x03abc\x02de");
+        bed.reactor.send_batch(session(5), packets);
+        bed.reactor.flush();
+    };
+    delimited(&mut bed, std::slice::from_ref(&(1..4)));
+    delimited(&mut bed, &[1..4, 5..7]);
+    let (mut inbox, mut outlets) = bed.worker();
+    assert_eq!(handle(&mut inbox, &mut outlets, 9), [&b"abc"[..], b"abc", b"de"]);
+    // One that a worker has died on is taken from where it stands, too.
+    delimited(&mut bed, std::slice::from_ref(&(5..7)));
+    drop((inbox, outlets));
+    let lost = bed.reactor.settle(0, |_| policy(OnCrash::Close), &mut bed.replies);
+    assert!(lost.is_empty());
+    let (mut inbox, mut outlets) = bed.worker();
+    assert_eq!(handle(&mut inbox, &mut outlets, 9), [b"de"]);
+}
+
+#[test]
 fn a_batch_is_answered_packet_by_packet_and_sent_as_one() {
     let mut bed = Bed::new();
     let (mut inbox, mut outlets) = bed.worker();

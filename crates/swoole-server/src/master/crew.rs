@@ -9,6 +9,7 @@ use swoole_reactor::Reactor;
 
 use super::mailbox::{Command, Mailbox, Note, Occupancy};
 use super::reactor_thread::{self, Seat};
+use crate::config::Framings;
 use crate::error::{Error, Result};
 use crate::shared::{Lanes, Shared};
 
@@ -25,15 +26,19 @@ pub(super) struct Crew {
 }
 
 impl Crew {
-    pub(super) fn start(shared: &Arc<Shared>, lanes: &Lanes, notes: &Arc<Mailbox<Note>>) -> Result<Crew> {
-        let framing = shared.config.framing()?;
+    pub(super) fn start(
+        shared: &Arc<Shared>,
+        framings: &Framings,
+        lanes: &Lanes,
+        notes: &Arc<Mailbox<Note>>,
+    ) -> Result<Crew> {
         let crowded = Arc::new(AtomicBool::new(false));
         let start = |id: u8| {
             let occupancy = Arc::new(Occupancy::default());
             let seat = Seat {
                 id,
                 shared: Arc::clone(shared),
-                framing,
+                framings: framings.clone(),
                 lanes: lanes.iter().map(|of_worker| Arc::clone(&of_worker[usize::from(id)])).collect(),
                 main: Arc::clone(notes),
                 occupancy: Arc::clone(&occupancy),

@@ -38,7 +38,7 @@ use swoole_reactor::{Event, Interest, Reactor, TimerId, Token, Trigger};
 use swoole_sys::signal::SignalSet;
 
 use crate::board::Phase;
-use crate::config::Listen;
+use crate::config::{Framings, Listen};
 use crate::control::{News, Order, Orders};
 use crate::crash::PacketInHand;
 use crate::error::{Error, Result};
@@ -70,7 +70,7 @@ pub(crate) fn run<H: Handler>(
     handler: H,
     shared: Arc<Shared>,
     (links, lanes, image): (Links, Lanes, Image),
-    listeners: Listeners,
+    (listeners, framings): (Listeners, Framings),
     to_manager: Endpoint,
     manager: Pid,
 ) -> Result<()> {
@@ -80,7 +80,7 @@ pub(crate) fn run<H: Handler>(
     reactor.signals(&SignalSet::from(SIGNALS)).map_err(failed)?;
     let manager = Present::new(&mut reactor, manager, Orders::new(to_manager))?;
     let notes = Mailbox::new(reactor.waker());
-    let crew = Crew::start(&shared, &lanes, &notes)?;
+    let crew = Crew::start(&shared, &framings, &lanes, &notes)?;
     let mut office = Office {
         handler,
         context: Master::new(Arc::clone(&shared)),

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use swoole_protocol::Framing;
 use swoole_reactor::{Close, Event, Interest, Reactor, TimerId, Token, Trigger};
 
 use super::dealer::Dealer;
 use super::mailbox::{Command, Mailbox, Note, Occupancy};
+use crate::config::Framings;
 use crate::desk::{Desk, Replies};
 use crate::error::{Error, Result};
 use crate::link::{Lane, ReactorEnd};
@@ -29,7 +29,7 @@ const POST_BUDGET: usize = 256;
 pub(super) struct Seat {
     pub(super) id: u8,
     pub(super) shared: Arc<Shared>,
-    pub(super) framing: Framing,
+    pub(super) framings: Framings,
     /// Its lane to each worker.
     pub(super) lanes: Vec<Arc<Lane>>,
     pub(super) main: Arc<Mailbox<Note>>,
@@ -104,7 +104,13 @@ impl ReactorThread {
         let queues = dealer.links.len() + 1;
         Ok(ReactorThread {
             // A queue for each worker, and one of those for whom any will do.
-            desk: Desk::new(seat.id.into(), Arc::clone(shared), seat.framing, queues, dealer.takes_in()),
+            desk: Desk::new(
+                seat.id.into(),
+                Arc::clone(shared),
+                seat.framings.clone(),
+                queues,
+                dealer.takes_in(),
+            ),
             mail,
             post: Receiver::new(shared, shared.config.box_of_reactor(seat.id.into())),
             postbox: None,

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 pub(super) static ALL: &[Scenario] = &[
     full("hostile_lines", "random bytes where lines are expected harm nobody else", hostile_lines),
     full("hostile_lengths", "random bytes where lengths are expected harm nobody else", hostile_lengths),
+    full("hostile_varints", "random bytes where varints are expected harm nobody else", hostile_varints),
     full("hostile_stream", "random bytes in a raw stream harm nobody else", hostile_stream),
 ];
 
@@ -22,6 +23,10 @@ fn hostile_lines(cx: &Cx) -> Result<()> {
 
 fn hostile_lengths(cx: &Cx) -> Result<()> {
     hostile(cx, "length", &|client| echoes(client, b"\0\0\0\x09bystander"))
+}
+
+fn hostile_varints(cx: &Cx) -> Result<()> {
+    hostile(cx, "varint", &|client| echoes(client, b"\x09bystander"))
 }
 
 fn hostile_stream(cx: &Cx) -> Result<()> {
@@ -96,6 +101,7 @@ fn refuses_too_long(bed: &Bed, framing: &str) -> Result<()> {
     match framing {
         "eof" => offender.send(&vec![b'a'; PACKAGE_MAX + 1])?,
         "length" => offender.send(&u32::try_from(PACKAGE_MAX + 1)?.to_be_bytes())?,
+        "varint" => offender.send(b"\xfe\xff\x03")?,
         _ => return Ok(()),
     }
     offender.expect_close().context("the sender of a packet above package_max_length")

@@ -16,6 +16,7 @@ mod crash_policy;
 mod dispatch;
 mod dispatch_rules;
 mod drain;
+mod framing;
 mod groups;
 mod hostile;
 mod manager;
@@ -39,6 +40,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
     let themes = [
         shape::ALL,
         packets::ALL,
+        framing::ALL,
         placement::ALL,
         commands::ALL,
         dispatch::ALL,

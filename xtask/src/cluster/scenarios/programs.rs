@@ -29,6 +29,7 @@ pub(super) static ALL: &[Scenario] = &[
         collector,
     )
     .in_process(),
+    once("multi_port", "the same service on three ports, framed in three ways", multi_port).in_process(),
     once(
         "table",
         "workers count a client's requests together, and go on counting when one was killed",
@@ -163,6 +164,28 @@ fn chat(cx: &Cx) -> Result<()> {
     Ok(())
 }
 
+fn multi_port(cx: &Cx) -> Result<()> {
+    let mut server = cx.example("multi_port").flag("worker-num", 1).spawn()?;
+    let talks: [(u16, &[u8], &[u8]); 3] = [
+        (9504, b"world\r\nyou\n", b"hello, world\nhello, you\n"),
+        (9505, b"\x05world\x03you", b"\x0chello, world\x0ahello, you"),
+        (9506, b"5:world,3:you,", b"12:hello, world,10:hello, you,"),
+    ];
+    for (port, stream, reply) in talks {
+        let address = Address::Tcp(([127, 0, 0, 1], port).into());
+        let mut client = proc::until("the example to listen", PATIENCE, || Client::connect(&address).ok())?;
+        client.send(stream)?;
+        ensure!(client.exactly(reply.len())? == reply, "port {port} replies otherwise");
+    }
+    let mut long = Client::connect(&Address::Tcp("127.0.0.1:9504".parse()?))?;
+    long.send(&[b'x'; 1024])?;
+    long.expect_close()?;
+    proc::signal(server.pid(), Signal::TERM)?;
+    let status = server.wait_exit(PATIENCE)?;
+    ensure!(status.code() == Some(0), "ended with {status}");
+    Ok(())
+}
+
 fn echo(cx: &Cx) -> Result<()> {
     let source = fs::read_to_string(shell::root().join("examples/echo.rs"))?;
     let lines =
@@ -228,6 +251,10 @@ fn frames(cx: &Cx) -> Result<()> {
     ensure!(lines == ["\"one\"", "\"two\""], "eof cut {lines:?}");
     let packets = feed("\\000\\000\\000\\003abc\\000\\000\\000\\001d", &["length", "N", "0", "4"])?;
     ensure!(packets == [r#""\0\0\0\u{3}abc""#, r#""\0\0\0\u{1}d""#], "length cut {packets:?}");
+    let packets = feed("\\003abc\\001d", &["varint"])?;
+    ensure!(packets == ["\"abc\"", "\"d\""], "varint cut {packets:?}");
+    let lines = feed("one\\r\\ntwo\\n", &["line"])?;
+    ensure!(lines == ["\"one\"", "\"two\""], "line cut {lines:?}");
     Ok(())
 }
 

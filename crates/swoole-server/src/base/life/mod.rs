@@ -152,7 +152,7 @@ impl<'a, H: Handler> Life<'a, H> {
             duty,
             premises: Rc::clone(premises),
             outbox: Outbox::default(),
-            desk: Desk::new(id, Arc::clone(shared), config.framing()?, 1, true),
+            desk: Desk::new(id, Arc::clone(shared), premises.framings.clone(), 1, true),
             listeners: Vec::new(),
             limit: shared.connection_limit.div_ceil(usize::from(config.worker_num)),
             full: false,

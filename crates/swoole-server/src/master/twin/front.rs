@@ -13,6 +13,7 @@ use super::super::mailbox::Command;
 use super::ledger::{CLOSE, Item, Ledger, Name};
 use super::process::Held;
 use super::tally::{Breach, Kind, breach};
+use crate::config::LengthFuncs;
 use crate::crash::{CrashPolicy, Fate, PacketInHand};
 use crate::desk::{Client, Fed, Offer, Taker as _, feed};
 use crate::link::{Casualty, Lane, ReactorEnd, ReplySink, Sent};
@@ -206,13 +207,13 @@ impl Front {
         let client = ledger.connect(session, greeting)?;
         shared.sessions.open(session, &ARRIVAL);
         let peer = Ipv4Addr::from_bits(client / 2).into();
-        let framing =
-            shared.config.framing().map_err(|error| Breach { kind: Kind::Fault, what: error.to_string() })?;
+        let framings = shared.config.framings(&LengthFuncs::new());
+        let framings = framings.map_err(|error| Breach { kind: Kind::Fault, what: error.to_string() })?;
         connections[slot] = Some(Connection {
             session,
             client,
             home: self.dealer.home(Some(peer)),
-            framer: framing.framer(shared.config.package_max_length),
+            framer: framings.framer(Some(ARRIVAL.listener)),
             announced: false,
             greeted: false,
             uid: 0,

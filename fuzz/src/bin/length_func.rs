@@ -1,0 +1,16 @@
+//! Framing by a function that tells the length of netstrings: any stream, any reads.
+//!
+//! An input is an [`Arrival`].
+
+#![no_main]
+
+#[path = "../../../crates/swoole-protocol/tests/laws/oracle.rs"]
+#[allow(dead_code, reason = "each target asks for the law of its own framer")]
+mod oracle;
+
+use swoole_fuzz::{Arrival, Input};
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let Arrival { max, sizes, stream } = Arrival::new(Input::new(bytes));
+    oracle::length_func(max, stream, &sizes);
+});
