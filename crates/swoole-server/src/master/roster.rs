@@ -132,6 +132,15 @@ impl<C: Custody> Entry<C> {
         }
     }
 
+    /// Whether there is no process, and nobody who would tell how it ended.
+    fn is_lost(&mut self) -> bool {
+        let is_lost = self.process.is_none() && !self.is_unwatched && self.estate.is_none();
+        if is_lost {
+            self.estate = Some(Estate::new(ExitStatus::Unknown));
+        }
+        is_lost
+    }
+
     /// Whether its end was heard of before the manager's: there is nothing to wait for.
     fn was_reaped(&mut self) -> bool {
         let heard = self.status.is_some() && self.watch.is_none();
@@ -241,18 +250,18 @@ impl<C: Custody> Roster<C> {
                 _ => entry.dismiss(custody),
             }
             entry.watch(custody, worker);
-            if entry.process.is_none() && !entry.is_unwatched && entry.estate.is_none() {
-                entry.estate = Some(Estate::new(ExitStatus::Unknown));
-                unsettled.push(worker);
-            }
+            unsettled.extend(entry.is_lost().then_some(worker));
         }
         unsettled
     }
 
-    /// The manager is gone, and the server stops: from now on the master waits for the workers itself.
-    pub(super) fn watch_orphans(&mut self, custody: &mut C, board: &Board) {
+    /// The manager is gone, and the server stops: from now on the master waits for the workers itself. Which workers' estates
+    /// are to be settled: those of whose end nobody has told, and that others may wait for before they leave.
+    pub(super) fn watch_orphans(&mut self, custody: &mut C, board: &Board) -> Vec<u16> {
+        let mut unsettled = Vec::new();
         for (entry, worker) in self.entries.iter_mut().zip(0..) {
             if entry.was_reaped() {
+                unsettled.push(worker);
                 continue;
             }
             entry.discover(custody, worker, board.lease(worker), board.generation(worker));
@@ -261,7 +270,9 @@ impl<C: Custody> Roster<C> {
                 entry.take_up(custody, worker, entry.pid);
             }
             entry.watch(custody, worker);
+            unsettled.extend(entry.is_lost().then_some(worker));
         }
+        unsettled
     }
 
     /// What another manager finds, by worker: it adopts all.
@@ -329,5 +340,67 @@ impl<C: Custody> Roster<C> {
             worker
         });
         alive.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use swoole_reactor::Error;
+
+    use super::*;
+
+    /// Processes by their numbers; those that are alive are children.
+    #[derive(Default)]
+    struct Alive(BTreeSet<i32>);
+
+    impl Custody for Alive {
+        type Process = i32;
+        type Watch = i32;
+
+        fn hold(&mut self, pid: i32) -> Hold<i32> {
+            if self.0.contains(&pid) { Hold::Held(pid) } else { Hold::Gone }
+        }
+
+        fn has_child(&self, pid: i32) -> bool {
+            self.0.contains(&pid)
+        }
+
+        fn kill_child(&mut self, pid: i32) {
+            self.0.remove(&pid);
+        }
+
+        fn is_child(&self, process: &i32) -> bool {
+            self.0.contains(process)
+        }
+
+        fn signal(&mut self, _: &i32, _: Signal) {}
+
+        fn watch(&mut self, process: &i32) -> Result<i32, Error> {
+            Ok(*process)
+        }
+
+        fn reap(&mut self, _: &i32) -> Option<ExitStatus> {
+            None
+        }
+    }
+
+    /// In a stop, those that leave later wait until who is gone is settled: whoever tells of its end, and if nobody does.
+    #[test]
+    fn whoever_is_gone_when_the_manager_dies_in_a_stop_is_to_be_settled() {
+        let board = Board::create(4, 1, 1).unwrap();
+        let (mut roster, mut alive) = (Roster::new(4), Alive((1..4).collect()));
+        (0..3).for_each(|worker| roster.forked(&mut alive, worker, 1, i32::from(worker) + 1));
+        // Heard of by the master, which the manager's death came before; told by the manager itself; alive; never there.
+        alive.0.remove(&1);
+        assert_eq!(roster.reaped(1, ExitStatus::Exited(0)), Some((0, false)));
+        alive.0.remove(&2);
+        roster.died(1, 1, ExitStatus::Exited(0));
+        assert_eq!(roster.watch_orphans(&mut alive, &board), [0, 3]);
+        assert_eq!(
+            (0..4).map(|worker| roster.watched(worker)).collect::<Vec<_>>(),
+            [None, None, Some(3), None]
+        );
     }
 }

@@ -167,7 +167,9 @@ impl<H: Handler> Office<H> {
                 tracing::error!("the manager (pid {pid}) died ({how}) in a stop: workers leave without it");
             }
             // It would have been its affair to end them.
-            self.roster.watch_orphans(reactor, &self.shared.board);
+            for worker in self.roster.watch_orphans(reactor, &self.shared.board) {
+                self.settle(worker);
+            }
             // Who waits to be asked sees that nobody will.
             self.shared.wake_workers();
             self.stop(reactor);

@@ -158,8 +158,10 @@ fn killed(cx: &Cx) -> Result<()> {
         before = next;
     }
     ensure!(wait_process(&bed, "other", 0)? == other, "the other one was replaced");
-    let stats = bed.connect()?.ask("stats")?;
-    ensure!(stats.contains(&format!("\"pid\":{before},\"state\":\"running\",\"generation\":3")), "{stats}");
+    // It has begun before the manager hears that it has.
+    let (mut client, entry) =
+        (bed.connect()?, format!("\"pid\":{before},\"state\":\"running\",\"generation\":3"));
+    proc::until(&entry, PATIENCE, || client.ask("stats").ok().filter(|stats| stats.contains(&entry)))?;
     bed.stop().map(drop)
 }
 

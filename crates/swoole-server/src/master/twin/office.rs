@@ -109,7 +109,9 @@ impl World<'_> {
             At::Serving | At::Draining => return self.succeed(),
             _ if in_order => {}
             _ => {
-                self.roster.watch_orphans(&mut self.kernel, &self.shared.board);
+                for worker in self.roster.watch_orphans(&mut self.kernel, &self.shared.board) {
+                    self.tell_reactors(|| Command::Settle { worker });
+                }
                 self.alarm = Some(self.now + self.time_left());
             }
         }
