@@ -129,7 +129,7 @@ pub fn measure(subject: Subject, operation: Operation, workers: usize, seconds: 
 fn table(operation: Operation, workers: usize, time: Duration) -> Result<Sample> {
     let this = getpid().as_raw_pid().unsigned_abs();
     let before = memory_kib(&[this])?;
-    let options = swoole_table::Options::new(ROWS).key_max(16).name("bench");
+    let options = swoole_table::Options::new(ROWS).key_max(16).name("bench").huge_pages(true);
     let table: Table<Online> = Table::with(&options)?;
     for row in 0..ROWS {
         table.set(key(row), &Online::new(row as u64))?;

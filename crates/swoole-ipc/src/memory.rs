@@ -11,7 +11,9 @@ use std::ptr::{self, NonNull};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap,
+};
 
 use crate::error::Error;
 
@@ -159,6 +161,13 @@ impl Mapping {
         // SAFETY: as checked, the range is this value's own, and stays mapped and readable. A store through a pointer
         // given out before ends the process (SIGSEGV), which is what the caller asks for.
         unsafe { mprotect(address.cast(), bytes.len(), MprotectFlags::READ) }
+    }
+
+    /// Asks the kernel for large pages.
+    pub(crate) fn prefer_huge_pages(&self) -> Result<(), Errno> {
+        // SAFETY: the range is this value's own; the advice changes by what the kernel backs it, and nothing of what is read
+        // there.
+        unsafe { madvise(self.base.as_ptr().cast(), self.len, Advice::LinuxHugepage) }
     }
 
     fn over(base: *mut u8, len: usize) -> Result<Mapping, Error> {

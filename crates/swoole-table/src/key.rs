@@ -6,6 +6,7 @@ use foldhash::SharedSeed;
 use foldhash::quality::SeedableRandomState;
 
 use crate::layout::Layout;
+use crate::sync::{AtomicU64, Ordering};
 
 /// How a table hashes: by a random seed of its own, so that nobody who chooses keys can make them all meet in one bucket.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +69,20 @@ impl<'a> Key<'a> {
         let (whole, rest) = self.bytes.as_chunks::<8>();
         let tail = (!rest.is_empty()).then_some(self.tail);
         whole.iter().map(|word| u64::from_le_bytes(*word)).chain(tail)
+    }
+
+    /// 0 if these words, at least as many as it has, begin with its own.
+    #[inline(always)]
+    pub(crate) fn differs(&self, words: &[AtomicU64]) -> u64 {
+        let (whole, rest) = self.bytes.as_chunks::<8>();
+        let mut differs = 0;
+        for (word, other) in whole.iter().zip(words) {
+            differs |= u64::from_le_bytes(*word) ^ other.load(Ordering::Relaxed);
+        }
+        if !rest.is_empty() {
+            differs |= self.tail ^ words[whole.len()].load(Ordering::Relaxed);
+        }
+        differs
     }
 
     /// The number of its bucket.

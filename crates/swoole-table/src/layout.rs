@@ -13,7 +13,7 @@
 //! row's number keeps a lookup away from other rows.
 
 /// Words of a cache line.
-const LINE: usize = 8;
+pub(crate) const LINE: usize = 8;
 /// Rows for each bucket, on average. Of 4, which are Poisson's, one in twenty overflows the 6 entries.
 const ROWS_PER_BUCKET: usize = 4;
 /// So many stripes suffice for every number of processes that a machine has cores for.

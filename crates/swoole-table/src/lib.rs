@@ -59,7 +59,8 @@
 //! # Memory and speed
 //!
 //! A row takes 32 bytes, the room for a key, and its columns: integers, floats and `bool` 8 bytes each, [`Bytes`] 8 and its
-//! length rounded up to 8. A lookup in a large table costs one to two fetches from memory: `cargo xtask bench table`.
+//! length rounded up to 8. A lookup in a large table costs one to two fetches from memory, which are nearly all of its time:
+//! `cargo xtask bench table`. [`Options::huge_pages`] makes them cheaper.
 //!
 //! # Testing
 //!

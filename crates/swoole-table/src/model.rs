@@ -39,7 +39,7 @@ impl Model {
     fn set(&self, name: &'static str, row: [u64; 2]) {
         let key = self.key(name);
         let mut change = self.store().change(key.bucket(&self.layout)).expect("nothing is nested");
-        match change.find(&key).expect("honest") {
+        match change.find(key).expect("honest") {
             Some(found) => (0..2).for_each(|at| change.set(found.row, at, row[at])),
             None => change.insert(&key, |put| (0..2).for_each(|at| put(at, row[at]))).expect("room"),
         }
@@ -50,7 +50,7 @@ impl Model {
     fn incr(&self, name: &'static str, at: usize) {
         let key = self.key(name);
         let mut change = self.store().change(key.bucket(&self.layout)).expect("nothing is nested");
-        let row = change.find(&key).expect("honest").expect("a row").row;
+        let row = change.find(key).expect("honest").expect("a row").row;
         let old = crate::Cells(self.store().value(row)).word(at);
         change.set(row, at, old + 1);
         change.commit();
@@ -59,7 +59,7 @@ impl Model {
     fn del(&self, name: &'static str) {
         let key = self.key(name);
         let mut change = self.store().change(key.bucket(&self.layout)).expect("nothing is nested");
-        let found = change.find(&key).expect("honest").expect("a row");
+        let found = change.find(key).expect("honest").expect("a row");
         change.remove(found);
         change.commit();
     }
@@ -67,7 +67,7 @@ impl Model {
     fn get(&self, name: &'static str) -> Option<[u64; 2]> {
         let (store, key) = (self.store(), self.key(name));
         let read = store.read(key.bucket(&self.layout), || {
-            let found = store.find(&key)?;
+            let found = store.find(key)?;
             Ok(found.map(|found| [0, 1].map(|at| crate::Cells(store.value(found.row)).word(at))))
         });
         read.expect("honest")

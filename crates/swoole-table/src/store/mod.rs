@@ -25,7 +25,7 @@ mod write;
 pub(crate) use write::{Change, Nested, Trouble};
 
 use crate::key::Key;
-use crate::layout::{Layout, bucket, row};
+use crate::layout::{LINE, Layout, bucket, row};
 use crate::step;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -129,27 +129,34 @@ impl<'a> Store<'a> {
         self.words[at].store(word, Ordering::Release);
     }
 
-    /// The row of this key in its bucket.
-    #[inline]
-    pub(crate) fn find(self, key: &Key<'_>) -> Result<Option<Found>, BadRow> {
+    /// The row of this key in its bucket. The key comes by value: what is pointed to has to be in memory.
+    #[inline(always)]
+    pub(crate) fn find(self, key: Key<'_>) -> Result<Option<Found>, BadRow> {
         let bucket_at = self.layout.bucket(key.bucket(self.layout));
+        let line = self.line(bucket_at);
         // Which of the entries it is, nobody can predict; so there is no branch for each of them: the processor goes on to
-        // what follows, maybe to the next lookup, before it has their line.
+        // what follows, maybe to the next lookup, before it has their line. The fewer instructions there are, the more
+        // lookups it has under way at a time: fetches from memory are nearly all of their cost.
         let mut likely = bucket::ENTRIES.fold(0_u32, |likely, word| {
-            likely | u32::from(Entry(self.get(bucket_at + word)).may_be(key.hash())) << word
+            likely | u32::from(Entry(line[word].load(Ordering::Relaxed)).may_be(key.hash())) << word
         });
         while likely != 0 {
-            let entry_at = bucket_at + likely.trailing_zeros() as usize;
-            let row = Entry(self.get(entry_at)).row(self.layout)?;
-            if self.has_key(row, key) {
-                return Ok(Some(Found { row, entry_at }));
+            let word = likely.trailing_zeros() as usize % LINE;
+            let row = Entry(line[word].load(Ordering::Relaxed)).row(self.layout)?;
+            if self.has_key(row, &key) {
+                return Ok(Some(Found { row, entry_at: bucket_at + word }));
             }
             likely &= likely - 1;
         }
-        if self.get(bucket_at + bucket::CHAIN) == Entry::NONE {
+        if line[bucket::CHAIN].load(Ordering::Relaxed) == Entry::NONE {
             return Ok(None);
         }
-        self.find_in_chain(bucket_at, |entry, row| entry.may_be(key.hash()) && self.has_key(row, key))
+        self.find_behind(bucket_at, key)
+    }
+
+    #[cold]
+    fn find_behind(self, bucket_at: usize, key: Key<'_>) -> Result<Option<Found>, BadRow> {
+        self.find_in_chain(bucket_at, |entry, row| entry.may_be(key.hash()) && self.has_key(row, &key))
     }
 
     /// The first row of the bucket's chain that is the one. No chain is longer than the table, whoever has written it, and
@@ -175,11 +182,20 @@ impl<'a> Store<'a> {
         Ok(None)
     }
 
+    /// The cache line that begins at this word, checked once for all of its words.
     #[inline]
+    fn line(self, at: usize) -> &'a [AtomicU64; LINE] {
+        let words = &self.words[at..at + LINE];
+        words.first_chunk().unwrap_or_else(|| unreachable!("it has so many words"))
+    }
+
+    #[inline(always)]
     fn has_key(self, row: usize, key: &Key<'_>) -> bool {
         let at = self.layout.row(row);
-        State(self.get(at + row::STATE)).key_len() == key.len()
-            && key.words().zip(at + row::KEY..).all(|(word, at)| self.get(at) == word)
+        let words = &self.words[at..at + row::KEY + key.len().div_ceil(8)];
+        let length = State(words[row::STATE].load(Ordering::Relaxed)).key_len() ^ key.len();
+        // One branch for all of them.
+        length as u64 | key.differs(&words[row::KEY..]) == 0
     }
 
     /// Rows that are taken. While others write, one of the numbers that it was in the meantime, or close to it.
@@ -194,7 +210,7 @@ impl Store<'_> {
     /// Whether the key's row is in a chain, and whether its bucket has one.
     pub(crate) fn place(self, key: &Key<'_>) -> (bool, bool) {
         let bucket_at = self.layout.bucket(key.bucket(self.layout));
-        let found = self.find(key).expect("an honest table").expect("a row");
+        let found = self.find(*key).expect("an honest table").expect("a row");
         let in_bucket = bucket::ENTRIES.contains(&found.entry_at.wrapping_sub(bucket_at));
         (!in_bucket, self.get(bucket_at + bucket::CHAIN) != Entry::NONE)
     }

@@ -9,24 +9,42 @@ use crate::sync::{AtomicU64, Ordering, fence};
 /// not run, or when so many write that a place in their queue is better.
 const ATTEMPTS: usize = if cfg!(loom) { 1 } else { 128 };
 
+/// A look at a bucket, which has begun.
+pub(crate) struct Look<'a> {
+    version: &'a AtomicU64,
+    before: u64,
+}
+
+impl Look<'_> {
+    /// Whether all that was read of the bucket since stood there at one moment.
+    #[inline]
+    pub(crate) fn is_true(&self) -> bool {
+        // No read from above moves below it, nor the load below above it.
+        fence(Ordering::Acquire);
+        self.version.load(Ordering::Relaxed) == self.before
+    }
+}
+
 impl<'a> Store<'a> {
+    /// Begins to look at a bucket; `None` while somebody writes to it.
+    #[inline]
+    pub(crate) fn look(self, bucket: usize) -> Option<Look<'a>> {
+        let version = &self.words[self.layout.bucket(bucket) + bucket::VERSION];
+        let before = version.load(Ordering::Acquire);
+        before.is_multiple_of(2).then_some(Look { version, before })
+    }
+
     /// What `read` makes of a bucket's rows as they stand at one moment. It may be called several times, and then with rows
     /// that are half written: only what it has made at the end is used.
-    #[inline]
     pub(crate) fn read<T>(
         self,
         bucket: usize,
         mut read: impl FnMut() -> Result<T, BadRow>,
     ) -> Result<T, Trouble> {
-        let bucket_at = self.layout.bucket(bucket);
-        let version = &self.words[bucket_at + bucket::VERSION];
         for _ in 0..ATTEMPTS {
-            let before = version.load(Ordering::Acquire);
-            if before.is_multiple_of(2) {
+            if let Some(look) = self.look(bucket) {
                 let value = read();
-                // No read from above moves below it, nor the load below above it.
-                fence(Ordering::Acquire);
-                if version.load(Ordering::Relaxed) == before {
+                if look.is_true() {
                     return Ok(value?);
                 }
             }

@@ -132,7 +132,8 @@ impl<'a> Store<'a> {
 }
 
 impl<'a> Change<'a> {
-    pub(crate) fn find(&self, key: &Key<'_>) -> Result<Option<Found>, BadRow> {
+    #[inline(always)]
+    pub(crate) fn find(&self, key: Key<'_>) -> Result<Option<Found>, BadRow> {
         self.store.find(key)
     }
 

@@ -156,3 +156,15 @@ fn threads_may_use_it_too() {
     assert_eq!(table.get("shared").unwrap().unwrap().uid, 8000);
     check_capacity(&table);
 }
+
+#[test]
+fn huge_pages_are_asked_for() {
+    let table: Table<Online> = Table::with(&Options::new(64).name("hugely").huge_pages(true)).unwrap();
+    table.set("amy", &Online::default()).unwrap();
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let (_, mapping) = maps.split_once("/memfd:hugely").unwrap();
+    let flags = mapping.lines().find_map(|line| line.strip_prefix("VmFlags:")).unwrap();
+    // A kernel that has none refuses.
+    let has_some = std::fs::exists("/sys/kernel/mm/transparent_hugepage").unwrap();
+    assert_eq!(flags.split(' ').any(|flag| flag == "hg"), has_some, "{flags}");
+}
