@@ -24,6 +24,7 @@ use crate::manager::{seat_of, slot_of};
 use crate::plan::{LAYOUT, Plan};
 use crate::shared::{Lifeline, Links, Parts, Shared};
 use crate::stats::WorkerState;
+use crate::task::post::{Post, Record};
 
 /// What the kernel is asked to hold; enough for the descriptors of the largest server.
 const BUFFER: usize = 1 << 20;
@@ -41,6 +42,7 @@ struct Text {
     config: Config,
     addresses: Vec<Listen>,
     heirs: Vec<Heir>,
+    post: Option<Record>,
 }
 
 /// The last process of a seat.
@@ -77,6 +79,8 @@ impl Charter {
         let bells = [&shared.bells, &shared.rooms, &shared.reactor_bells, &shared.task_bells];
         descriptors.extend(bells.into_iter().flatten().map(|bell| bell.as_fd()));
         descriptors.extend(links.sockets().iter().flatten().flat_map(|lane| lane.fds()));
+        let post = shared.tasks.post();
+        descriptors.extend(post.into_iter().flat_map(Post::fds));
         descriptors.extend(heirs.iter().filter_map(|(_, process)| process.map(OwnedFd::as_fd)));
         let text = Text {
             layout: LAYOUT,
@@ -86,6 +90,7 @@ impl Charter {
             config: shared.config.clone(),
             addresses: shared.addresses.clone(),
             heirs: heirs.iter().map(|(heir, _)| *heir).collect(),
+            post: post.map(Post::record),
         };
         let failed = |error: swoole_ipc::Error| Error::setup("make a new manager's charter", error);
         let text =
@@ -147,7 +152,7 @@ fn read(file: OwnedFd) -> Result<Text> {
 impl Text {
     /// Gives the descriptors their names.
     fn unfold(self, descriptors: Vec<OwnedFd>, keep: Vec<RawFd>) -> Result<Charter> {
-        let Text { config, addresses, connection_limit, heirs, master, .. } = self;
+        let Text { config, addresses, connection_limit, heirs, master, post, .. } = self;
         let plan = Plan::new(&config, connection_limit)?;
         let mut rest = descriptors.into_iter();
         let mut next = || rest.next().ok_or_else(|| broken("descriptors are missing"));
@@ -166,6 +171,8 @@ impl Text {
         } else {
             Vec::new()
         };
+        let post_num = if post.is_some() { Post::fd_num(&config) } else { 0 };
+        let post = Some((post, (0..post_num).map(|_| next()).collect::<Result<Vec<_>>>()?));
         let adopt = |(heir, seat): (Heir, u16)| {
             let Heir { generation, pid, alive } = heir;
             let pid = Pid::from_raw(pid).ok_or_else(|| broken("a worker has no pid"))?;
@@ -174,7 +181,7 @@ impl Text {
         };
         let mut adopted = heirs.into_iter().zip(0..).map(adopt).collect::<Result<Vec<_>>>()?;
         let parts =
-            Parts { memory, lifeline, manager_bell, bells, rooms, reactor_bells, task_bells, sockets };
+            Parts { memory, lifeline, manager_bell, bells, rooms, reactor_bells, task_bells, sockets, post };
         let master = Pid::from_raw(master).ok_or_else(|| broken("there is no master"))?;
         let (shared, links) = Shared::assemble(config, addresses, keep, master, plan, parts)?;
         for worker in &mut adopted {

@@ -113,5 +113,5 @@ pub use server::Server;
 pub use session::{Session, SessionInfo};
 pub use stats::{Stats, WorkerState, WorkerStats};
 pub use swoole_supervisor::ExitStatus;
-pub use task::{TaskError, TaskFate, TaskId, TaskInHand, TaskResult, TaskStats, TaskWorker};
+pub use task::{TaskError, TaskFate, TaskId, TaskInHand, TaskQueue, TaskResult, TaskStats, TaskWorker};
 pub use worker::{OpenReply, TimerId, Unfinished, Worker};

@@ -31,6 +31,7 @@ use crate::plan::Plan;
 use crate::session::SessionTable;
 use crate::stats::Stats;
 use crate::task::Tasks;
+use crate::task::post::{Post, Record};
 use crate::task::spill::Spill;
 
 pub(crate) struct Shared {
@@ -70,6 +71,8 @@ pub(crate) struct Parts {
     pub(crate) task_bells: Vec<OwnedFd>,
     /// The socketpairs by worker (outer) and reactor, where links are such.
     pub(crate) sockets: Vec<Vec<Arc<Lane>>>,
+    /// What letters go by; `None` to make it.
+    pub(crate) post: Option<(Option<Record>, Vec<OwnedFd>)>,
 }
 
 impl Shared {
@@ -110,6 +113,7 @@ impl Shared {
             reactor_bells: bells("reactor-bells", reactor_bells)?,
             task_bells: bells("task-bells", task_bells)?,
             sockets,
+            post: None,
         };
         let (shared, links) = Shared::assemble(config, addresses, keep, getpid(), plan, parts)?;
         Ok((shared, links, hold))
@@ -124,7 +128,7 @@ impl Shared {
         plan: Plan,
         parts: Parts,
     ) -> Result<(Shared, Links)> {
-        let Parts { memory, lifeline, manager_bell, bells, rooms, reactor_bells, task_bells, sockets } =
+        let Parts { memory, lifeline, manager_bell, bells, rooms, reactor_bells, task_bells, sockets, post } =
             parts;
         let words = plan.bells(&memory).map_err(|error| Error::setup("map the doorbells", error))?;
         let together = |words: Vec<Words>, events: Vec<OwnedFd>| {
@@ -134,7 +138,15 @@ impl Shared {
         let store = plan.tasks(&memory).map_err(|error| Error::setup("map the memory for tasks", error))?;
         let inode = fstat(&memory).map_err(std::io::Error::from)?.st_ino;
         let spill = Spill::new(&config.task_tmpdir, master.as_raw_pid(), inode);
-        let tasks = Tasks::new(store, spill, config.task_retries);
+        let post = match post {
+            Some((record, fds)) => record.map(|record| Post::join(&config, record, fds)).transpose()?,
+            None => Post::create(&config, &spill)?,
+        };
+        let spill = match &post {
+            Some(post) if post.is_kept() => spill.keeping(config.message_queue_key, post.server()),
+            _ => spill,
+        };
+        let tasks = Tasks::new(store, spill, post, config.task_retries);
         let shared = Shared {
             placement: Placement::new(&config)?,
             board: plan.board(&memory)?,
@@ -164,13 +176,15 @@ impl Shared {
     pub(crate) fn worker_keep(&self, worker: u16) -> Vec<RawFd> {
         let own = [&self.bells, &self.rooms].into_iter().filter_map(|bells| bells.get(usize::from(worker)));
         let bells = own.chain(&self.reactor_bells).chain(&self.task_bells);
-        bells.map(|bell| bell.as_fd().as_raw_fd()).chain(self.common_keep()).collect()
+        let post = self.tasks.post().map_or_else(Vec::new, Post::asker_keep);
+        bells.map(|bell| bell.as_fd().as_raw_fd()).chain(self.common_keep()).chain(post).collect()
     }
 
     /// What a task worker keeps open besides its standard streams.
     pub(crate) fn task_worker_keep(&self) -> Vec<RawFd> {
         let bells = self.bells.iter().chain(&self.task_bells);
-        bells.map(|bell| bell.as_fd().as_raw_fd()).chain(self.common_keep()).collect()
+        let post = self.tasks.post().map_or_else(Vec::new, Post::task_worker_keep);
+        bells.map(|bell| bell.as_fd().as_raw_fd()).chain(self.common_keep()).chain(post).collect()
     }
 
     /// What the manager keeps open: all that its workers need, and its own end of the control channel.

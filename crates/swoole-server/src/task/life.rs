@@ -6,6 +6,8 @@ use std::time::Duration;
 use rustix::process::getpid;
 use swoole_supervisor::Child;
 
+use super::mail::Mail;
+use super::post::Post;
 use super::spill::Part;
 use super::store::{CAN_BE_INLINE, Status, Store, Taken};
 use super::{Asker, TaskId, TaskWorker};
@@ -116,6 +118,10 @@ impl TaskDuty {
             Ok(result)
         };
         self.store.finish(&taken, status, kept);
+        if self.post().is_some_and(Post::is_kept) && self.store.payload(&taken, &mut Vec::new()).is_some() {
+            // A later server would take it for a task that is not done.
+            self.forget_payload(&taken);
+        }
         self.hand = None;
         self.unrung = Some(taken.asker());
         Ok(())
@@ -123,13 +129,21 @@ impl TaskDuty {
 
     /// Nobody waits for it, so nobody would put its file away soon.
     fn end_one_way(&mut self, taken: &Taken, status: Status) {
-        let (slot, ticket) = taken.place();
         let is_spilled = self.store.payload(taken, &mut Vec::new()).is_some();
         self.store.finish_one_way(taken, status);
         if is_spilled {
-            self.shared.tasks.spill().remove(taken.asker(), slot, ticket, Part::Payload);
+            self.forget_payload(taken);
         }
         self.hand = None;
+    }
+
+    fn post(&self) -> Option<&Post> {
+        self.shared.tasks.post()
+    }
+
+    fn forget_payload(&self, taken: &Taken) {
+        let (slot, ticket) = taken.place();
+        self.shared.tasks.spill().remove(taken.asker(), slot, ticket, Part::Payload);
     }
 
     /// Wakes those who wait for what is done.
@@ -157,6 +171,7 @@ struct Life<'a, H> {
     turn: u16,
     /// The number of revivals after which nothing was found.
     revivals: u64,
+    mail: Mail,
     payload: Vec<u8>,
 }
 
@@ -188,7 +203,8 @@ impl<'a, H: Handler> Life<'a, H> {
             unrung: None,
             asker: Asker::open(shared, seat, child.generation),
         };
-        Ok(Life { handler, duty, lookout, turn: 0, revivals: u64::MAX, payload: Vec::new() })
+        let mail = Mail::open(shared, child.slot, seat, child.generation);
+        Ok(Life { handler, duty, lookout, turn: 0, revivals: u64::MAX, mail, payload: Vec::new() })
     }
 
     fn serve(&mut self) -> Result<()> {
@@ -208,10 +224,11 @@ impl<'a, H: Handler> Life<'a, H> {
                 continue;
             }
             shared.board.set_busy(seat, false);
-            if !spin.until(&mut pace, || self.has_work()) {
+            if !spin.until(&mut pace, || self.has_work() || self.mail.has_news()) {
                 bell.arm();
-                let work = self.has_work().then_some(Duration::ZERO);
-                self.look(work)?;
+                let has_work = self.has_work() || self.mail.has_some();
+                let timeout = if has_work { Some(Duration::ZERO) } else { self.mail.patience() };
+                self.look(timeout)?;
                 bell.disarm();
             }
         }
@@ -255,6 +272,9 @@ impl<'a, H: Handler> Life<'a, H> {
                 return Some(taken);
             }
             self.revivals = revivals;
+        }
+        if let Some(taken) = self.mail.next() {
+            return Some(taken);
         }
         let taken = (0..askers).find_map(|step| {
             let asker = (self.turn + step) % askers;
@@ -308,6 +328,11 @@ impl TaskDuty {
         let spill = self.shared.tasks.spill();
         spill
             .read(taken.asker(), slot, ticket, Part::Payload, len, bytes)
-            .map_err(|error| Error::setup("read a large task", error))
+            .map_err(|error| Error::setup("read a large task", error))?;
+        if self.post().is_some_and(Post::ends_files_early) {
+            // From here on it is begun, and nobody begins it again.
+            self.forget_payload(taken);
+        }
+        Ok(())
     }
 }
