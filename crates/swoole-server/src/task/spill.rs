@@ -200,7 +200,8 @@ impl Spill {
         };
         self.remove_where(|name| {
             let server = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
-            server.and_then(|server| server.parse().ok()).is_some_and(is_dead)
+            let is_own = name.starts_with(&*self.prefix);
+            !is_own && server.and_then(|server| server.parse().ok()).is_some_and(is_dead)
         });
     }
 
@@ -250,10 +251,12 @@ mod tests {
         dead.write(0, 0, 1, Part::Result, b"left").unwrap();
         // And a message queue.
         let queue = post::MessageQueue::create(|key| dead.remember_queue(key)).unwrap();
+        let of_own = post::MessageQueue::create(|key| own.remember_queue(key)).unwrap();
         fs::write(dir.join("swoole-task-of-somebody-else"), "").unwrap();
         let count = || fs::read_dir(&dir).unwrap().count();
         own.sweep_dead();
-        assert_eq!(count(), 1, "what is none");
+        assert_eq!(count(), 3, "what is none, and what is in use: a result and a queue");
+        assert!(of_own.send(0, b"x").is_ok());
         assert!(queue.send(0, b"x").is_err(), "it is gone");
         own.write(1, 2, 4, Part::Result, b"").unwrap();
         own.remove(1, 2, 4, Part::Result);
