@@ -13,6 +13,7 @@ use super::TaskId;
 use super::post::{Letter, Post, Received};
 use super::spill::Part;
 use super::store::{CAN_BE_INLINE, Store, Taken};
+use crate::breakpoint::{self, Point};
 use crate::shared::Shared;
 
 /// How often an idle task worker looks for what other programs have sent: they cannot wake it.
@@ -142,7 +143,10 @@ impl Mail {
 
     fn fetch_from(&mut self, post: &Post, queue: usize) -> bool {
         match post.receive(queue, &mut self.buffer) {
-            Received::Letter(len) => self.unopened = Some(len),
+            Received::Letter(len) => {
+                self.unopened = Some(len);
+                breakpoint::pass(Point::TaskReceived);
+            }
             Received::Nothing => {}
             // What is lost with it stands in memory.
             Received::Gone => self.store.revive_posted(None),
