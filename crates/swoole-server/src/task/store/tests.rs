@@ -1,6 +1,6 @@
 //! The store against a model, with askers and task workers that die between any two steps.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::prelude::*;
 
@@ -230,6 +230,59 @@ fn withdrawn_tasks_keep_no_place() {
     assert!(refused > 0 && asking.ask(0, b"last").is_some());
 }
 
+#[test]
+fn a_letter_that_nobody_opened_is_nobodys_task() {
+    let store = store(1, 2, 4);
+    let (mut asking, _) = Asking::open(&store, 0, 1);
+    let mut post = |queue| {
+        let (id, slot, ticket) = asking.fill(queue, b"posted").unwrap();
+        store.post(0, slot, ticket, queue);
+        store.set_posted(0, queue, store.posted(0, queue) + 1);
+        (id, slot, ticket)
+    };
+    let before = store.arrivals(0);
+    let (for_anybody, for_one) = (post(0), post(1));
+    let _for_the_other = post(2);
+    assert!(store.arrivals(0) != before);
+    // It had none: nothing changes.
+    store.settle(0, 0, 9);
+    assert!(store.take_revived(0, 9).is_none());
+    store.set_letter(0, true);
+    assert!(store.settle(0, 0, 9).is_empty(), "it had nothing in hand");
+    let ids: BTreeSet<TaskId> =
+        std::iter::from_fn(|| store.take_revived(0, 9)).map(|taken| store.id_of(&taken)).collect();
+    assert_eq!(ids, BTreeSet::from([for_anybody.0, for_one.0]));
+    for (_, slot, ticket) in [for_anybody, for_one] {
+        assert!(store.take_posted(0, slot, ticket, 1, 9).is_none(), "its letter is waste paper");
+    }
+    assert!(store.take_posted(9, 0, 1, 1, 9).is_none() && store.take_posted(0, 99, 1, 1, 9).is_none());
+}
+
+#[test]
+fn what_nobody_of_the_server_has_asked_is_a_task_like_any_other() {
+    let store = store(2, 1, 2);
+    let id = TaskId { asker: TaskId::FOREIGN, generation: 3, number: 7 };
+    assert!(store.is_vacant(1, 1));
+    let taken = store.adopt((1, 1), id, Ok(b"from elsewhere"), 0, 5);
+    assert!(!store.is_vacant(1, 1) && store.is_one_way(&taken) && store.id_of(&taken).is_foreign());
+    // Its task worker dies: the next one begins it.
+    let told = store.settle(0, 1, 9);
+    assert_eq!((told[0].id, told[0].fate), (id, TaskFate::Retried));
+    let taken = store.take_revived(0, 9).unwrap();
+    let mut bytes = Vec::new();
+    store.payload(&taken, &mut bytes);
+    assert_eq!(bytes, b"from elsewhere");
+    store.finish_one_way(&taken, Status::Done);
+    assert!(store.is_vacant(1, 1));
+    assert_eq!((store.counted(Count::Done), id.to_string()), (1, "foreign.3.7".into()));
+    // None after all.
+    let taken = store.adopt((1, 1), id, Err(0), 0, 5);
+    store.set_spilled_len(&taken, 99_999);
+    assert_eq!(store.payload(&taken, &mut bytes), Some(99_999));
+    store.put_back(&taken);
+    assert_eq!((store.is_vacant(1, 1), store.depth()), (true, Depth::default()));
+}
+
 /// An asker may write anything into its row: that costs nobody else anything.
 #[test]
 fn nonsense_is_believed_only_as_far_as_it_costs_nothing() {
@@ -284,6 +337,27 @@ enum Step {
         queue: usize,
         queued: bool,
     },
+    Post {
+        asker: u16,
+        queue: usize,
+    },
+    /// The asker dies when it has posted a task, whose letter it has sent or has not.
+    DiePosting {
+        asker: u16,
+        queue: usize,
+        sent: bool,
+    },
+    /// There was no room for the letter: the task goes into its queue.
+    PostInVain {
+        asker: u16,
+        queue: usize,
+    },
+    /// The task worker dies with a letter that it has not opened.
+    DieWithLetter {
+        taker: u16,
+    },
+    /// All letters are lost, and somebody notices.
+    LoseLetters,
     Take {
         taker: u16,
     },
@@ -311,8 +385,14 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let (asker, taker, queue) = (0..ASKERS, 0..TAKERS, 0..=usize::from(TAKERS));
     let step = prop_oneof![
         20 => (asker.clone(), queue.clone()).prop_map(|(asker, queue)| Step::Ask { asker, queue }),
-        2 => (asker.clone(), queue, any::<bool>())
+        2 => (asker.clone(), queue.clone(), any::<bool>())
             .prop_map(|(asker, queue, queued)| Step::DieAsking { asker, queue, queued }),
+        20 => (asker.clone(), queue.clone()).prop_map(|(asker, queue)| Step::Post { asker, queue }),
+        2 => (asker.clone(), queue.clone(), any::<bool>())
+            .prop_map(|(asker, queue, sent)| Step::DiePosting { asker, queue, sent }),
+        4 => (asker.clone(), queue.clone()).prop_map(|(asker, queue)| Step::PostInVain { asker, queue }),
+        3 => taker.clone().prop_map(|taker| Step::DieWithLetter { taker }),
+        1 => Just(Step::LoseLetters),
         20 => taker.clone().prop_map(|taker| Step::Take { taker }),
         2 => taker.clone().prop_map(|taker| Step::DieTaking { taker }),
         20 => taker.clone().prop_map(|taker| Step::Finish { taker }),
@@ -328,6 +408,8 @@ struct World {
     retries: u32,
     asking: Vec<Asking>,
     hands: BTreeMap<u16, Taken>,
+    /// Letters under way, by queue: whose, which slot, which use of it.
+    letters: Vec<VecDeque<(u16, u16, u64)>>,
     /// Asked, and not yet told of: by an asker that lives.
     waiting: BTreeSet<TaskId>,
     /// How often each was begun, and how often its task worker died.
@@ -340,7 +422,40 @@ impl World {
         let store = store(ASKERS, TAKERS, slots);
         let asking = (0..ASKERS).map(|asker| Asking::open(&store, asker, 1).0).collect();
         let (hands, waiting) = (BTreeMap::new(), BTreeSet::new());
-        World { store, retries, asking, hands, waiting, begun: BTreeMap::new(), ended: BTreeMap::new() }
+        let letters = vec![VecDeque::new(); usize::from(TAKERS) + 1];
+        let (begun, ended) = (BTreeMap::new(), BTreeMap::new());
+        World { store, retries, asking, hands, letters, waiting, begun, ended }
+    }
+
+    /// Fills a slot and posts it, without a letter yet.
+    fn post(&mut self, asker: u16, queue: usize) -> Option<(TaskId, u16, u64)> {
+        let (id, slot, ticket) = self.asking[usize::from(asker)].fill(queue, &asker.to_le_bytes())?;
+        self.store.post(asker, slot, ticket, queue);
+        Some((id, slot, ticket))
+    }
+
+    fn send(&mut self, asker: u16, queue: usize, slot: u16, ticket: u64) {
+        self.letters[queue].push_back((asker, slot, ticket));
+    }
+
+    /// The next letter for this task worker.
+    fn letter(&mut self, taker: u16) -> Option<(u16, u16, u64)> {
+        let own = usize::from(taker) + 1;
+        self.letters[own].pop_front().or_else(|| self.letters[0].pop_front())
+    }
+
+    /// Opens letters until there is a task, as a task worker does.
+    fn take_posted(&mut self, taker: u16) -> Option<Taken> {
+        loop {
+            self.store.set_letter(taker, true);
+            let letter = self.letter(taker);
+            let taken = letter
+                .and_then(|(asker, slot, ticket)| self.store.take_posted(asker, slot, ticket, taker, 1));
+            self.store.set_letter(taker, false);
+            if letter.is_none() || taken.is_some() {
+                return taken;
+            }
+        }
     }
 
     fn step(&mut self, step: Step) {
@@ -361,10 +476,48 @@ impl World {
                 self.waiting.retain(|id| id.asker != asker);
                 self.asking[usize::from(asker)] = Asking::open(&self.store, asker, generation).0;
             }
+            Step::Post { asker, queue } => {
+                if let Some((id, slot, ticket)) = self.post(asker, queue) {
+                    self.send(asker, queue, slot, ticket);
+                    let posted = self.store.posted(asker, queue) + 1;
+                    self.store.set_posted(asker, queue, posted);
+                    self.waiting.insert(id);
+                }
+            }
+            Step::DiePosting { asker, queue, sent } => {
+                if let Some((_, slot, ticket)) = self.post(asker, queue)
+                    && sent
+                {
+                    self.send(asker, queue, slot, ticket);
+                }
+                let generation = self.asking[usize::from(asker)].generation + 1;
+                self.waiting.retain(|id| id.asker != asker);
+                self.asking[usize::from(asker)] = Asking::open(&self.store, asker, generation).0;
+            }
+            Step::PostInVain { asker, queue } => {
+                if let Some((id, slot, ticket)) = self.post(asker, queue) {
+                    self.waiting.insert(id);
+                    if self.store.recall(asker, slot, ticket) {
+                        let asking = &self.asking[usize::from(asker)];
+                        asking.queue(queue, slot, ticket);
+                        asking.publish(queue);
+                    }
+                }
+            }
+            Step::DieWithLetter { taker } if !self.hands.contains_key(&taker) => {
+                self.store.set_letter(taker, true);
+                self.letter(taker);
+                self.bury(taker);
+            }
+            Step::LoseLetters => {
+                self.letters.iter_mut().for_each(VecDeque::clear);
+                self.store.revive_posted(None);
+            }
             Step::Take { taker } if !self.hands.contains_key(&taker) => {
                 let revived = self.store.take_revived(taker, 1);
-                let next = || (0..ASKERS).find_map(|asker| self.store.take(asker, taker, 1));
-                if let Some(taken) = revived.or_else(next) {
+                let next = revived.or_else(|| self.take_posted(taker));
+                let queued = || (0..ASKERS).find_map(|asker| self.store.take(asker, taker, 1));
+                if let Some(taken) = next.or_else(queued) {
                     self.begin(taker, taken);
                     self.hands.insert(taker, taken);
                 }
@@ -405,7 +558,7 @@ impl World {
                 self.bury(taker);
             }
             Step::Collect { asker } => self.collect(asker),
-            Step::Take { .. } | Step::DieTaking { .. } => {}
+            Step::Take { .. } | Step::DieTaking { .. } | Step::DieWithLetter { .. } => {}
         }
     }
 
