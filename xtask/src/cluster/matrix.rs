@@ -122,7 +122,8 @@ impl Scenario {
         };
         if !choice.task_ipcs.is_empty() {
             // What says nothing of one of them may be tried on any.
-            let fits = |task_ipc: &&&str| self.task_ipcs.iter().any(|known| known == *task_ipc || *known == "ring");
+            let fits =
+                |task_ipc: &&&str| self.task_ipcs.iter().any(|known| known == *task_ipc || *known == "ring");
             let chosen = choice.task_ipcs.iter().filter(fits);
             return chosen.flat_map(|task_ipc| by(&setups, task_ipc)).collect();
         }

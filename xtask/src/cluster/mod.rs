@@ -74,7 +74,12 @@ impl Options {
         let mut options = Self {
             list: false,
             scenarios: vec!["vortex".into()],
-            choice: Choice { modes: Vec::new(), backends: Vec::new(), ipcs: Vec::new(), task_ipcs: Vec::new() },
+            choice: Choice {
+                modes: Vec::new(),
+                backends: Vec::new(),
+                ipcs: Vec::new(),
+                task_ipcs: Vec::new(),
+            },
             asan: false,
             repeat: 1,
             seed: fastrand::u64(1..1_000_000),
@@ -106,7 +111,12 @@ impl Options {
         let mut options = Self {
             list: false,
             scenarios: Vec::new(),
-            choice: Choice { modes: Vec::new(), backends: Vec::new(), ipcs: Vec::new(), task_ipcs: Vec::new() },
+            choice: Choice {
+                modes: Vec::new(),
+                backends: Vec::new(),
+                ipcs: Vec::new(),
+                task_ipcs: Vec::new(),
+            },
             asan: false,
             repeat: 1,
             seed,

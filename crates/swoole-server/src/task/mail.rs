@@ -124,7 +124,7 @@ impl Mail {
         self.store.set_letter(self.id, true);
         let own = usize::from(self.id) + 1;
         self.received = self.received.wrapping_add(1);
-        let last = if self.received % TURN == 0 { own - self.from } else { self.from };
+        let last = if self.received.is_multiple_of(TURN) { own - self.from } else { self.from };
         for queue in [last, own - last] {
             if self.fetch_from(post, queue) {
                 self.from = queue;
@@ -169,7 +169,8 @@ impl Mail {
             return None;
         }
         let id = self.foreign_id();
-        let needs_file = len > CAN_BE_INLINE || self.shared.tasks.post().is_some_and(|post| post.needs_file(len));
+        let needs_file =
+            len > CAN_BE_INLINE || self.shared.tasks.post().is_some_and(|post| post.needs_file(len));
         let payload = if needs_file { Err(len) } else { Ok(rest) };
         let taken = self.store.adopt(self.nook, id, payload, self.id, super::now());
         if needs_file {

@@ -83,7 +83,9 @@ impl Tasks {
         let Depth { queued, running, .. } = self.store.depth();
         let left = queued + running;
         if left > 0 && self.post.as_ref().is_some_and(Post::is_kept) {
-            tracing::warn!("the server stops with {left} tasks that are not done; the next one does those not begun");
+            tracing::warn!(
+                "the server stops with {left} tasks that are not done; the next one does those not begun"
+            );
         } else if left > 0 {
             tracing::warn!("the server stops with {left} tasks that are not done");
         }

@@ -59,7 +59,11 @@ pub(super) fn kept_prefix(key: u32) -> String {
 pub(super) fn foreign_name(key: u32, unique: u64, part: bool) -> String {
     let pid = std::process::id();
     // The next server removes those whose writer is dead.
-    if part { format!("{PREFIX}{pid}-{unique:016x}.part") } else { format!("{}{unique:016x}{PAYLOAD}", kept_prefix(key)) }
+    if part {
+        format!("{PREFIX}{pid}-{unique:016x}.part")
+    } else {
+        format!("{}{unique:016x}{PAYLOAD}", kept_prefix(key))
+    }
 }
 
 impl Spill {
@@ -94,7 +98,10 @@ impl Spill {
     /// Whether a name is that of a payload that any server of this key may take.
     fn is_claimable(&self, name: &str) -> bool {
         let Some(Kept { key, server }) = &self.kept else { return false };
-        name.starts_with(&**key) && !name.starts_with(&**server) && name.ends_with(PAYLOAD) && !name.contains('/')
+        name.starts_with(&**key)
+            && !name.starts_with(&**server)
+            && name.ends_with(PAYLOAD)
+            && !name.contains('/')
     }
 
     /// Payloads that earlier servers of this key have left, or other programs have put there: tasks to be done.
@@ -270,7 +277,8 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("swoole-spill-kept-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         let pid = std::process::id().cast_signed();
-        let (first, other) = (Spill::new(&dir, pid, 1).keeping(7, 11), Spill::new(&dir, pid, 1).keeping(8, 11));
+        let (first, other) =
+            (Spill::new(&dir, pid, 1).keeping(7, 11), Spill::new(&dir, pid, 1).keeping(8, 11));
         for ticket in 1..4 {
             first.write(0, 1, ticket, Part::Payload, &[7; 10]).unwrap();
         }

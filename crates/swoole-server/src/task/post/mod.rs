@@ -235,7 +235,9 @@ impl Post {
     fn is_gone(&self, what: &str, error: Errno) -> bool {
         let is_new = !self.is_broken.swap(true, Relaxed);
         if is_new {
-            tracing::error!("{what} by the queue for tasks: {error}; tasks go through shared memory from now on");
+            tracing::error!(
+                "{what} by the queue for tasks: {error}; tasks go through shared memory from now on"
+            );
         }
         is_new
     }

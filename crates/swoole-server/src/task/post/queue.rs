@@ -33,11 +33,12 @@ impl MessageQueue {
             Error::setup(format!("use the message queue {key:#010x} (message_queue_key)"), error)
         };
         let limits = Limits::read().map_err(|error| failed(error.into()))?;
-        let queue = msg::Queue::open(Key::Shared(key), Open::OrCreate, MODE).map_err(|error| match error {
-            Errno::ACCESS => failed("it is another user's (ipcs -q)".into()),
-            Errno::NOSPC => failed(FULL.into()),
-            error => failed(std::io::Error::from(error).into()),
-        })?;
+        let queue =
+            msg::Queue::open(Key::Shared(key), Open::OrCreate, MODE).map_err(|error| match error {
+                Errno::ACCESS => failed("it is another user's (ipcs -q)".into()),
+                Errno::NOSPC => failed(FULL.into()),
+                error => failed(std::io::Error::from(error).into()),
+            })?;
         let stat = queue.stat().map_err(|error| failed(std::io::Error::from(error).into()))?;
         if stat.uid != geteuid().as_raw() {
             return Err(failed(format!("it is another user's, of uid {} (ipcs -q)", stat.uid).into()));

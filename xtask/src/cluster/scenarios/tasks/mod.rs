@@ -19,7 +19,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub(super) static ALL: &[Scenario] = &[
-    backends("tasks", "a task goes to a task worker, its result to who has asked, of any size", tasks).by_post(),
+    backends("tasks", "a task goes to a task worker, its result to who has asked, of any size", tasks)
+        .by_post(),
     backends("tasks_none", "without task workers a task is an error", none),
     backends(
         "task_processes",
@@ -32,7 +33,8 @@ pub(super) static ALL: &[Scenario] = &[
         one_way,
     ),
     backends("task_queue_max", "as many tasks as may be, and one more is an error", queue_max),
-    backends("task_lost", "a task that its task worker dies on is lost, named, and no other one", lost).by_post(),
+    backends("task_lost", "a task that its task worker dies on is lost, named, and no other one", lost)
+        .by_post(),
     backends("task_retries", "or it is begun again, so often and no more", retries).by_post(),
     backends(
         "task_asker_dies",
@@ -120,12 +122,8 @@ pub(super) static ALL: &[Scenario] = &[
         transports::outlives,
     )
     .in_queues(),
-    once(
-        "task_outlives_stop",
-        "and after a stop that had no time for them",
-        transports::outlives_stop,
-    )
-    .in_queues(),
+    once("task_outlives_stop", "and after a stop that had no time for them", transports::outlives_stop)
+        .in_queues(),
     once("task_outlives_deaths", "and wherever everybody dies", transports::outlives_deaths).in_queues(),
     once("task_foreign", "other programs put tasks into the queue", transports::foreign).in_queues(),
     once("task_key_refused", "one server for each key", transports::refused).in_queues(),

@@ -184,7 +184,8 @@ pub(super) fn outlives_deaths(cx: &Cx) -> Result<()> {
 pub(super) fn foreign(cx: &Cx) -> Result<()> {
     let key = Key::new(cx);
     let produce = |words: &[&str]| -> Result<()> {
-        let launch = cx.example("task_producer").word(&format!("{:#x}", key.0)).word(&cx.dir.to_string_lossy());
+        let launch =
+            cx.example("task_producer").word(&format!("{:#x}", key.0)).word(&cx.dir.to_string_lossy());
         let mut process = words.iter().fold(launch, |launch, word| launch.word(word)).spawn()?;
         ensure!(process.wait_exit(PATIENCE)?.success(), "it has failed");
         Ok(())
@@ -254,7 +255,8 @@ pub(super) fn queue_removed(cx: &Cx) -> Result<()> {
     let busy = ["task sleep 500"; 2].map(|packet| client.ask(packet));
     let pids = task_workers_of(&bed);
     proc::until("both to begin", PATIENCE, || pids.values().all(|pid| proc::sleeps(*pid)).then_some(()))?;
-    let ids: Vec<String> = (0..20).map(|number| client.ask(&format!("task r{number}"))).collect::<Result<_>>()?;
+    let ids: Vec<String> =
+        (0..20).map(|number| client.ask(&format!("task r{number}"))).collect::<Result<_>>()?;
     ensure!(key.messages().is_some_and(|messages| messages > 0), "{:?}", key.messages());
     let status = Command::new("ipcrm").args(["-Q", &format!("{:#x}", key.0)]).status()?;
     ensure!(status.success(), "ipcrm: {status}");
