@@ -89,6 +89,9 @@ const VARIANTS: &[(&str, &str)] = &[
     ("base-uring", "--mode base --backend io_uring"),
     ("ring-uring", "--mode process --ipc ring --backend io_uring"),
     ("socketpair-uring", "--mode process --ipc socketpair --backend io_uring"),
+    ("tasks-unix", "--mode process --ipc ring --backend epoll --task-ipc-mode unix"),
+    ("tasks-msgqueue", "--mode process --ipc ring --backend epoll --task-ipc-mode msgqueue"),
+    ("tasks-preemptive", "--mode process --ipc ring --backend epoll --task-ipc-mode msgqueue_preemptive"),
 ];
 
 const PEERS: &[(&str, Program)] = &[

@@ -185,6 +185,7 @@ fn work(worker: &mut TaskWorker, text: &[u8], means: &mut Means<'_>) -> Result<V
     let word = text.split(|byte| *byte == b' ').next().unwrap_or_default();
     let rest = text.get(word.len() + 1..).unwrap_or_default();
     let number = || String::from_utf8_lossy(rest).parse::<u64>().unwrap_or_default();
+    let is_foreign = worker.task().is_some_and(|task| task.is_foreign());
     match word {
         b"sleep" => std::thread::sleep(Duration::from_millis(number())),
         b"crash" => return super::crash(Crash::parse(rest)?),
@@ -207,6 +208,12 @@ fn work(worker: &mut TaskWorker, text: &[u8], means: &mut Means<'_>) -> Result<V
             }
         }
         b"say" => super::say(format!("said by={} {}", worker.id(), String::from_utf8_lossy(rest)))?,
+        b"note" => {
+            let (name, body) = super::command::split_word(rest);
+            let (name, len, sum) = (String::from_utf8_lossy(name), body.len(), super::command::crc32(body));
+            super::say(format!("noted {name} len={len} sum={sum:08x} foreign={is_foreign}"))?;
+        }
+        b"sum" => return Ok(format!("{} {:08x}", rest.len(), super::command::crc32(rest)).into_bytes()),
         b"leave" => worker.retire(),
         b"message" | b"messages" => {
             let (to, rest) = split_word(rest);

@@ -12,7 +12,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
-const VARIANTS: &[&str] = &["ring-epoll", "base-epoll"];
+const VARIANTS: &[&str] = &["ring-epoll", "base-epoll", "tasks-unix", "tasks-msgqueue", "tasks-preemptive"];
 const SIZES: &[usize] = &[128];
 const TASK_WORKERS: [usize; 2] = [1, 2];
 const IN_FLIGHT: usize = 64;

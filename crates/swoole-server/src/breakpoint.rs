@@ -32,6 +32,8 @@ pub enum Point {
     TaskQueued,
     /// It can be found, and nobody was woken for it.
     TaskPublished,
+    /// In a task worker: it has a letter, and has not taken what that is about. Not under `task_ipc_mode = ring`.
+    TaskReceived,
     /// In a task worker: the task is taken, and still the next one of its queue.
     TaskTaken,
     /// Its result is written, and does not count.
@@ -106,7 +108,7 @@ impl Trap {
 }
 
 #[cfg(any(test, feature = "breakpoints"))]
-const NAMES: [(&str, Point); 13] = [
+const NAMES: [(&str, Point); 14] = [
     ("request_fragment", Point::RequestFragment),
     ("begun", Point::Begun),
     ("reply_fragment", Point::ReplyFragment),
@@ -116,6 +118,7 @@ const NAMES: [(&str, Point); 13] = [
     ("after_bell", Point::AfterBell),
     ("task_queued", Point::TaskQueued),
     ("task_published", Point::TaskPublished),
+    ("task_received", Point::TaskReceived),
     ("task_taken", Point::TaskTaken),
     ("task_result", Point::TaskResult),
     ("task_done", Point::TaskDone),

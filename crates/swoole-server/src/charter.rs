@@ -25,6 +25,7 @@ use crate::plan::{LAYOUT, Plan};
 use crate::post::Boxes;
 use crate::shared::{Lifeline, Links, Parts, Shared};
 use crate::stats::WorkerState;
+use crate::task::courier::{Courier, Record};
 
 /// What the kernel is asked to hold; enough for the descriptors of the largest server.
 const BUFFER: usize = 1 << 20;
@@ -43,6 +44,7 @@ struct Text {
     config: Config,
     addresses: Vec<Listen>,
     heirs: Vec<Heir>,
+    post: Option<Record>,
 }
 
 /// The last process of a seat.
@@ -81,6 +83,8 @@ impl Charter {
         descriptors.extend(bells.into_iter().flatten().map(|bell| bell.as_fd()));
         descriptors.extend(shared.boxes.fds());
         descriptors.extend(links.sockets().iter().flatten().flat_map(|lane| lane.fds()));
+        let post = shared.tasks.courier();
+        descriptors.extend(post.into_iter().flat_map(Courier::fds));
         descriptors.extend(heirs.iter().filter_map(|(_, process)| process.map(OwnedFd::as_fd)));
         let text = Text {
             layout: LAYOUT,
@@ -91,6 +95,7 @@ impl Charter {
             config: shared.config.clone(),
             addresses: shared.addresses.clone(),
             heirs: heirs.iter().map(|(heir, _)| *heir).collect(),
+            post: post.map(Courier::record),
         };
         let failed = |error: swoole_ipc::Error| Error::setup("make a new manager's charter", error);
         let text =
@@ -152,7 +157,7 @@ fn read(file: OwnedFd) -> Result<Text> {
 impl Text {
     /// Gives the descriptors their names.
     fn unfold(self, descriptors: Vec<OwnedFd>, keep: Vec<RawFd>) -> Result<Charter> {
-        let Text { user_processes, mut config, addresses, connection_limit, heirs, master, .. } = self;
+        let Text { user_processes, mut config, addresses, connection_limit, heirs, master, post, .. } = self;
         config.user_processes = user_processes;
         let plan = Plan::new(&config, connection_limit)?;
         let mut rest = descriptors.into_iter();
@@ -174,6 +179,8 @@ impl Text {
         } else {
             Vec::new()
         };
+        let post_num = if post.is_some() { Courier::fd_num(&config) } else { 0 };
+        let post = Some((post, (0..post_num).map(|_| next()).collect::<Result<Vec<_>>>()?));
         let adopt = |(heir, seat): (Heir, u16)| {
             let Heir { generation, pid, alive } = heir;
             let pid = Pid::from_raw(pid).ok_or_else(|| broken("a worker has no pid"))?;
@@ -192,6 +199,7 @@ impl Text {
             process_bells,
             boxes,
             sockets,
+            post,
         };
         let master = Pid::from_raw(master).ok_or_else(|| broken("there is no master"))?;
         let (shared, links) = Shared::assemble(config, addresses, keep, master, plan, parts)?;

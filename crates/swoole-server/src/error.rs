@@ -114,6 +114,12 @@ pub enum Error {
         /// The limit.
         max: usize,
     },
+    /// The message queue for tasks has no room ([`TaskQueue`](crate::TaskQueue)).
+    #[error("push a task: the message queue {key:#010x} is full (kernel.msgmnb)")]
+    MessageQueueFull {
+        /// Its key.
+        key: u32,
+    },
     /// A task that was waited for has no result.
     #[error("wait for a task: {0}")]
     Task(TaskError),

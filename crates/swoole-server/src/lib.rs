@@ -129,5 +129,7 @@ pub use swoole_protocol::PackageLength;
 pub use swoole_supervisor::ExitStatus;
 #[cfg(feature = "typed")]
 pub use task::typed;
-pub use task::{Payload, TaskError, TaskFate, TaskId, TaskInHand, TaskResult, TaskStats, TaskWorker};
+pub use task::{
+    Payload, TaskError, TaskFate, TaskId, TaskInHand, TaskQueue, TaskResult, TaskStats, TaskWorker,
+};
 pub use worker::{OpenReply, TimerId, Unfinished, Worker};

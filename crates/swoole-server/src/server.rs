@@ -384,6 +384,8 @@ fn start_master<H: Handler>(
                 manager,
             );
             drop(own);
+            // There may have been no manager at the end.
+            shared.tasks.put_away();
             if result.is_err() {
                 end(Pid::from_raw(shared.board.manager_pid()).unwrap_or(manager));
             }

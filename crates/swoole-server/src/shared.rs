@@ -34,6 +34,7 @@ use crate::process::Processes;
 use crate::session::SessionTable;
 use crate::stats::Stats;
 use crate::task::Tasks;
+use crate::task::courier::{Courier, Record};
 use crate::task::spill::Spill;
 
 pub(crate) struct Shared {
@@ -82,6 +83,8 @@ pub(crate) struct Parts {
     pub(crate) process_bells: Vec<OwnedFd>,
     /// The socketpairs by worker (outer) and reactor, where links are such.
     pub(crate) sockets: Vec<Vec<Arc<Lane>>>,
+    /// What letters go by; `None` to make it.
+    pub(crate) post: Option<(Option<Record>, Vec<OwnedFd>)>,
 }
 
 impl Shared {
@@ -124,6 +127,7 @@ impl Shared {
             boxes: Boxes::create(&config)?,
             process_bells: bells("process-bells", process_bells)?,
             sockets,
+            post: None,
         };
         let (shared, links) = Shared::assemble(config, addresses, keep, getpid(), plan, parts)?;
         Ok((shared, links, hold))
@@ -138,7 +142,9 @@ impl Shared {
         plan: Plan,
         parts: Parts,
     ) -> Result<(Shared, Links)> {
-        let Parts { memory, lifeline, manager_bell, bells, rooms, reactor_bells, boxes, sockets, .. } = parts;
+        let Parts {
+            memory, lifeline, manager_bell, bells, rooms, reactor_bells, boxes, sockets, post, ..
+        } = parts;
         let words = plan.bells(&memory).map_err(|error| Error::setup("map the doorbells", error))?;
         let together = |words: Vec<Words>, events: Vec<OwnedFd>| {
             words.into_iter().zip(events).map(|(word, event)| Doorbell::new(word, event)).collect()
@@ -147,7 +153,15 @@ impl Shared {
         let store = plan.tasks(&memory).map_err(|error| Error::setup("map the memory for tasks", error))?;
         let inode = fstat(&memory).map_err(std::io::Error::from)?.st_ino;
         let spill = Spill::new(&config.task_tmpdir, master.as_raw_pid(), inode);
-        let tasks = Tasks::new(store, spill, config.task_retries);
+        let post = match post {
+            Some((record, fds)) => record.map(|record| Courier::join(&config, record, fds)).transpose()?,
+            None => Courier::create(&config, &spill)?,
+        };
+        let spill = match &post {
+            Some(post) if post.is_kept() => spill.keeping(config.message_queue_key, post.server()),
+            _ => spill,
+        };
+        let tasks = Tasks::new(store, spill, post, config.task_retries);
         let shared = Shared {
             placement: Placement::new(&config)?,
             board: plan.board(&memory)?,
@@ -182,14 +196,16 @@ impl Shared {
         let own = [&self.bells, &self.rooms].into_iter().filter_map(|bells| bells.get(usize::from(worker)));
         let bells = own.chain(&self.reactor_bells).chain(&self.task_bells);
         let bells = bells.map(|bell| bell.as_fd().as_raw_fd());
-        bells.chain(self.boxes.keep(worker, false)).chain(self.common_keep()).collect()
+        let post = self.tasks.courier().map_or_else(Vec::new, Courier::asker_keep);
+        bells.chain(self.boxes.keep(worker, false)).chain(self.common_keep()).chain(post).collect()
     }
 
     /// What a task worker keeps open besides its standard streams.
     pub(crate) fn task_worker_keep(&self, seat: u16) -> Vec<RawFd> {
         let bells = self.bells.iter().chain(&self.task_bells);
         let bells = bells.map(|bell| bell.as_fd().as_raw_fd());
-        bells.chain(self.boxes.keep(seat, true)).chain(self.common_keep()).collect()
+        let post = self.tasks.courier().map_or_else(Vec::new, Courier::task_worker_keep);
+        bells.chain(self.boxes.keep(seat, true)).chain(self.common_keep()).chain(post).collect()
     }
 
     /// What a user process keeps open besides its standard streams.
@@ -197,7 +213,8 @@ impl Shared {
         let bells = self.task_bells.iter().chain(self.process_bells.get(usize::from(id)));
         let bells = bells.map(|bell| bell.as_fd().as_raw_fd());
         let seat = self.config.seat_of_user_process(id);
-        bells.chain(self.boxes.keep(seat, true)).chain(self.common_keep()).collect()
+        let post = self.tasks.courier().map_or_else(Vec::new, Courier::asker_keep);
+        bells.chain(self.boxes.keep(seat, true)).chain(self.common_keep()).chain(post).collect()
     }
 
     /// What the manager keeps open: all that its workers need, and its own end of the control channel.

@@ -14,6 +14,8 @@ pub(super) struct Setup {
     pub(super) mode: &'static str,
     pub(super) backend: &'static str,
     pub(super) ipc: Option<&'static str>,
+    /// How task workers learn of tasks.
+    pub(super) task_ipc: &'static str,
 }
 
 impl Setup {
@@ -28,6 +30,7 @@ const BASE: &str = "base";
 pub(super) const MODES: [&str; 2] = [PROCESS, BASE];
 pub(super) const BACKENDS: [&str; 2] = ["epoll", "io_uring"];
 pub(super) const IPCS: [&str; 2] = ["ring", "socketpair"];
+pub(super) const TASK_IPCS: [&str; 4] = ["ring", "unix", "msgqueue", "msgqueue_preemptive"];
 
 /// The values that the command line allows, of which it leaves at least one each.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,6 +38,8 @@ pub(super) struct Choice {
     pub(super) modes: Vec<&'static str>,
     pub(super) backends: Vec<&'static str>,
     pub(super) ipcs: Vec<&'static str>,
+    /// None for those that the scenario is about.
+    pub(super) task_ipcs: Vec<&'static str>,
 }
 
 /// On which combinations a scenario tells something new, in each of its modes.
@@ -53,7 +58,8 @@ impl Matrix {
         let no_channel = self != Self::Full || mode == BASE;
         let backends = if self == Self::Once { &choice.backends[..1] } else { &choice.backends };
         let ipcs = if no_channel { &choice.ipcs[..1] } else { &choice.ipcs };
-        let setup = |backend, ipc| Setup { mode, backend, ipc: (mode != BASE).then_some(ipc) };
+        let task_ipc = TASK_IPCS[0];
+        let setup = |backend, ipc| Setup { mode, backend, ipc: (mode != BASE).then_some(ipc), task_ipc };
         backends.iter().flat_map(|backend| ipcs.iter().map(move |ipc| setup(*backend, *ipc))).collect()
     }
 }
@@ -68,6 +74,8 @@ pub(super) struct Scenario {
     pub(super) matrix: Matrix,
     /// The modes in which it makes sense.
     pub(super) modes: &'static [&'static str],
+    /// The ways of tasks on which it tells something new: the first on all combinations, each other one on one.
+    task_ipcs: &'static [&'static str],
     /// When the watchdog ends it.
     pub(super) limit: Duration,
     pub(super) run: fn(&Cx) -> Result<()>,
@@ -80,12 +88,24 @@ impl Scenario {
         about: &'static str,
         run: fn(&Cx) -> Result<()>,
     ) -> Self {
-        Self { name, about, matrix, modes: &MODES, limit: Duration::from_secs(60), run }
+        let limit = Duration::from_secs(60);
+        Self { name, about, matrix, modes: &MODES, task_ipcs: &["ring"], limit, run }
     }
 
     /// Only in Process mode: it is about what only that has, or about what the mode does not matter to.
     pub(super) const fn in_process(self) -> Self {
         Self { modes: &[PROCESS], ..self }
+    }
+
+    /// On every way of tasks.
+    pub(super) const fn by_post(self) -> Self {
+        Self { task_ipcs: &TASK_IPCS, ..self }
+    }
+
+    /// Only in Process mode, and where tasks go by message queues.
+    pub(super) const fn in_queues(self) -> Self {
+        let [_, _, queues @ ..] = &TASK_IPCS;
+        Self { task_ipcs: queues, ..self.in_process() }
     }
 
     /// Only in Base mode.
@@ -96,7 +116,20 @@ impl Scenario {
     /// The combinations to run when the command line allows these values.
     pub(super) fn setups(&self, choice: &Choice) -> Vec<Setup> {
         let modes = choice.modes.iter().filter(|mode| self.modes.contains(mode));
-        modes.flat_map(|mode| self.matrix.setups(mode, choice)).collect()
+        let setups: Vec<Setup> = modes.flat_map(|mode| self.matrix.setups(mode, choice)).collect();
+        let by = |setups: &[Setup], task_ipc| -> Vec<Setup> {
+            setups.iter().map(|setup| Setup { task_ipc, ..*setup }).collect()
+        };
+        if !choice.task_ipcs.is_empty() {
+            // What says nothing of one of them may be tried on any.
+            let fits =
+                |task_ipc: &&&str| self.task_ipcs.iter().any(|known| known == *task_ipc || *known == "ring");
+            let chosen = choice.task_ipcs.iter().filter(fits);
+            return chosen.flat_map(|task_ipc| by(&setups, task_ipc)).collect();
+        }
+        let [first, others @ ..] = self.task_ipcs else { return setups };
+        let others = others.iter().flat_map(|task_ipc| by(&setups[..setups.len().min(1)], task_ipc));
+        by(&setups, first).into_iter().chain(others).collect()
     }
 }
 
@@ -188,8 +221,8 @@ impl Cx {
     }
 
     fn set_up<'a>(&self, launch: Launch<'a>) -> Launch<'a> {
-        let Setup { mode, backend, ipc } = self.setup;
-        let launch = launch.flag("mode", mode).flag("backend", backend);
+        let Setup { mode, backend, ipc, task_ipc } = self.setup;
+        let launch = launch.flag("mode", mode).flag("backend", backend).flag("task-ipc-mode", task_ipc);
         ipc.into_iter().fold(launch, |launch, ipc| launch.flag("ipc", ipc))
     }
 
@@ -221,13 +254,22 @@ mod tests {
 
     #[test]
     fn the_matrix_obeys_the_command_line() {
-        let everything = || Choice { modes: MODES.into(), backends: BACKENDS.into(), ipcs: IPCS.into() };
-        let (full, once) = (full("a", "", nothing), once("b", "", nothing).in_process());
+        let everything = || Choice {
+            modes: MODES.into(),
+            backends: BACKENDS.into(),
+            ipcs: IPCS.into(),
+            task_ipcs: Vec::new(),
+        };
+        let (full, lone) = (full("a", "", nothing), once("b", "", nothing).in_process());
         assert_eq!(full.setups(&everything()).len(), 4 + 2);
-        let first = Setup { mode: "process", backend: "epoll", ipc: Some("ring") };
-        assert_eq!(once.setups(&everything()), [first]);
+        let first = Setup { mode: "process", backend: "epoll", ipc: Some("ring"), task_ipc: "ring" };
+        assert_eq!(lone.setups(&everything()), [first]);
+        let by_post = once("d", "", nothing).in_process().by_post().setups(&everything());
+        assert_eq!(by_post.iter().map(|setup| setup.task_ipc).collect::<Vec<_>>(), TASK_IPCS);
+        let chosen = full.setups(&Choice { task_ipcs: vec!["unix"], ..everything() });
+        assert!(chosen.len() == 6 && chosen.iter().all(|setup| setup.task_ipc == "unix"));
         let base = Choice { modes: vec!["base"], ..everything() };
-        assert!(once.setups(&base).is_empty());
+        assert!(lone.setups(&base).is_empty());
         assert!(full.setups(&base).iter().all(|setup| setup.is_base() && setup.ipc.is_none()));
         let backends = backends("c", "", nothing).in_process();
         let backends = backends.setups(&Choice { ipcs: vec!["socketpair"], ..everything() });

@@ -14,7 +14,7 @@ mod scenarios;
 
 use crate::{Verdict, shell, test};
 use anyhow::{Result, ensure};
-use matrix::{BACKENDS, Choice, IPCS, MODES, Scenario, Storm, choose};
+use matrix::{BACKENDS, Choice, IPCS, MODES, Scenario, Storm, TASK_IPCS, choose};
 use runner::Runner;
 pub(crate) use runner::Tally;
 use std::path::PathBuf;
@@ -31,6 +31,8 @@ none may leave a process, a SysV queue, shared memory or a socket file behind. E
   --mode NAME       Only process or base; may repeat
   --backend NAME    Only epoll or io_uring; may repeat
   --ipc NAME        Only ring or socketpair, between the processes of Process mode; may repeat
+  --task-ipc NAME   Only ring, unix, msgqueue or msgqueue_preemptive, by which tasks go; may repeat; without it, those
+                    that a scenario is about
   --asan            Builds them with AddressSanitizer, and fails what that reports in any process
   --repeat N        Everything N times, with another seed each time; stops after a round with a failure
   --seed N          The seed of what is random in them; a failure prints it
@@ -72,7 +74,12 @@ impl Options {
         let mut options = Self {
             list: false,
             scenarios: vec!["vortex".into()],
-            choice: Choice { modes: Vec::new(), backends: Vec::new(), ipcs: Vec::new() },
+            choice: Choice {
+                modes: Vec::new(),
+                backends: Vec::new(),
+                ipcs: Vec::new(),
+                task_ipcs: Vec::new(),
+            },
             asan: false,
             repeat: 1,
             seed: fastrand::u64(1..1_000_000),
@@ -104,7 +111,12 @@ impl Options {
         let mut options = Self {
             list: false,
             scenarios: Vec::new(),
-            choice: Choice { modes: Vec::new(), backends: Vec::new(), ipcs: Vec::new() },
+            choice: Choice {
+                modes: Vec::new(),
+                backends: Vec::new(),
+                ipcs: Vec::new(),
+                task_ipcs: Vec::new(),
+            },
             asan: false,
             repeat: 1,
             seed,
@@ -121,6 +133,9 @@ impl Options {
                     choice.backends.push(choose("--backend", &BACKENDS, &args.value()?.string()?)?)
                 }
                 Long("ipc") => choice.ipcs.push(choose("--ipc", &IPCS, &args.value()?.string()?)?),
+                Long("task-ipc") => {
+                    choice.task_ipcs.push(choose("--task-ipc", &TASK_IPCS, &args.value()?.string()?)?)
+                }
                 Long("asan") => options.asan = true,
                 Long("repeat") => options.repeat = args.value()?.parse()?,
                 Long("seed") => options.seed = args.value()?.parse()?,
@@ -132,7 +147,7 @@ impl Options {
 
     /// A dimension that the command line does not mention is taken whole.
     fn or_all(mut self) -> Self {
-        let Choice { modes, backends, ipcs } = &mut self.choice;
+        let Choice { modes, backends, ipcs, .. } = &mut self.choice;
         for (chosen, all) in [(modes, MODES), (backends, BACKENDS), (ipcs, IPCS)] {
             if chosen.is_empty() {
                 chosen.extend(all);

@@ -59,7 +59,10 @@ impl Runner {
         let outcome = cx.check_asan().and(outcome).and_then(|()| before.compare(&dir));
         sweep();
         fs::remove_dir_all(&dir)?;
-        let ipc = setup.ipc.unwrap_or("-");
+        let ipc = match (setup.ipc, setup.task_ipc) {
+            (ipc, "ring") => ipc.unwrap_or("-"),
+            (_, task_ipc) => task_ipc,
+        };
         let row = format!("{:<26} {:<8} {:<9} {ipc:<11}", scenario.name, setup.mode, setup.backend);
         match outcome {
             Ok(()) => {
@@ -80,7 +83,7 @@ impl Runner {
     }
 
     fn words(&self, scenario: &Scenario, setup: Setup) -> String {
-        let Setup { mode, backend, ipc } = setup;
+        let Setup { mode, backend, ipc, task_ipc } = setup;
         let (ipc, seed) = (ipc.map(|ipc| format!("--ipc {ipc} ")).unwrap_or_default(), self.seed);
         if scenario.name == "vortex" {
             let (seconds, clients) = (self.storm.length.as_secs(), self.storm.clients);
@@ -89,7 +92,7 @@ impl Runner {
             );
         }
         format!(
-            "test-cluster {}--scenario {} --mode {mode} --backend {backend} {ipc}--seed {seed}",
+            "test-cluster {}--scenario {} --mode {mode} --backend {backend} {ipc}--task-ipc {task_ipc} --seed {seed}",
             if self.asan { "--asan " } else { "" },
             scenario.name
         )

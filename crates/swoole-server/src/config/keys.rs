@@ -85,6 +85,16 @@ pub(super) static KEYS: &[Key] = &[
         "where tasks of more than 8 KiB lie while they are under way",
     ),
     key(
+        "task_ipc_mode",
+        Choice(&["ring", "unix", "msgqueue", "msgqueue_preemptive"]),
+        "how task workers learn of tasks",
+    ),
+    key(
+        "message_queue_key",
+        Count(0, u32::MAX as u64),
+        "msgqueue: the key of a queue that outlives the server, 0 for none",
+    ),
+    key(
         "dispatch_mode",
         Choice(&[
             "fixed",
@@ -213,7 +223,12 @@ impl Key {
     /// text, and is refused with a better error than this place could give.
     pub(super) fn read(&self, text: &str) -> toml::Value {
         let typed = match self.kind {
-            Count(..) => text.parse().ok().map(toml::Value::Integer),
+            // As TOML has it.
+            Count(..) => match text.strip_prefix("0x") {
+                Some(digits) => i64::from_str_radix(digits, 16).ok(),
+                None => text.parse().ok(),
+            }
+            .map(toml::Value::Integer),
             Seconds(..) => text.parse().ok().map(toml::Value::Float),
             Switch => text.parse().ok().map(toml::Value::Boolean),
             Size(..) | Choice(_) | Text(..) | Listen => None,

@@ -162,6 +162,22 @@ pub struct Config {
     /// Swoole: `task_tmpdir`.
     pub task_tmpdir: PathBuf,
 
+    /// How task workers learn of tasks. Default [`TaskIpcMode::Ring`]. Swoole: `task_ipc_mode` (1 is unix, 2 msgqueue, 3
+    /// msgqueue_preemptive).
+    pub task_ipc_mode: TaskIpcMode,
+
+    /// The key of a System V message queue for tasks that outlives the server (ftok(3); as text also in hex, `0x5377`); 0
+    /// (default) for a queue that goes with it. Only with [`TaskIpcMode::Msgqueue`] and [`TaskIpcMode::MsgqueuePreemptive`].
+    ///
+    /// Tasks that are not done when the server ends, be it by `kill -9` of every process, are done by the next one with
+    /// this key and this `task_tmpdir`, as tasks of nobody ([`TaskId::is_foreign`](crate::TaskId::is_foreign)). Those that
+    /// somebody has begun are lost at `task_retries = 0`; with more, each task has a file in `task_tmpdir`, and they are
+    /// begun again. Queue and files are one user's. Other programs can push tasks: [`TaskQueue`](crate::TaskQueue). A task that was taken back may be done by the
+    /// next server, and one that ended just when all were killed, twice with `task_retries`.
+    ///
+    /// A second server with a key that is in use is refused. Swoole: `message_queue_key`.
+    pub message_queue_key: u32,
+
     /// Which worker gets a packet, in Process mode: in Base mode each worker handles what its own clients send. Default
     /// [`DispatchMode::Fixed`], which keeps the order of a connection's packets. Where that is not needed, take
     /// [`DispatchMode::LeastInFlight`]: a packet waits behind another one only if everybody is busy. Under each rule a
@@ -337,6 +353,8 @@ impl Default for Config {
             task_retries: 0,
             task_max_request: 0,
             task_tmpdir: std::env::temp_dir(),
+            task_ipc_mode: TaskIpcMode::Ring,
+            message_queue_key: 0,
             dispatch_mode: DispatchMode::Fixed,
             dispatch_key_offset: 0,
             dispatch_key_length: 0,
@@ -432,6 +450,21 @@ choice! {
         /// hosts that let no shared memory be mapped, and for looking at what goes between the processes
         /// (`strace -e sendmsg,recvfrom`).
         SocketPair = "socketpair",
+    }
+}
+
+choice! {
+    /// How task workers learn of tasks. What there is no room for in a socket or a queue goes through shared memory, so that
+    /// nobody waits for room.
+    TaskIpcMode {
+        /// By queues in shared memory: no system call under load.
+        Ring = "ring",
+        /// By Unix sockets: one for whoever is free, and one of each task worker's.
+        Unix = "unix",
+        /// By a System V message queue, addressed: who asks chooses the task worker, one that is idle if there is one.
+        Msgqueue = "msgqueue",
+        /// By a System V message queue: whoever is free takes the next task, unless it is for a certain task worker.
+        MsgqueuePreemptive = "msgqueue_preemptive",
     }
 }
 

@@ -88,6 +88,9 @@ fn every_range_holds_at_both_ends_and_no_further() {
     // Rings of the largest size need room, many workers too.
     let accepts = |key: &str, value: String| {
         let mut flags = vec!["--ring-memory-max=64G".to_owned(), "--reactor-num=1".to_owned()];
+        if key == "message_queue_key" {
+            flags.push("--task-ipc-mode=msgqueue".to_owned());
+        }
         flags.push(format!("--{}={value}", key.replace('_', "-")));
         let outcome = load(&flags.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
         if let Err(error) = &outcome {

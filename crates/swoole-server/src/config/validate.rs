@@ -7,7 +7,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::keys::{self, Kind};
 use super::value::size;
-use super::{Config, ConfigError, DispatchMode, Ipc, KIB, Listen, Mode, OnCrash};
+use super::{Config, ConfigError, DispatchMode, Ipc, KIB, Listen, Mode, OnCrash, TaskIpcMode};
 use crate::post::Peer;
 
 /// Bytes of the smallest ring.
@@ -99,6 +99,14 @@ impl Config {
         if self.task_worker_num > 0 && !self.task_tmpdir.is_dir() {
             return Err(wrong("task_tmpdir", self.task_tmpdir.display()));
         }
+        let has_queue = matches!(self.task_ipc_mode, TaskIpcMode::Msgqueue | TaskIpcMode::MsgqueuePreemptive);
+        if self.message_queue_key != 0 && !has_queue {
+            let expected = format!(
+                "needs task_ipc_mode = msgqueue or msgqueue_preemptive; {} has no queue that outlives the server",
+                self.task_ipc_mode
+            );
+            return Err(ConfigError::value("message_queue_key", self.message_queue_key, expected));
+        }
         Ok(())
     }
 
@@ -120,6 +128,11 @@ impl Config {
             return Err(ConfigError::value("ring_memory_max", size::format(self.ring_memory_max), expected));
         }
         Ok(())
+    }
+
+    /// Slots of one asker: one more than it may use itself, where task workers take up what nobody of the server has asked.
+    pub(crate) fn task_slots(&self) -> usize {
+        if self.message_queue_key == 0 { self.task_queue_max } else { self.task_queue_max.min(65_534) + 1 }
     }
 
     /// Whether there is a function to dispatch by, where one is needed.

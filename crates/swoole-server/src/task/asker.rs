@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use swoole_ipc::Doorbell;
 
+use super::courier::{Courier, Letter};
 use super::spill::{Part, Spill};
 use super::store::{CAN_BE_INLINE, Count, Found, Ready, Reclaimed, Status, Store};
 use super::{TaskError, TaskId, TaskResult};
@@ -78,6 +79,8 @@ pub(crate) struct Asker {
     /// Own ones that are not over.
     under_way: usize,
     pending: Vec<Pending>,
+    /// The task worker whose turn it is, where they are chosen here.
+    turn: u16,
     /// Over, and not yet told of.
     finished: VecDeque<Finished>,
     /// For the callback that waits: in the places of its list.
@@ -92,7 +95,7 @@ impl Asker {
         if store.shape().is_empty() {
             return None;
         }
-        let slots = store.shape().slots;
+        let slots = shared.config.task_queue_max.min(store.shape().slots);
         let mut own = Asker {
             shared: Arc::clone(shared),
             spill: shared.tasks.spill().clone(),
@@ -104,6 +107,7 @@ impl Asker {
             inherited: vec![false; slots],
             under_way: 0,
             pending: Vec::new(),
+            turn: asker,
             finished: VecDeque::new(),
             awaited: Vec::new(),
             told: 0,
@@ -165,17 +169,20 @@ impl Asker {
     }
 
     fn put(&mut self, to: Option<u16>, payload: &[u8], purpose: Purpose) -> Result<Own> {
+        let to = to.or_else(|| self.courier().is_some_and(Courier::chooses).then(|| self.choose()));
         let queue = self.queue(to)?;
         let Some(slot) = (if self.has_room(queue) { self.free.pop() } else { None }) else {
             self.store.count(self.asker, Count::Refused);
-            return Err(Error::TaskQueueFull { max: self.store.shape().slots });
+            return Err(Error::TaskQueueFull { max: self.own.len() });
         };
         self.number += 1;
         let id = TaskId { asker: self.asker, generation: self.generation, number: self.number };
         let is_one_way = purpose == Purpose::OneWay;
         let ticket = self.store.fill(id, slot, payload, is_one_way, super::now());
-        let spilled = payload.len() > CAN_BE_INLINE;
+        let spilled = payload.len() > CAN_BE_INLINE
+            || self.courier().is_some_and(|courier| courier.needs_file(payload.len()));
         if spilled {
+            self.store.set_spilled(self.asker, slot);
             let written = self.spill.write(self.asker, slot, ticket, Part::Payload, payload);
             if let Err(error) = written {
                 self.store.free(self.asker, slot, ticket);
@@ -246,12 +253,17 @@ impl Asker {
         if self.pending.is_empty() {
             return Ok(());
         }
-        for Pending { slot, ticket, queue } in &self.pending {
+        let by_post = self.courier().is_some();
+        for index in 0..self.pending.len() {
+            let pending @ Pending { slot, ticket, queue } = self.pending[index];
+            if by_post && self.send(pending) {
+                continue;
+            }
             // One after the other: what is behind the last head cannot be found, except by its successor.
-            let position = self.store.position(self.asker, *queue);
-            self.store.queue(self.asker, *slot, *ticket, *queue, position);
+            let position = self.store.position(self.asker, queue);
+            self.store.queue(self.asker, slot, ticket, queue, position);
             breakpoint::pass(Point::TaskQueued);
-            self.store.publish(self.asker, *queue, position + 1);
+            self.store.publish(self.asker, queue, position + 1);
         }
         breakpoint::pass(Point::TaskPublished);
         let for_anybody = self.pending.iter().filter(|pending| pending.queue == 0).count();
@@ -267,6 +279,66 @@ impl Asker {
             woken += usize::from(wake(bell)?);
         }
         Ok(())
+    }
+
+    fn courier(&self) -> Option<&Courier> {
+        self.shared.tasks.courier()
+    }
+
+    /// A task worker that has nothing to do, or the next one.
+    fn choose(&mut self) -> u16 {
+        let Shared { config, board, .. } = &*self.shared;
+        let all = config.task_worker_num;
+        let mut others = (0..all).map(|step| (self.turn % all + step) % all);
+        let idle = others.find(|id| !board.is_busy(config.seat_of_task_worker(*id)));
+        let chosen = idle.unwrap_or(self.turn % all);
+        self.turn = (chosen + 1) % all;
+        chosen
+    }
+
+    /// Sends a letter; false if there is no room for it, and the task must go into its queue.
+    fn send(&mut self, Pending { slot, ticket, queue }: Pending) -> bool {
+        let (shared, store, asker) = (&self.shared, &self.store, self.asker);
+        let Some((post, own)) = shared.tasks.courier().zip(self.own[usize::from(slot)]) else { return false };
+        // What waits there comes first.
+        if store.waits(asker, queue) {
+            return self.keep(slot, ticket);
+        }
+        let mut payload = Vec::new();
+        if post.is_kept() && own.spilled {
+            payload = self.spill.name(asker, slot, ticket, Part::Payload).into_bytes();
+        } else if post.is_kept() {
+            store.filled(asker, slot, &mut payload);
+        }
+        let len = store.filled_len(asker, slot);
+        let letter = Letter { server: post.server(), id: own.id, slot, ticket, len, in_file: own.spilled };
+        store.post(asker, slot, ticket, queue);
+        breakpoint::pass(Point::TaskQueued);
+        if post.send(queue, &letter, &payload) {
+            let posted = store.posted(asker, queue) + 1;
+            store.set_posted(asker, queue, posted);
+            return true;
+        }
+        // Whoever has found it without a letter has it.
+        !store.recall(asker, slot, ticket) || self.keep(slot, ticket)
+    }
+
+    /// It does not go by letter: what is to outlive the server goes into a file. False, so that it goes another way.
+    fn keep(&mut self, slot: u16, ticket: u64) -> bool {
+        let Some(own) = &mut self.own[usize::from(slot)] else { return false };
+        if own.spilled || !self.shared.tasks.courier().is_some_and(Courier::is_kept) {
+            return false;
+        }
+        let mut payload = Vec::new();
+        self.store.filled(self.asker, slot, &mut payload);
+        match self.spill.write(self.asker, slot, ticket, Part::Payload, &payload) {
+            Ok(()) => {
+                own.spilled = true;
+                self.store.set_spilled(self.asker, slot);
+            }
+            Err(error) => tracing::warn!("task {} would not outlive the server: {error}", own.id),
+        }
+        false
     }
 
     /// Takes what is over.

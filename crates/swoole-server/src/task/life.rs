@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use rustix::process::getpid;
 use swoole_supervisor::Child;
 
+use super::courier::Courier;
+use super::mail::Mail;
 use super::spill::Part;
 use super::store::{CAN_BE_INLINE, Status, Store, Taken};
 use super::{Asker, TaskId, TaskWorker};
@@ -126,6 +128,12 @@ impl TaskDuty {
             Ok(result)
         };
         self.store.finish(&taken, status, kept);
+        if self.courier().is_some_and(Courier::is_kept)
+            && self.store.payload(&taken, &mut Vec::new()).is_some()
+        {
+            // A later server would take it for a task that is not done.
+            self.forget_payload(&taken);
+        }
         self.hand = None;
         self.unrung = Some(taken.asker());
         Ok(())
@@ -133,13 +141,21 @@ impl TaskDuty {
 
     /// Nobody waits for it, so nobody would put its file away soon.
     fn end_one_way(&mut self, taken: &Taken, status: Status) {
-        let (slot, ticket) = taken.place();
         let is_spilled = self.store.payload(taken, &mut Vec::new()).is_some();
         self.store.finish_one_way(taken, status);
         if is_spilled {
-            self.shared.tasks.spill().remove(taken.asker(), slot, ticket, Part::Payload);
+            self.forget_payload(taken);
         }
         self.hand = None;
+    }
+
+    fn courier(&self) -> Option<&Courier> {
+        self.shared.tasks.courier()
+    }
+
+    fn forget_payload(&self, taken: &Taken) {
+        let (slot, ticket) = taken.place();
+        self.shared.tasks.spill().remove(taken.asker(), slot, ticket, Part::Payload);
     }
 
     /// Wakes those who wait for what is done.
@@ -167,6 +183,7 @@ struct Life<'a, H> {
     turn: u16,
     /// The number of revivals after which nothing was found.
     revivals: u64,
+    mail: Mail,
     payload: Vec<u8>,
 }
 
@@ -200,7 +217,8 @@ impl<'a, H: Handler> Life<'a, H> {
             asker: Asker::open(shared, seat, child.generation),
             post: Post::open(shared, seat, child.generation)?,
         };
-        Ok(Life { handler, duty, lookout, turn: 0, revivals: u64::MAX, payload: Vec::new() })
+        let mail = Mail::open(shared, child.slot, seat, child.generation);
+        Ok(Life { handler, duty, lookout, turn: 0, revivals: u64::MAX, mail, payload: Vec::new() })
     }
 
     fn serve(&mut self) -> Result<()> {
@@ -224,7 +242,8 @@ impl<'a, H: Handler> Life<'a, H> {
                 continue;
             }
             shared.board.set_busy(seat, false);
-            if !spin.until(&mut pace, || self.has_work() || self.duty.timers.is_due()) {
+            if !spin.until(&mut pace, || self.has_work() || self.mail.has_news() || self.duty.timers.is_due())
+            {
                 self.sleep(None, true)?;
             }
         }
@@ -266,8 +285,12 @@ impl<'a, H: Handler> Life<'a, H> {
         let shared = Arc::clone(&self.duty.shared);
         let bell = &shared.task_bells[usize::from(self.duty.id)];
         bell.arm();
-        let is_due = self.duty.post.has_mail() || tasks && self.has_work();
-        let longest = if is_due { Some(Duration::ZERO) } else { longest };
+        let is_due = self.duty.post.has_mail() || tasks && (self.has_work() || self.mail.has_some());
+        let patience = if tasks { self.mail.patience() } else { None };
+        let longest = match is_due {
+            true => Some(Duration::ZERO),
+            false => longest.into_iter().chain(patience).min(),
+        };
         self.look(self.duty.timers.wait(longest))?;
         bell.disarm();
         Ok(())
@@ -368,6 +391,9 @@ impl<'a, H: Handler> Life<'a, H> {
             }
             self.revivals = revivals;
         }
+        if let Some(taken) = self.mail.next() {
+            return Some(taken);
+        }
         let taken = (0..askers).find_map(|step| {
             let asker = (self.turn + step) % askers;
             store.has_work(asker, id).then(|| store.take(asker, id, super::now())).flatten()
@@ -423,6 +449,11 @@ impl TaskDuty {
         let spill = self.shared.tasks.spill();
         spill
             .read(taken.asker(), slot, ticket, Part::Payload, len, bytes)
-            .map_err(|error| Error::setup("read a large task", error))
+            .map_err(|error| Error::setup("read a large task", error))?;
+        if self.courier().is_some_and(Courier::ends_files_early) {
+            // From here on it is begun, and nobody begins it again.
+            self.forget_payload(taken);
+        }
+        Ok(())
     }
 }

@@ -8,21 +8,30 @@
 //!
 //! Task workers, user processes, the manager and the master may ask, too, and get no result: what they ask is one-way.
 //!
+//! How a task worker learns of a task is `task_ipc_mode`: by the queue in that memory, or by a letter that goes through a
+//! socket or a System V message queue ([`courier`]). The slot is the same, so back pressure, results, retries and counts are.
+//!
 //! | file | what |
 //! |---|---|
 //! | `mod` | what users see of a task: its name, its end |
 //! | `payload`, `typed` | what it is made of: bytes, or with types |
 //! | `store` | where tasks are: memory that all processes share |
 //! | `spill` | files for what is too large for it |
+//! | `courier` | letters: by socket, or by message queue, which a later server and other programs can use |
 //! | `asker` | the end of who asks: ask, collect, wait |
 //! | `life` | a task worker, from the fork to the exit |
 //! | `worker` | what a callback may do there; `timers`, what comes by itself |
+//! | `mail` | what comes to it by post, and tasks that nobody of this server has asked for |
+//! | `producer` | asks from another program |
 //! | `office` | the manager's part: what a dead task worker was at |
 
 pub(crate) mod asker;
+pub(crate) mod courier;
 mod life;
+mod mail;
 mod office;
 mod payload;
+mod producer;
 pub(crate) mod spill;
 pub(crate) mod store;
 mod timers;
@@ -37,6 +46,7 @@ pub(crate) use asker::{Asker, Finished};
 pub(crate) use life::run;
 pub(crate) use office::Tasks;
 pub use payload::Payload;
+pub use producer::TaskQueue;
 pub use worker::TaskWorker;
 
 /// Names one task: who has asked, which process of its slot that was, and which of its tasks it is. Never used again within
@@ -49,8 +59,17 @@ pub struct TaskId {
 }
 
 impl TaskId {
+    /// The asker of who is none of the server's.
+    pub(crate) const FOREIGN: u16 = u16::MAX;
+
+    /// Whether nobody of this server has asked for it: another program, or an earlier server with the same
+    /// `message_queue_key`. Then it has no asker's number; the task worker that has taken it up counts it.
+    pub fn is_foreign(&self) -> bool {
+        self.asker == TaskId::FOREIGN
+    }
+
     /// Whose task it is: workers have the first numbers, from 0, task workers the next, then user processes; then comes the
-    /// manager, then the master.
+    /// manager, then the master. 65,535 if it [is foreign](TaskId::is_foreign).
     pub fn asker(&self) -> u16 {
         self.asker
     }
@@ -66,9 +85,12 @@ impl TaskId {
     }
 }
 
-/// `ASKER.GENERATION.NUMBER`.
+/// `ASKER.GENERATION.NUMBER`; `foreign` for an asker that is none of the server's.
 impl fmt::Display for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_foreign() {
+            return write!(f, "foreign.{}.{}", self.generation, self.number);
+        }
         write!(f, "{}.{}.{}", self.asker, self.generation, self.number)
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use swoole_ipc::Doorbell;
 
+use super::courier::Courier;
 use super::spill::Spill;
 use super::store::{Count, Depth, Store};
 use super::{TaskInHand, TaskStats};
@@ -13,13 +14,15 @@ use super::{TaskInHand, TaskStats};
 pub(crate) struct Tasks {
     store: Store,
     spill: Spill,
+    /// How task workers learn of tasks, if not by the store alone.
+    courier: Option<Courier>,
     retries: u32,
 }
 
 impl Tasks {
     /// `spill`: the files of this server.
-    pub(crate) fn new(store: Store, spill: Spill, retries: u32) -> Tasks {
-        Tasks { store, spill, retries }
+    pub(crate) fn new(store: Store, spill: Spill, courier: Option<Courier>, retries: u32) -> Tasks {
+        Tasks { store, spill, courier, retries }
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -28,6 +31,10 @@ impl Tasks {
 
     pub(crate) fn spill(&self) -> &Spill {
         &self.spill
+    }
+
+    pub(crate) fn courier(&self) -> Option<&Courier> {
+        self.courier.as_ref()
     }
 
     /// A task worker is dead and reaped, and there is no successor yet: what it had in hand.
@@ -74,10 +81,21 @@ impl Tasks {
     /// Every process that could ask or work is gone.
     pub(crate) fn end(&self) {
         let Depth { queued, running, .. } = self.store.depth();
-        if queued + running > 0 {
-            tracing::warn!("the server stops with {} tasks that are not done", queued + running);
+        let left = queued + running;
+        if left > 0 && self.courier.as_ref().is_some_and(Courier::is_kept) {
+            tracing::warn!(
+                "the server stops with {left} tasks that are not done; the next one does those not begun"
+            );
+        } else if left > 0 {
+            tracing::warn!("the server stops with {left} tasks that are not done");
         }
+        self.put_away();
+    }
+
+    /// Removes what is left of this server's files, and its message queue, but for what is to outlive it.
+    pub(crate) fn put_away(&self) {
         self.spill.sweep();
+        self.spill.sweep_kept(|asker, slot, ticket| self.store.is_unfinished(asker, slot, ticket));
     }
 }
 

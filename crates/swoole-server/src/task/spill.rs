@@ -3,17 +3,28 @@
 //! A file is known by the use of the slot that it belongs to, so no path stands in memory that others write. The asker
 //! removes both when it collects, its successor what was left; a server that ends removes all of its own, and one that
 //! starts those of servers that are dead. A server is known by its process id and the inode of its shared memory.
+//!
+//! With a `message_queue_key`, payloads are to outlive their server: their names begin otherwise, with the key and the
+//! number of the server, and nobody removes them but who has the task. A message queue without a key is removed like a file:
+//! an empty one remembers it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::num::NonZeroI32;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::process::{Pid, test_kill_process};
 
+use super::courier;
+
 /// What the names of all such files begin with, before the server's process id.
 const PREFIX: &str = "swoole-task-";
+/// What a file's name ends with that remembers a message queue, of which it has the key.
+const QUEUE: &str = ".queue";
+/// What the name of a payload's file ends with.
+const PAYLOAD: &str = ".payload";
 
 /// What a file holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,20 +40,107 @@ pub(crate) struct Spill {
     server: i32,
     /// What the names of this server's files begin with.
     prefix: Arc<str>,
+    kept: Option<Kept>,
+}
+
+/// What the names of payloads begin with that are to outlive the server: those of any server with that key, and its own.
+#[derive(Clone, Debug)]
+struct Kept {
+    key: Arc<str>,
+    server: Arc<str>,
+}
+
+/// What the names of all payloads begin with that outlive servers of this key.
+pub(super) fn kept_prefix(key: u32) -> String {
+    format!("swoole-queue-{key:08x}-")
+}
+
+/// The name of a payload that another program has put there; `part` while it is being written.
+pub(super) fn foreign_name(key: u32, unique: u64, part: bool) -> String {
+    let pid = std::process::id();
+    // The next server removes those whose writer is dead.
+    if part {
+        format!("{PREFIX}{pid}-{unique:016x}.part")
+    } else {
+        format!("{}{unique:016x}{PAYLOAD}", kept_prefix(key))
+    }
 }
 
 impl Spill {
     /// Those of the server with this process id and this memory.
     pub(crate) fn new(dir: &Path, server: i32, memory: u64) -> Spill {
-        Spill { dir: dir.into(), server, prefix: format!("{PREFIX}{server}-{memory}-").into() }
+        Spill { dir: dir.into(), server, prefix: format!("{PREFIX}{server}-{memory}-").into(), kept: None }
+    }
+
+    /// Payloads are to outlive the server of this number, for the next one of that key.
+    pub(crate) fn keeping(self, key: u32, server: u64) -> Spill {
+        let key = kept_prefix(key);
+        Spill { kept: Some(Kept { server: format!("{key}{server:016x}-").into(), key: key.into() }), ..self }
     }
 
     fn path(&self, asker: u16, slot: u16, ticket: u64, part: Part) -> PathBuf {
-        let part = match part {
-            Part::Payload => "payload",
-            Part::Result => "result",
+        self.dir.join(self.name(asker, slot, ticket, part))
+    }
+
+    /// What the file is called.
+    pub(crate) fn name(&self, asker: u16, slot: u16, ticket: u64, part: Part) -> String {
+        let prefix = match (&self.kept, part) {
+            (Some(kept), Part::Payload) => &kept.server,
+            _ => &self.prefix,
         };
-        self.dir.join(format!("{}{asker}-{slot}-{ticket}.{part}", self.prefix))
+        let part = match part {
+            Part::Payload => PAYLOAD,
+            Part::Result => ".result",
+        };
+        format!("{prefix}{asker}-{slot}-{ticket}{part}")
+    }
+
+    /// Whether a name is that of a payload that any server of this key may take.
+    fn is_claimable(&self, name: &str) -> bool {
+        let Some(Kept { key, server }) = &self.kept else { return false };
+        name.starts_with(&**key)
+            && !name.starts_with(&**server)
+            && name.ends_with(PAYLOAD)
+            && !name.contains('/')
+    }
+
+    /// Payloads that earlier servers of this key have left, or other programs have put there: tasks to be done.
+    pub(crate) fn left(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return Vec::new() };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter(|name| self.is_claimable(name)).collect()
+    }
+
+    /// Makes such a file the payload of this use of a slot, if nobody else has done so with it. Its length.
+    pub(crate) fn claim(&self, name: &str, asker: u16, slot: u16, ticket: u64) -> io::Result<usize> {
+        if !self.is_claimable(name) {
+            return Err(io::Error::other("it has not the name of a task's file"));
+        }
+        let path = self.path(asker, slot, ticket, Part::Payload);
+        fs::rename(self.dir.join(name), &path).map_err(|error| named(&self.dir.join(name), &error))?;
+        Ok(fs::metadata(path)?.len() as usize)
+    }
+
+    /// Removes the own payloads that were to outlive the server, but for those of tasks that are still to be done. How many
+    /// of these there are.
+    pub(crate) fn sweep_kept(&self, is_unfinished: impl Fn(u16, u16, u64) -> bool) -> usize {
+        let Some(kept) = &self.kept else { return 0 };
+        let is_left = |name: &str| {
+            let name = name.strip_prefix(&*kept.server)?.strip_suffix(PAYLOAD)?;
+            let mut parts = name.split('-');
+            let (asker, slot) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+            is_unfinished(asker, slot, parts.next()?.parse().ok()?).then_some(())
+        };
+        self.remove_where(|name| name.starts_with(&*kept.server) && is_left(name).is_none());
+        let Ok(entries) = fs::read_dir(&self.dir) else { return 0 };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter(|name| name.starts_with(&*kept.server)).count()
+    }
+
+    /// Has the message queue of this key removed with the files of this server.
+    pub(crate) fn remember_queue(&self, key: NonZeroI32) -> io::Result<()> {
+        let path = self.dir.join(format!("{}{}{QUEUE}", self.prefix, key.get().cast_unsigned()));
+        File::create(&path).map(drop).map_err(|error| named(&path, &error))
     }
 
     /// Writes what the use `ticket` of a slot cannot hold. What a dead process has left under that name is replaced.
@@ -109,14 +207,18 @@ impl Spill {
         };
         self.remove_where(|name| {
             let server = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
-            server.and_then(|server| server.parse().ok()).is_some_and(is_dead)
+            let is_own = name.starts_with(&*self.prefix);
+            !is_own && server.and_then(|server| server.parse().ok()).is_some_and(is_dead)
         });
     }
 
     fn remove_where(&self, wanted: impl Fn(&str) -> bool) {
         let Ok(entries) = fs::read_dir(&self.dir) else { return };
         for entry in entries.flatten() {
-            if entry.file_name().to_str().is_some_and(&wanted) {
+            if let Some(name) = entry.file_name().to_str().filter(|name| wanted(name)) {
+                let queue = name.strip_suffix(QUEUE).and_then(|name| name.rsplit('-').next());
+                let key = queue.and_then(|key| key.parse().ok()).map(u32::cast_signed);
+                key.and_then(NonZeroI32::new).into_iter().for_each(courier::remove);
                 // Somebody else's, or gone by now.
                 let _ = fs::remove_file(entry.path());
             }
@@ -154,14 +256,49 @@ mod tests {
         // Its number is another one's now.
         let dead = Spill::new(&dir, std::process::id().cast_signed(), 6);
         dead.write(0, 0, 1, Part::Result, b"left").unwrap();
+        // And a message queue.
+        let queue = courier::MessageQueue::create(|key| dead.remember_queue(key)).unwrap();
+        let of_own = courier::MessageQueue::create(|key| own.remember_queue(key)).unwrap();
         fs::write(dir.join("swoole-task-of-somebody-else"), "").unwrap();
         let count = || fs::read_dir(&dir).unwrap().count();
         own.sweep_dead();
-        assert_eq!(count(), 1, "what is none");
+        assert_eq!(count(), 3, "what is none, and what is in use: a result and a queue");
+        assert!(of_own.send(0, b"x").is_ok());
+        assert!(queue.send(0, b"x").is_err(), "it is gone");
         own.write(1, 2, 4, Part::Result, b"").unwrap();
         own.remove(1, 2, 4, Part::Result);
         own.sweep();
         assert_eq!(count(), 1);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn what_outlives_its_server_is_claimed_once() {
+        let dir = std::env::temp_dir().join(format!("swoole-spill-kept-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let pid = std::process::id().cast_signed();
+        let (first, other) =
+            (Spill::new(&dir, pid, 1).keeping(7, 11), Spill::new(&dir, pid, 1).keeping(8, 11));
+        for ticket in 1..4 {
+            first.write(0, 1, ticket, Part::Payload, &[7; 10]).unwrap();
+        }
+        first.write(0, 1, 1, Part::Result, b"this goes").unwrap();
+        first.sweep();
+        assert_eq!(first.sweep_kept(|asker, slot, ticket| (asker, slot, ticket) != (0, 1, 3)), 2);
+        assert!(first.left().is_empty() && other.left().is_empty(), "its own are not left over");
+        let next = Spill::new(&dir, pid, 2).keeping(7, 12);
+        next.sweep_dead();
+        let mut left = next.left();
+        left.sort();
+        assert_eq!(left, [1, 2].map(|ticket| first.name(0, 1, ticket, Part::Payload)));
+        assert_eq!(next.claim(&left[0], 4, 5, 6).unwrap(), 10);
+        assert!(next.claim(&left[0], 4, 5, 6).is_err(), "once");
+        let mut bytes = Vec::new();
+        next.read(4, 5, 6, Part::Payload, 10, &mut bytes).unwrap();
+        assert_eq!(bytes, [7; 10]);
+        for name in ["../etc/passwd", "swoole-queue-00000007-/../x.payload", "swoole-task-1-1-x.payload"] {
+            assert!(next.claim(name, 4, 5, 6).is_err(), "{name}");
+        }
         fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -17,6 +17,8 @@ const COUNTERS: usize = LINE;
 
 // The head of a slot's body: who has asked, as which process of its slot, which of its tasks it is, ...
 pub(super) const ASKER: usize = 0;
+/// Beside that process: it was somebody who is none of the server's.
+pub(super) const FOREIGN: u64 = 1 << 32;
 pub(super) const NUMBER: usize = 1;
 /// ... how long the payload is, when it was asked, where it is queued, ...
 pub(super) const PAYLOAD: usize = 2;
@@ -62,16 +64,27 @@ impl Shape {
         (2 * self.slots).next_power_of_two()
     }
 
+    /// Where the next entry of each queue goes; and behind these, how many of its tasks went by post.
     pub(super) fn heads(&self) -> usize {
         COUNTERS
     }
 
+    /// A queue's other name, for what went by post.
+    pub(super) fn by_post(&self, queue: usize) -> usize {
+        queue + self.queues()
+    }
+
     pub(super) fn nexts(&self) -> usize {
-        self.heads() + self.queues().next_multiple_of(LINE)
+        self.heads() + (2 * self.queues()).next_multiple_of(LINE)
+    }
+
+    /// Which task workers may have a letter that they have not opened; in the last row only.
+    pub(super) fn letters(&self) -> usize {
+        self.nexts() + self.queues().next_multiple_of(LINE)
     }
 
     pub(super) fn marks(&self) -> usize {
-        self.nexts() + self.queues().next_multiple_of(LINE)
+        self.letters() + usize::from(self.task_workers).next_multiple_of(LINE)
     }
 
     pub(super) fn mark_words(&self) -> usize {

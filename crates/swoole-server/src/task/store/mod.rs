@@ -23,6 +23,7 @@
 //! What others write is believed as far as it costs the believer nothing: numbers of slots and lengths are checked.
 
 mod layout;
+mod post;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -37,7 +38,8 @@ use swoole_ipc::words::Words;
 pub(crate) use self::layout::CAN_BE_INLINE;
 pub(crate) use self::layout::Shape;
 use self::layout::{
-    ASKER, BODY, NUMBER, ONE_WAY, OUTCOME, PAYLOAD, POSITION, QUEUED_AT, RESULT, REVIVALS, STARTED_AT,
+    ASKER, BODY, FOREIGN, NUMBER, ONE_WAY, OUTCOME, PAYLOAD, POSITION, QUEUED_AT, RESULT, REVIVALS,
+    STARTED_AT,
 };
 use self::state::{Entry, Length, State};
 pub(crate) use self::state::{Stage, Status};
@@ -200,8 +202,9 @@ impl Store {
 
     fn id(&self, asker: u16, slot: u16) -> TaskId {
         let body = self.body(asker, slot);
-        let generation = body[ASKER].load(Relaxed) as u32;
-        TaskId { asker, generation, number: body[NUMBER].load(Relaxed) }
+        let who = body[ASKER].load(Relaxed);
+        let asker = if who & FOREIGN != 0 { TaskId::FOREIGN } else { asker };
+        TaskId { asker, generation: who as u32, number: body[NUMBER].load(Relaxed) }
     }
 
     // The asker's part. Each row has one asker at a time.
@@ -221,7 +224,7 @@ impl Store {
             Stage::Queued => {
                 let place = self.body(asker, slot)[POSITION].load(Relaxed);
                 let (queue, position) = layout::unpack_position(place);
-                let is_hidden = queue >= self.shape.queues() || position >= self.position(asker, queue);
+                let is_hidden = queue >= 2 * self.shape.queues() || position >= self.position(asker, queue);
                 is_hidden && self.withdraw(asker, slot, ticket)
             }
             Stage::Revived | Stage::Running => false,
@@ -368,6 +371,7 @@ impl Store {
                     return None;
                 }
                 let (queue, _) = layout::unpack_position(self.body(asker, slot)[POSITION].load(Relaxed));
+                let queue = queue % self.shape.queues();
                 let is_it = queue == 0 || queue == own;
                 is_it.then(|| self.begin(asker, slot, state, taker, now)).flatten()
             })
@@ -485,6 +489,7 @@ impl Store {
         let mut in_hand = Vec::new();
         // Its last stores were made before it was reaped.
         fence(Acquire);
+        self.save_letters(taker);
         for asker in 0..self.rows.len() as u16 {
             for slot in 0..self.shape.slots as u16 {
                 let state = State::unpack(self.state(asker, slot).load(Acquire));

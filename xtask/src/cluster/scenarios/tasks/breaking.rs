@@ -20,7 +20,9 @@ pub(super) fn break_points(cx: &Cx) -> Result<()> {
         let bed = start_breaking(cx, task_workers)?;
         let mut client = Talk::begin(&bed)?;
         let mut retried = 0;
-        for (point, is_retried) in [("taken", true), ("result", true), ("done", false), ("marked", false)] {
+        let by_letter = (cx.setup.task_ipc != "ring").then_some(("received", false));
+        let points = [("taken", true), ("result", true), ("done", false), ("marked", false)];
+        for (point, is_retried) in points.into_iter().chain(by_letter) {
             let pid = task_workers_of(&bed)[&0];
             let arm = client.ask(&format!("taskto 0 die_at task_{point}"))?;
             client.expect_end(&arm, &format!("DIE_AT TASK_{}", point.to_uppercase()))?;

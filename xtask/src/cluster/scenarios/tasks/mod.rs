@@ -5,11 +5,12 @@ mod edges;
 mod storm;
 mod talk;
 mod timers;
+mod transports;
 
 use self::talk::Talk;
 use crate::cluster::bed::{Bed, PATIENCE};
 use crate::cluster::log::{Source, field};
-use crate::cluster::matrix::{Cx, Scenario, backends};
+use crate::cluster::matrix::{Cx, Scenario, backends, once};
 use crate::cluster::proc;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
@@ -19,7 +20,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub(super) static ALL: &[Scenario] = &[
-    backends("tasks", "a task goes to a task worker, its result to who has asked, of any size", tasks),
+    backends("tasks", "a task goes to a task worker, its result to who has asked, of any size", tasks)
+        .by_post(),
     backends("tasks_none", "without task workers a task is an error", none),
     backends(
         "task_processes",
@@ -33,8 +35,9 @@ pub(super) static ALL: &[Scenario] = &[
     ),
     backends("task_queue_max", "as many tasks as may be, and one more is an error", queue_max),
     backends("task_queue_wait", "or waits until there is room, for so long at most", edges::queue_wait),
-    backends("task_lost", "a task that its task worker dies on is lost, named, and no other one", lost),
-    backends("task_retries", "or it is begun again, so often and no more", retries),
+    backends("task_lost", "a task that its task worker dies on is lost, named, and no other one", lost)
+        .by_post(),
+    backends("task_retries", "or it is begun again, so often and no more", retries).by_post(),
     backends(
         "task_asker_dies",
         "what a dead worker has asked is done, and told to nobody; its successor's is told to that",
@@ -53,8 +56,9 @@ pub(super) static ALL: &[Scenario] = &[
         "tasks go on without a manager, and the next one sees to the dead",
         manager_dies,
     )
-    .in_process(),
-    backends("task_files", "large tasks leave no file, whoever is killed", files),
+    .in_process()
+    .by_post(),
+    backends("task_files", "large tasks leave no file, whoever is killed", files).by_post(),
     backends(
         "task_dies_in_stop",
         "one that dies in a stop is replaced, and what waits is done",
@@ -102,23 +106,43 @@ pub(super) static ALL: &[Scenario] = &[
         "break_points_tasks",
         "wherever a task worker dies on a task's way, the task ends once",
         breaking::break_points,
-    ),
+    )
+    .by_post(),
     backends(
         "break_points_askers",
         "and wherever its worker dies: it is done or never was, and nobody waits for it",
         breaking::break_points_of_askers,
     )
-    .in_process(),
+    .in_process()
+    .by_post(),
     backends(
         "task_storm",
         "task workers die at random: each task is answered once, on its own connection",
         storm::storm_of_task_workers,
-    ),
+    )
+    .by_post(),
     backends(
         "task_storm_askers",
         "and so do workers: nothing is told twice, or to who has not asked",
         storm::storm_of_all,
-    ),
+    )
+    .by_post(),
+    once("task_sizes", "payloads of any size go by every way", transports::sizes).in_process().by_post(),
+    once(
+        "task_outlives_kill",
+        "with a message_queue_key, tasks are done after a kill of everything, once",
+        transports::outlives,
+    )
+    .in_queues(),
+    once("task_outlives_stop", "and after a stop that had no time for them", transports::outlives_stop)
+        .in_queues(),
+    once("task_outlives_deaths", "and wherever everybody dies", transports::outlives_deaths).in_queues(),
+    once("task_foreign", "other programs put tasks into the queue", transports::foreign).in_queues(),
+    once("task_key_refused", "one server for each key", transports::refused).in_queues(),
+    once("task_queue_removed", "a queue that somebody removes costs no task", transports::queue_removed)
+        .in_queues(),
+    once("task_private_queue", "a queue without a key is never left behind", transports::private_queue)
+        .in_queues(),
 ];
 
 /// One worker, so that all clients are its own, and so many task workers.
@@ -146,7 +170,8 @@ pub(super) fn wait_task_worker(bed: &Bed, id: u32, before: i32) -> Result<i32> {
 /// Files of tasks in this directory.
 fn files_in(dir: &Path) -> Result<Vec<String>> {
     let names = fs::read_dir(dir)?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    Ok(names.filter(|name| name.starts_with("swoole-task-")).collect())
+    let is_task = |name: &String| name.starts_with("swoole-task-") || name.starts_with("swoole-queue-");
+    Ok(names.filter(|name| is_task(name) && !name.ends_with(".queue")).collect())
 }
 
 fn tasks(cx: &Cx) -> Result<()> {

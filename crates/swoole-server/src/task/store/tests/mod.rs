@@ -1,8 +1,8 @@
-//! The store against a model, with askers and task workers that die between any two steps.
+//! The store, step by step, and against a model.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod model;
 
-use proptest::prelude::*;
+use std::collections::BTreeSet;
 
 use super::*;
 
@@ -230,6 +230,59 @@ fn withdrawn_tasks_keep_no_place() {
     assert!(refused > 0 && asking.ask(0, b"last").is_some());
 }
 
+#[test]
+fn a_letter_that_nobody_opened_is_nobodys_task() {
+    let store = store(1, 2, 4);
+    let (mut asking, _) = Asking::open(&store, 0, 1);
+    let mut post = |queue| {
+        let (id, slot, ticket) = asking.fill(queue, b"posted").unwrap();
+        store.post(0, slot, ticket, queue);
+        store.set_posted(0, queue, store.posted(0, queue) + 1);
+        (id, slot, ticket)
+    };
+    let before = store.arrivals(0);
+    let (for_anybody, for_one) = (post(0), post(1));
+    let _for_the_other = post(2);
+    assert!(store.arrivals(0) != before);
+    // It had none: nothing changes.
+    store.settle(0, 0, 9);
+    assert!(store.take_revived(0, 9).is_none());
+    store.set_letter(0, true);
+    assert!(store.settle(0, 0, 9).is_empty(), "it had nothing in hand");
+    let ids: BTreeSet<TaskId> =
+        std::iter::from_fn(|| store.take_revived(0, 9)).map(|taken| store.id_of(&taken)).collect();
+    assert_eq!(ids, BTreeSet::from([for_anybody.0, for_one.0]));
+    for (_, slot, ticket) in [for_anybody, for_one] {
+        assert!(store.take_posted(0, slot, ticket, 1, 9).is_none(), "its letter is waste paper");
+    }
+    assert!(store.take_posted(9, 0, 1, 1, 9).is_none() && store.take_posted(0, 99, 1, 1, 9).is_none());
+}
+
+#[test]
+fn what_nobody_of_the_server_has_asked_is_a_task_like_any_other() {
+    let store = store(2, 1, 2);
+    let id = TaskId { asker: TaskId::FOREIGN, generation: 3, number: 7 };
+    assert!(store.is_vacant(1, 1));
+    let taken = store.adopt((1, 1), id, Ok(b"from elsewhere"), 0, 5);
+    assert!(!store.is_vacant(1, 1) && store.is_one_way(&taken) && store.id_of(&taken).is_foreign());
+    // Its task worker dies: the next one begins it.
+    let told = store.settle(0, 1, 9);
+    assert_eq!((told[0].id, told[0].fate), (id, TaskFate::Retried));
+    let taken = store.take_revived(0, 9).unwrap();
+    let mut bytes = Vec::new();
+    store.payload(&taken, &mut bytes);
+    assert_eq!(bytes, b"from elsewhere");
+    store.finish_one_way(&taken, Status::Done);
+    assert!(store.is_vacant(1, 1));
+    assert_eq!((store.counted(Count::Done), id.to_string()), (1, "foreign.3.7".into()));
+    // None after all.
+    let taken = store.adopt((1, 1), id, Err(0), 0, 5);
+    store.set_spilled_len(&taken, 99_999);
+    assert_eq!(store.payload(&taken, &mut bytes), Some(99_999));
+    store.put_back(&taken);
+    assert_eq!((store.is_vacant(1, 1), store.depth()), (true, Depth::default()));
+}
+
 /// An asker may write anything into its row: that costs nobody else anything.
 #[test]
 fn nonsense_is_believed_only_as_far_as_it_costs_nothing() {
@@ -268,210 +321,5 @@ fn fastrand_like(mut seed: u64) -> impl FnMut() -> u64 {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
-    }
-}
-
-/// What may happen, to the `n`th of those that it can happen to.
-#[derive(Clone, Debug)]
-enum Step {
-    Ask {
-        asker: u16,
-        queue: usize,
-    },
-    /// The asker dies with a task that it has filled, or also queued, and nobody can find.
-    DieAsking {
-        asker: u16,
-        queue: usize,
-        queued: bool,
-    },
-    Take {
-        taker: u16,
-    },
-    /// The task worker dies when it has taken a task, before it has moved the queue on.
-    DieTaking {
-        taker: u16,
-    },
-    Finish {
-        taker: u16,
-    },
-    /// The task worker dies amid writing a result, or when that stands and nobody knows.
-    DieFinishing {
-        taker: u16,
-        done: bool,
-    },
-    Collect {
-        asker: u16,
-    },
-}
-
-const ASKERS: u16 = 2;
-const TAKERS: u16 = 2;
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let (asker, taker, queue) = (0..ASKERS, 0..TAKERS, 0..=usize::from(TAKERS));
-    let step = prop_oneof![
-        20 => (asker.clone(), queue.clone()).prop_map(|(asker, queue)| Step::Ask { asker, queue }),
-        2 => (asker.clone(), queue, any::<bool>())
-            .prop_map(|(asker, queue, queued)| Step::DieAsking { asker, queue, queued }),
-        20 => taker.clone().prop_map(|taker| Step::Take { taker }),
-        2 => taker.clone().prop_map(|taker| Step::DieTaking { taker }),
-        20 => taker.clone().prop_map(|taker| Step::Finish { taker }),
-        3 => (taker, any::<bool>()).prop_map(|(taker, done)| Step::DieFinishing { taker, done }),
-        10 => asker.prop_map(|asker| Step::Collect { asker }),
-    ];
-    prop::collection::vec(step, 0..300)
-}
-
-/// The store, and what must be true of it.
-struct World {
-    store: Store,
-    retries: u32,
-    asking: Vec<Asking>,
-    hands: BTreeMap<u16, Taken>,
-    /// Asked, and not yet told of: by an asker that lives.
-    waiting: BTreeSet<TaskId>,
-    /// How often each was begun, and how often its task worker died.
-    begun: BTreeMap<TaskId, u32>,
-    ended: BTreeMap<TaskId, Status>,
-}
-
-impl World {
-    fn new(slots: usize, retries: u32) -> World {
-        let store = store(ASKERS, TAKERS, slots);
-        let asking = (0..ASKERS).map(|asker| Asking::open(&store, asker, 1).0).collect();
-        let (hands, waiting) = (BTreeMap::new(), BTreeSet::new());
-        World { store, retries, asking, hands, waiting, begun: BTreeMap::new(), ended: BTreeMap::new() }
-    }
-
-    fn step(&mut self, step: Step) {
-        match step {
-            Step::Ask { asker, queue } => {
-                let payload = asker.to_le_bytes();
-                let asked = self.asking[usize::from(asker)].ask(queue, &payload);
-                self.waiting.extend(asked);
-            }
-            Step::DieAsking { asker, queue, queued } => {
-                let asking = &mut self.asking[usize::from(asker)];
-                if let Some((_, slot, ticket)) = asking.fill(queue, b"nobody sees this")
-                    && queued
-                {
-                    asking.queue(queue, slot, ticket);
-                }
-                let generation = asking.generation + 1;
-                self.waiting.retain(|id| id.asker != asker);
-                self.asking[usize::from(asker)] = Asking::open(&self.store, asker, generation).0;
-            }
-            Step::Take { taker } if !self.hands.contains_key(&taker) => {
-                let revived = self.store.take_revived(taker, 1);
-                let next = || (0..ASKERS).find_map(|asker| self.store.take(asker, taker, 1));
-                if let Some(taken) = revived.or_else(next) {
-                    self.begin(taker, taken);
-                    self.hands.insert(taker, taken);
-                }
-            }
-            Step::DieTaking { taker } if !self.hands.contains_key(&taker) => {
-                let (store, asker) = (&self.store, 0);
-                let position = store.next(asker, 0).load(Relaxed);
-                if position < store.position(asker, 0) {
-                    let entry = Entry::unpack(store.entry(asker, 0, position).load(Relaxed));
-                    let taken = store.take_entry(asker, entry, taker, 1);
-                    taken.into_iter().for_each(|taken| self.begin(taker, taken));
-                }
-                self.bury(taker);
-            }
-            Step::Finish { taker } => {
-                if let Some(taken) = self.hands.remove(&taker) {
-                    let mut payload = Vec::new();
-                    self.store.payload(&taken, &mut payload);
-                    assert_eq!(
-                        payload,
-                        taken.asker().to_le_bytes(),
-                        "a payload is whole for whoever begins it"
-                    );
-                    self.store.finish(&taken, Status::Done, Ok(&[1; 40]));
-                }
-            }
-            Step::DieFinishing { taker, done } => {
-                if let Some(taken) = self.hands.remove(&taker) {
-                    let body = self.store.body(taken.asker, taken.slot);
-                    layout::write(&body[RESULT..], &[0xee; 64]);
-                    if done {
-                        let length = Length { len: 64, spilled: false };
-                        body[OUTCOME].store(state::pack_result(Status::Done, length), Relaxed);
-                        let state = State { stage: Stage::Done, ..taken.state };
-                        self.store.state(taken.asker, taken.slot).store(state.pack(), Release);
-                    }
-                }
-                self.bury(taker);
-            }
-            Step::Collect { asker } => self.collect(asker),
-            Step::Take { .. } | Step::DieTaking { .. } => {}
-        }
-    }
-
-    fn begin(&mut self, taker: u16, taken: Taken) {
-        let id = self.store.id_of(&taken);
-        assert!(
-            self.hands.values().all(|other| self.store.id_of(other) != id),
-            "{id} is in two hands ({taker})"
-        );
-        assert!(!self.ended.contains_key(&id), "{id} is begun after its end");
-        let begun = self.begun.entry(id).or_default();
-        *begun += 1;
-        assert!(*begun <= self.retries + 1, "{id} is begun too often");
-    }
-
-    fn bury(&mut self, taker: u16) {
-        self.hands.remove(&taker);
-        self.store.settle(taker, self.retries, 2);
-    }
-
-    fn collect(&mut self, asker: u16) {
-        let asking = &mut self.asking[usize::from(asker)];
-        let generation = asking.generation;
-        for (id, status, _) in asking.collect() {
-            assert_eq!(id.asker, asker, "{id} is somebody else's");
-            assert!(self.ended.insert(id, status).is_none(), "{id} ends twice");
-            if id.generation == generation {
-                assert!(self.waiting.remove(&id), "nobody has asked for {id}");
-            }
-        }
-    }
-
-    /// Whoever is there works on, and nobody dies any more.
-    fn come_to_rest(&mut self) {
-        for _ in 0..1_000 {
-            for taker in 0..TAKERS {
-                self.step(Step::Take { taker });
-                self.step(Step::Finish { taker });
-            }
-            (0..ASKERS).for_each(|asker| self.collect(asker));
-            if self.store.depth() == Depth::default() && self.waiting.is_empty() {
-                return;
-            }
-        }
-        panic!("tasks are left: {:?}, {:?}", self.store.depth(), self.waiting);
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn each_task_of_a_living_asker_ends_once(steps in steps(), slots in 1..6_usize, retries in 0..3_u32) {
-        let mut world = World::new(slots, retries);
-        for step in steps {
-            world.step(step);
-        }
-        world.come_to_rest();
-        // Every slot is there again.
-        for asking in &mut world.asking {
-            let all: BTreeSet<u16> = asking.free.iter().copied().collect();
-            prop_assert_eq!((all.len(), asking.free.len()), (slots, slots));
-        }
-        for (id, status) in &world.ended {
-            let begun = world.begun.get(id).copied().unwrap_or(0);
-            prop_assert!(*status != Status::Lost || begun == retries + 1, "{} is lost too early", id);
-        }
     }
 }
