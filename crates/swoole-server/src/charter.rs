@@ -18,6 +18,7 @@ use swoole_ipc::socketpair::{self, Endpoint, FDS_MAX, Kind};
 use swoole_supervisor::Adopted;
 
 use crate::config::{Config, Ipc, Listen};
+use crate::confine::Account;
 use crate::error::{Error, Result};
 use crate::link::Lane;
 use crate::manager::{seat_of, slot_of};
@@ -40,6 +41,7 @@ struct Text {
     /// Descriptors that follow.
     descriptors: usize,
     config: Config,
+    account: Option<Account>,
     addresses: Vec<Listen>,
     heirs: Vec<Heir>,
 }
@@ -86,6 +88,7 @@ impl Charter {
             connection_limit: shared.connection_limit,
             descriptors: descriptors.len(),
             config: shared.config.clone(),
+            account: shared.account.clone(),
             addresses: shared.addresses.clone(),
             heirs: heirs.iter().map(|(heir, _)| *heir).collect(),
         };
@@ -149,7 +152,7 @@ fn read(file: OwnedFd) -> Result<Text> {
 impl Text {
     /// Gives the descriptors their names.
     fn unfold(self, descriptors: Vec<OwnedFd>, keep: Vec<RawFd>) -> Result<Charter> {
-        let Text { config, addresses, connection_limit, heirs, master, .. } = self;
+        let Text { config, account, addresses, connection_limit, heirs, master, .. } = self;
         let plan = Plan::new(&config, connection_limit)?;
         let mut rest = descriptors.into_iter();
         let mut next = || rest.next().ok_or_else(|| broken("descriptors are missing"));
@@ -179,7 +182,7 @@ impl Text {
         let parts =
             Parts { memory, lifeline, manager_bell, bells, rooms, reactor_bells, task_bells, boxes, sockets };
         let master = Pid::from_raw(master).ok_or_else(|| broken("there is no master"))?;
-        let (shared, links) = Shared::assemble(config, addresses, keep, master, plan, parts)?;
+        let (shared, links) = Shared::assemble((config, account), addresses, keep, master, plan, parts)?;
         for worker in &mut adopted {
             // Whatever it was asked for by the last manager, that one cannot see it through.
             let seat = seat_of(worker.slot, &shared.config);

@@ -77,6 +77,7 @@ mod breakpoint;
 pub mod breakpoint;
 mod charter;
 pub mod config;
+mod confine;
 mod control;
 #[cfg(feature = "internals")]
 #[doc(hidden)]

@@ -24,6 +24,7 @@ use swoole_reactor::Options;
 use crate::affinity::Placement;
 use crate::board::Board;
 use crate::config::{Config, Ipc, Listen, Mode};
+use crate::confine::{self, Account};
 use crate::crash::CrashPolicies;
 use crate::error::{Error, Result};
 use crate::link::Lane;
@@ -38,6 +39,8 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     /// Where the listeners really listen, in the order of `config.listen`.
     pub(crate) addresses: Vec<Listen>,
+    /// Who workers are, if not who the manager is.
+    pub(crate) account: Option<Account>,
     pub(crate) crash_policies: CrashPolicies,
     pub(crate) placement: Placement,
     pub(crate) board: Board,
@@ -83,6 +86,7 @@ impl Shared {
         keep: Vec<RawFd>,
     ) -> Result<(Shared, Links, OwnedFd)> {
         let plan = Plan::new(&config, config.connection_limit()?)?;
+        let account = confine::check(&config)?;
         let (lifeline, hold) = Lifeline::create()?;
         let bells = |name: &str, count: usize| {
             (0..count)
@@ -115,13 +119,13 @@ impl Shared {
             boxes: Boxes::create(&config)?,
             sockets,
         };
-        let (shared, links) = Shared::assemble(config, addresses, keep, getpid(), plan, parts)?;
+        let (shared, links) = Shared::assemble((config, account), addresses, keep, getpid(), plan, parts)?;
         Ok((shared, links, hold))
     }
 
     /// The same of what another process has created, the `master`: everything but `keep` as that one has it.
     pub(crate) fn assemble(
-        config: Config,
+        (config, account): (Config, Option<Account>),
         addresses: Vec<Listen>,
         keep: Vec<RawFd>,
         master: Pid,
@@ -138,8 +142,10 @@ impl Shared {
         let store = plan.tasks(&memory).map_err(|error| Error::setup("map the memory for tasks", error))?;
         let inode = fstat(&memory).map_err(std::io::Error::from)?.st_ino;
         let spill = Spill::new(&config.task_tmpdir, master.as_raw_pid(), inode);
+        let spill = spill.owned_by(account.as_ref().map(Account::owner));
         let tasks = Tasks::new(store, spill, config.task_retries);
         let shared = Shared {
+            account,
             placement: Placement::new(&config)?,
             board: plan.board(&memory)?,
             sessions: plan.sessions(&memory)?,

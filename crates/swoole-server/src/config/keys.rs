@@ -28,16 +28,18 @@ pub(super) enum Kind {
     Text(&'static str, &'static str),
     /// Addresses.
     Listen,
+    /// Files and directories.
+    Paths,
 }
 
-use Kind::{Choice, Count, Listen, Seconds, Size, Switch, Text};
+use Kind::{Choice, Count, Listen, Paths, Seconds, Size, Switch, Text};
 
 const fn key(name: &'static str, kind: Kind, help: &'static str) -> Key {
     Key { name, kind, help }
 }
 
 /// In the order of the fields of [`Config`](super::Config).
-pub(super) static KEYS: [Key; 46] = [
+pub(super) static KEYS: [Key; 53] = [
     key("listen", Listen, "where clients connect; may repeat"),
     key("mode", Choice(&["process", "base"]), "how the work is divided between processes"),
     key("worker_num", Count(1, 1024), "worker processes"),
@@ -140,6 +142,13 @@ pub(super) static KEYS: [Key; 46] = [
         "the least severe lines that are logged",
     ),
     key("log_file", Text("FILE", "a path"), "where log lines are appended; default standard error"),
+    key("user", Text("USER", "the name or number of a user"), "who workers are"),
+    key("group", Text("GROUP", "the name or number of a group"), "whose group workers have; default that of user"),
+    key("chroot", Text("DIR", "a directory"), "the root directory of workers"),
+    key("worker_sandbox", Choice(&["off", "basic", "strict"]), "what workers may ask of the kernel"),
+    key("worker_sandbox_read", Paths, "strict: what workers may read; may repeat"),
+    key("worker_sandbox_write", Paths, "strict: what workers may change; may repeat"),
+    key("worker_sandbox_connect", Choice(&["none", "unix", "any"]), "strict: which sockets workers may open"),
 ];
 
 /// The key of this name.
@@ -162,12 +171,18 @@ impl Key {
             }
             Text(_, expected) => expected.into(),
             Listen => "tcp://IP:PORT or unix:///PATH".into(),
+            Paths => "a file or directory that exists".into(),
         }
     }
 
     /// The flag, with its dashes.
     pub(super) fn flag(&self) -> String {
         format!("--{}", self.name.replace('_', "-"))
+    }
+
+    /// Whether it holds several values, each flag another one.
+    pub(super) fn is_list(&self) -> bool {
+        matches!(self.kind, Listen | Paths)
     }
 
     /// What stands for the value in the help, after the flag.
@@ -180,6 +195,7 @@ impl Key {
             Choice(names) => format!(" {}", names.join("|")),
             Text(name, _) => format!(" {name}"),
             Listen => " ADDRESS".into(),
+            Paths => " PATH".into(),
         }
     }
 
@@ -190,7 +206,7 @@ impl Key {
             Count(..) => text.parse().ok().map(toml::Value::Integer),
             Seconds(..) => text.parse().ok().map(toml::Value::Float),
             Switch => text.parse().ok().map(toml::Value::Boolean),
-            Size(..) | Choice(_) | Text(..) | Listen => None,
+            Size(..) | Choice(_) | Text(..) | Listen | Paths => None,
         };
         typed.unwrap_or_else(|| toml::Value::String(text.into()))
     }

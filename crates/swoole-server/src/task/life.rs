@@ -46,6 +46,7 @@ pub(crate) fn run<H: Handler>(
     introduce(id);
     let mut life = || -> Result<()> {
         let mut life = Life::start(handler, shared, &child, seat)?;
+        crate::confine::enter(shared)?;
         // In a stop, workers may wait for what its predecessor has left.
         if !life.lookout.wait_for_start(child.generation > 1)? {
             return Ok(());

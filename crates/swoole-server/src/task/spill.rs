@@ -8,8 +8,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use rustix::fs::{Gid, Uid, fchown};
 use rustix::process::{Pid, test_kill_process};
 
 /// What the names of all such files begin with, before the server's process id.
@@ -26,6 +27,10 @@ pub(crate) enum Part {
 #[derive(Clone, Debug)]
 pub(crate) struct Spill {
     dir: Arc<Path>,
+    /// What it is called in a process that has another root.
+    inside: Arc<OnceLock<PathBuf>>,
+    /// Who is to read and remove what anybody writes.
+    owner: Option<(Option<Uid>, Gid)>,
     server: i32,
     /// What the names of this server's files begin with.
     prefix: Arc<str>,
@@ -34,7 +39,18 @@ pub(crate) struct Spill {
 impl Spill {
     /// Those of the server with this process id and this memory.
     pub(crate) fn new(dir: &Path, server: i32, memory: u64) -> Spill {
-        Spill { dir: dir.into(), server, prefix: format!("{PREFIX}{server}-{memory}-").into() }
+        let prefix = format!("{PREFIX}{server}-{memory}-").into();
+        Spill { dir: dir.into(), inside: Arc::default(), owner: None, server, prefix }
+    }
+
+    /// The same, if workers and task workers are others than master and manager, who ask for tasks, too.
+    pub(crate) fn owned_by(self, owner: Option<(Option<Uid>, Gid)>) -> Spill {
+        Spill { owner, ..self }
+    }
+
+    /// In this process, the directory is known by this name from now on. It is not to be moved twice.
+    pub(crate) fn move_to(&self, inside: PathBuf) {
+        let _ = self.inside.set(inside);
     }
 
     fn path(&self, asker: u16, slot: u16, ticket: u64, part: Part) -> PathBuf {
@@ -42,7 +58,7 @@ impl Spill {
             Part::Payload => "payload",
             Part::Result => "result",
         };
-        self.dir.join(format!("{}{asker}-{slot}-{ticket}.{part}", self.prefix))
+        self.inside.get().map_or(&*self.dir, |inside| inside).join(format!("{}{asker}-{slot}-{ticket}.{part}", self.prefix))
     }
 
     /// Writes what the use `ticket` of a slot cannot hold. What a dead process has left under that name is replaced.
@@ -60,8 +76,13 @@ impl Spill {
             ErrorKind::AlreadyExists => fs::remove_file(&path).and_then(|()| open()),
             _ => Err(error),
         });
-        let written =
-            written.and_then(|mut file| file.write_all(bytes)).map_err(|error| named(&path, &error));
+        let fill = |mut file: File| {
+            if let Some((uid, gid)) = self.owner {
+                fchown(&file, uid, Some(gid))?;
+            }
+            file.write_all(bytes)
+        };
+        let written = written.and_then(fill).map_err(|error| named(&path, &error));
         if written.is_err() {
             let _ = fs::remove_file(&path);
         }
