@@ -13,6 +13,8 @@
 //! [`command`] lists the packets, `--help` the flags. Each callback of a process's life prints one line to stdout.
 //! With `--framing raw` and `--framing length` nothing is parsed, and every packet is echoed as it is.
 
+#[path = "testbed/attempt.rs"]
+mod attempt;
 #[path = "testbed/command.rs"]
 mod command;
 #[path = "testbed/later.rs"]
@@ -320,6 +322,7 @@ impl Testbed {
                 text(format!("sent {}", self.messages.flood(worker, to, count, bytes)?))
             }
             Command::Big(bytes) => Ok(Some(vec![b'x'; bytes])),
+            Command::Try(what) => text(attempt::attempt(what)?),
             Command::Leak(bytes) => {
                 // Written to, or the kernel would not have to give it.
                 std::mem::forget(std::hint::black_box(vec![b'x'; bytes]));

@@ -22,7 +22,7 @@ use swoole_ipc::{Doorbell, Memory};
 use swoole_reactor::Options;
 
 use crate::affinity::Placement;
-use crate::board::Board;
+use crate::board::{Board, Request};
 use crate::config::{Config, Ipc, Listen, Mode};
 use crate::confine::{self, Account};
 use crate::crash::CrashPolicies;
@@ -219,6 +219,14 @@ impl Shared {
         if let Err(error) = self.manager_bell.ring() {
             tracing::error!("tell the manager that this process is due: {error}");
         }
+    }
+
+    /// Asks something of the manager, from this seat. If there is none, the next one finds this on the board.
+    pub(crate) fn ask_manager(&self, seat: u16, request: Request) -> Result<()> {
+        if !self.board.ask(seat, request) {
+            return Err("the manager has not come to what it was asked before: that another worker retires".into());
+        }
+        self.manager_bell.ring().map_err(|error| Error::setup("ring for the manager", std::io::Error::from(error)))
     }
 
     /// The server's counters.

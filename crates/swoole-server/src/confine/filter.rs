@@ -138,7 +138,7 @@ fn compile(sandbox: WorkerSandbox, connect: SandboxConnect) -> Result<BpfProgram
     let namespaces = NAMESPACES.map(|flag| flag as u64);
     rules.insert(SYS_clone, any(namespaces.map(|flag| [when(0, SeccompCmpOp::MaskedEq(flag), flag)]))?);
     // To type into the terminal from which the server was started.
-    let typing = [TIOCSTI, TIOCLINUX].map(|request| [when(1, SeccompCmpOp::Eq, request as u64)]);
+    let typing = [TIOCSTI, TIOCLINUX].map(|request| [when(1, SeccompCmpOp::Eq, request)]);
     rules.insert(SYS_ioctl, any(typing)?);
     if is_strict {
         refuse_sockets(&mut rules, connect)?;

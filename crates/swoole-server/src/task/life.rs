@@ -80,7 +80,7 @@ fn introduce(id: u16) {
 pub(super) struct TaskDuty {
     pub(super) id: u16,
     /// Its place among all processes that work.
-    seat: u16,
+    pub(super) seat: u16,
     pub(super) generation: u32,
     pub(super) handled: u64,
     /// Tasks after which it is due to be replaced.
