@@ -154,6 +154,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn files_are_theirs_who_read_them() {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let dir = std::env::temp_dir().join(format!("swoole-spill-owner-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        // Only root can give files away.
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        let other = if uid.is_root() { (Uid::from_raw(4711), Gid::from_raw(4712)) } else { (uid, gid) };
+        let spill = Spill::new(&dir, 1, 7).owned_by(Some((Some(other.0), other.1)));
+        spill.write(1, 2, 3, Part::Payload, b"large").unwrap();
+        let file = fs::metadata(spill.path(1, 2, 3, Part::Payload)).unwrap();
+        assert_eq!((file.uid(), file.gid(), file.mode() & 0o777), (other.0.as_raw(), other.1.as_raw(), 0o600));
+        // A clone that was made before learns of the other name, too.
+        let clone = spill.clone();
+        spill.move_to("/elsewhere".into());
+        assert!(clone.path(1, 2, 3, Part::Payload).starts_with("/elsewhere"));
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
     fn files_come_and_go() {
         let dir = std::env::temp_dir().join(format!("swoole-spill-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();

@@ -11,6 +11,7 @@ mod bounds;
 mod breaking;
 mod commands;
 mod config;
+mod confine;
 mod crash;
 mod crash_policy;
 mod dispatch;
@@ -53,6 +54,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         messages::ALL,
         boot::ALL,
         config::ALL,
+        confine::ALL,
         operation::ALL,
         pressure::ALL,
         bounds::ALL,
