@@ -45,11 +45,9 @@ pub(crate) fn attempt(what: &str) -> std::result::Result<String, String> {
     let number = |text: &str| text.parse::<i32>().map_err(|_| format!("{text:?} is no process"));
     let outcome = match verb {
         "read" => File::open(rest).and_then(|mut file| file.read(&mut [0]).map(drop)),
-        "write" => OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(rest)
-            .and_then(|mut file| file.write_all(b"x")),
+        "write" => {
+            OpenOptions::new().append(true).create(true).open(rest).and_then(|mut file| file.write_all(b"x"))
+        }
         "exec" => execute(rest),
         "kill" => process(number(rest)?).and_then(|pid| Ok(test_kill_process(pid)?)),
         "socket" => open_socket(rest)?,
@@ -83,7 +81,8 @@ fn process(pid: i32) -> Result<Pid> {
 }
 
 fn execute(path: &str) -> Result<()> {
-    let mut child = Command::new(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let mut child =
+        Command::new(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     child.wait().map(drop)
 }
 

@@ -224,9 +224,13 @@ impl Shared {
     /// Asks something of the manager, from this seat. If there is none, the next one finds this on the board.
     pub(crate) fn ask_manager(&self, seat: u16, request: Request) -> Result<()> {
         if !self.board.ask(seat, request) {
-            return Err("the manager has not come to what it was asked before: that another worker retires".into());
+            return Err(
+                "the manager has not come to what it was asked before: that another worker retires".into()
+            );
         }
-        self.manager_bell.ring().map_err(|error| Error::setup("ring for the manager", std::io::Error::from(error)))
+        self.manager_bell
+            .ring()
+            .map_err(|error| Error::setup("ring for the manager", std::io::Error::from(error)))
     }
 
     /// The server's counters.

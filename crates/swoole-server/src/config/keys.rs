@@ -143,7 +143,11 @@ pub(super) static KEYS: [Key; 53] = [
     ),
     key("log_file", Text("FILE", "a path"), "where log lines are appended; default standard error"),
     key("user", Text("USER", "the name or number of a user"), "who workers are"),
-    key("group", Text("GROUP", "the name or number of a group"), "whose group workers have; default that of user"),
+    key(
+        "group",
+        Text("GROUP", "the name or number of a group"),
+        "whose group workers have; default that of user",
+    ),
     key("chroot", Text("DIR", "a directory"), "the root directory of workers"),
     key("worker_sandbox", Choice(&["off", "basic", "strict"]), "what workers may ask of the kernel"),
     key("worker_sandbox_read", Paths, "strict: what workers may read; may repeat"),

@@ -77,8 +77,10 @@ impl Config {
                                 an io_uring in a worker knows nothing of seccomp";
                 return Err(ConfigError::value("backend", self.backend, expected));
             }
-            let lists =
-                [("worker_sandbox_read", &self.worker_sandbox_read), ("worker_sandbox_write", &self.worker_sandbox_write)];
+            let lists = [
+                ("worker_sandbox_read", &self.worker_sandbox_read),
+                ("worker_sandbox_write", &self.worker_sandbox_write),
+            ];
             for (key, paths) in lists {
                 if let Some(path) = paths.iter().find(|path| !path.exists()) {
                     return Err(wrong(key, path.display()));

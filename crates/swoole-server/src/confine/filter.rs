@@ -8,7 +8,7 @@ use std::fs;
 
 use libc::{
     AF_INET, AF_INET6, AF_UNIX, CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID,
-    CLONE_NEWUSER, CLONE_NEWUTS, EPERM, ENOSYS, SOCK_DGRAM, SYS_clone, SYS_clone3, SYS_connect, SYS_ioctl,
+    CLONE_NEWUSER, CLONE_NEWUTS, ENOSYS, EPERM, SOCK_DGRAM, SYS_clone, SYS_clone3, SYS_connect, SYS_ioctl,
     SYS_socket, SYS_socketpair, TIOCLINUX, TIOCSTI,
 };
 use seccompiler::{
@@ -81,15 +81,8 @@ const BASIC_HERE: &[i64] = &[];
 const STRICT: &[i64] =
     &[libc::SYS_listen, libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
 
-const NAMESPACES: [i32; 7] = [
-    CLONE_NEWNS,
-    CLONE_NEWCGROUP,
-    CLONE_NEWUTS,
-    CLONE_NEWIPC,
-    CLONE_NEWUSER,
-    CLONE_NEWPID,
-    CLONE_NEWNET,
-];
+const NAMESPACES: [i32; 7] =
+    [CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET];
 
 /// The low bits of a socket's type; above them are flags.
 const SOCK_TYPE: u64 = 0xf;
@@ -129,7 +122,10 @@ fn unknown() -> BpfProgram {
     ]
 }
 
-fn compile(sandbox: WorkerSandbox, connect: SandboxConnect) -> Result<BpfProgram, Box<dyn std::error::Error + Send + Sync>> {
+fn compile(
+    sandbox: WorkerSandbox,
+    connect: SandboxConnect,
+) -> Result<BpfProgram, Box<dyn std::error::Error + Send + Sync>> {
     let is_strict = sandbox == WorkerSandbox::Strict;
     let strict = if is_strict { STRICT } else { &[] };
     // No rule for its arguments is: whatever they are.
@@ -176,7 +172,8 @@ fn when(argument: u8, operation: SeccompCmpOp, value: u64) -> Condition {
 fn any<const N: usize, const M: usize>(
     rules: [[Condition; M]; N],
 ) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
-    let rule = |conditions: [Condition; M]| SeccompRule::new(conditions.into_iter().collect::<Result<_, _>>()?);
+    let rule =
+        |conditions: [Condition; M]| SeccompRule::new(conditions.into_iter().collect::<Result<_, _>>()?);
     rules.into_iter().map(rule).collect()
 }
 

@@ -67,7 +67,8 @@ fn require(key: &'static str, value: &str, (name, right): (&str, CapabilitySet))
     if has.contains(right) {
         return Ok(());
     }
-    let expected = format!("needs the right to do that ({name}): start the server as root, or leave {key} out");
+    let expected =
+        format!("needs the right to do that ({name}): start the server as root, or leave {key} out");
     Err(ConfigError::value(key, value, expected).into())
 }
 

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, PathBeneath, PathFd, Ruleset,
-    RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, RulesetError, Scope, make_bitflags,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, PathBeneath, PathFd,
+    Ruleset, RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, RulesetError, Scope, make_bitflags,
 };
 
 use crate::config::{Config, SandboxConnect};
@@ -27,7 +27,8 @@ impl Territory {
     /// The rules of this configuration, for a process that can still see what they are about.
     pub(super) fn survey(config: &Config) -> Result<Territory> {
         let mut ruleset = create(config.worker_sandbox_connect).map_err(|error| {
-            let what = "worker_sandbox = strict (landlock of Linux 6.12, among the security modules in force)";
+            let what =
+                "worker_sandbox = strict (landlock of Linux 6.12, among the security modules in force)";
             Error::setup(what, error)
         })?;
         let (read, device) = (AccessFs::from_read(VERSION), AccessFs::ReadFile | AccessFs::WriteFile);
@@ -43,7 +44,8 @@ impl Territory {
         let write = config.worker_sandbox_write.iter().chain(tmpdir).map(|path| (path, WRITE));
         for (path, access) in config.worker_sandbox_read.iter().map(|path| (path, read)).chain(write) {
             let file = PathFd::new(path);
-            let file = file.map_err(|error| Error::setup(format!("open {} for the sandbox", path.display()), error))?;
+            let file = file
+                .map_err(|error| Error::setup(format!("open {} for the sandbox", path.display()), error))?;
             ruleset = allow(ruleset, (path, file), access)?;
         }
         Ok(Territory(ruleset))

@@ -58,7 +58,10 @@ impl Spill {
             Part::Payload => "payload",
             Part::Result => "result",
         };
-        self.inside.get().map_or(&*self.dir, |inside| inside).join(format!("{}{asker}-{slot}-{ticket}.{part}", self.prefix))
+        self.inside
+            .get()
+            .map_or(&*self.dir, |inside| inside)
+            .join(format!("{}{asker}-{slot}-{ticket}.{part}", self.prefix))
     }
 
     /// Writes what the use `ticket` of a slot cannot hold. What a dead process has left under that name is replaced.
@@ -165,7 +168,10 @@ mod tests {
         let spill = Spill::new(&dir, 1, 7).owned_by(Some((Some(other.0), other.1)));
         spill.write(1, 2, 3, Part::Payload, b"large").unwrap();
         let file = fs::metadata(spill.path(1, 2, 3, Part::Payload)).unwrap();
-        assert_eq!((file.uid(), file.gid(), file.mode() & 0o777), (other.0.as_raw(), other.1.as_raw(), 0o600));
+        assert_eq!(
+            (file.uid(), file.gid(), file.mode() & 0o777),
+            (other.0.as_raw(), other.1.as_raw(), 0o600)
+        );
         // A clone that was made before learns of the other name, too.
         let clone = spill.clone();
         spill.move_to("/elsewhere".into());

@@ -59,7 +59,12 @@ pub(super) fn off(cx: &Cx) -> Result<()> {
     let bed = cx.testbed().flag("worker-num", 1).start()?;
     let mut client = bed.connect()?;
     // Opened, and there is nothing at the address 0.
-    expect_of_master(&bed, &mut client, &["read /proc/MASTER/mem"], "error: Input/output error (os error 5)")?;
+    expect_of_master(
+        &bed,
+        &mut client,
+        &["read /proc/MASTER/mem"],
+        "error: Input/output error (os error 5)",
+    )?;
     let open = ["descriptor MASTER", "kill MASTER", "call process_vm_readv MASTER"];
     expect_of_master(&bed, &mut client, &open, "ok")?;
     for call in CALLS.iter().filter(|call| !["ptrace", "userfaultfd"].contains(call)) {
@@ -169,7 +174,8 @@ pub(super) fn lists(cx: &Cx) -> Result<()> {
     let start = |connect: &str| {
         let launch = cx.example("testbed").flag("listen", "tcp://127.0.0.1:0").flag("mode", cx.setup.mode);
         let launch = launch.flag("worker-num", 1).flag("worker-sandbox", "strict");
-        let launch = launch.flag("worker-sandbox-read", read.display()).flag("worker-sandbox-read", "/usr/bin/env");
+        let launch =
+            launch.flag("worker-sandbox-read", read.display()).flag("worker-sandbox-read", "/usr/bin/env");
         let launch = launch.flag("worker-sandbox-write", write.display());
         launch.flag("worker-sandbox-connect", connect).start()
     };

@@ -149,7 +149,10 @@ fn check_base(cx: &Cx, bed: &Bed) -> Result<Vec<(&'static str, usize)>> {
         let (listening, clients) = network(life.pid)?;
         // The one client that is left is the first worker's.
         let own = usize::from(worker == 0);
-        ensure!((listening, clients) == (1, own), "worker {worker} holds {listening} listeners, {clients} clients");
+        ensure!(
+            (listening, clients) == (1, own),
+            "worker {worker} holds {listening} listeners, {clients} clients"
+        );
     }
     let is_uring = cx.setup.backend == "io_uring";
     Ok(vec![

@@ -16,10 +16,18 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 pub(super) static ALL: &[Scenario] = &[
-    full("confine_account", "workers are another user below another root, and so are their successors", account),
+    full(
+        "confine_account",
+        "workers are another user below another root, and so are their successors",
+        account,
+    ),
     once("confine_group_alone", "a group alone is the only one", group_alone),
     once("confine_refused", "accounts and directories that are not there are named", refused).in_process(),
-    once("confine_not_permitted", "rights that are missing are named, before anything is forked", not_permitted),
+    once(
+        "confine_not_permitted",
+        "rights that are missing are named, before anything is forked",
+        not_permitted,
+    ),
     full("confine_goes_on", "confined workers are reloaded, replaced and asked for tasks as ever", goes_on),
     backends("confine_log_reopened", "confined workers get a new log file by being replaced", log_reopened),
     full("confine_requests", "confined workers reload, retire each other and stop the server", requests),
@@ -27,9 +35,17 @@ pub(super) static ALL: &[Scenario] = &[
     once("sandbox_off", "what the attempts of the other scenarios meet without a sandbox", attempts::off),
     backends("sandbox_basic", "no new privileges, and no looks into other processes", attempts::basic),
     backends("sandbox_strict", "no files but its own, no sockets, no signals", attempts::strict),
-    once("sandbox_strict_lists", "files and sockets that the configuration allows, and no others", attempts::lists),
+    once(
+        "sandbox_strict_lists",
+        "files and sockets that the configuration allows, and no others",
+        attempts::lists,
+    ),
     once("sandbox_io_uring", "no io_uring in a worker under strict", attempts::io_uring).in_base(),
-    full("worker_holds", "the descriptors and mappings of each process are the documented ones", holdings::holdings),
+    full(
+        "worker_holds",
+        "the descriptors and mappings of each process are the documented ones",
+        holdings::holdings,
+    ),
 ];
 
 /// `nobody` on every system.
@@ -65,7 +81,11 @@ fn confined<'a>(cx: &'a Cx, jail: &Path, sandbox: &str) -> Launch<'a> {
 fn status(pid: i32, key: &str) -> Result<Vec<String>> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-    Ok(line.with_context(|| format!("no {key} in the status of {pid}"))?.split_whitespace().map(Into::into).collect())
+    Ok(line
+        .with_context(|| format!("no {key} in the status of {pid}"))?
+        .split_whitespace()
+        .map(Into::into)
+        .collect())
 }
 
 /// That this process is `nobody`, and where its root is.
@@ -90,7 +110,8 @@ fn account(cx: &Cx) -> Result<()> {
     let jail = jail(cx)?;
     let bed = confined(cx, &jail, "off").start()?;
     let check_all = || -> Result<()> {
-        let workers = bed.workers().into_iter().chain(task_workers_of(&bed).into_values()).collect::<Vec<_>>();
+        let workers =
+            bed.workers().into_iter().chain(task_workers_of(&bed).into_values()).collect::<Vec<_>>();
         ensure!(workers.len() == 3, "{workers:?}");
         workers.iter().try_for_each(|pid| check_account(*pid, &jail))
     };
@@ -135,11 +156,20 @@ fn refused(cx: &Cx) -> Result<()> {
     cx.testbed().flag("user", 54321).refused(&["user = 54321", "needs a group"])?;
     cx.testbed().flag("chroot", "/no/such").refused(&["chroot = /no/such", "a directory"])?;
     let outside = || cx.testbed().flag("chroot", jail.display());
-    outside().flag("task-worker-num", 1).flag("task-tmpdir", "/tmp").refused(&["task_tmpdir = /tmp", "chroot"])?;
+    outside()
+        .flag("task-worker-num", 1)
+        .flag("task-tmpdir", "/tmp")
+        .refused(&["task_tmpdir = /tmp", "chroot"])?;
     let strict = || outside().flag("worker-sandbox", "strict");
-    strict().flag("worker-sandbox-read", "/etc").refused(&["worker_sandbox_read = /etc", "must lie in chroot"])?;
-    strict().flag("worker-sandbox-write", "/no/such").refused(&["worker_sandbox_write = /no/such", "exists"])?;
-    cx.testbed().flag("worker-sandbox", "tight").refused(&["worker_sandbox = tight", "off, basic or strict"])?;
+    strict()
+        .flag("worker-sandbox-read", "/etc")
+        .refused(&["worker_sandbox_read = /etc", "must lie in chroot"])?;
+    strict()
+        .flag("worker-sandbox-write", "/no/such")
+        .refused(&["worker_sandbox_write = /no/such", "exists"])?;
+    cx.testbed()
+        .flag("worker-sandbox", "tight")
+        .refused(&["worker_sandbox = tight", "off, basic or strict"])?;
     let basic = cx.testbed().flag("worker-sandbox", "basic");
     basic.flag("worker-sandbox-read", "/etc").refused(&["worker_sandbox_read = /etc", "no effect"])
 }
