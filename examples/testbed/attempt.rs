@@ -107,7 +107,7 @@ fn take_descriptor(pid: i32) -> Result<()> {
 
 fn system_call(number: i64, [a, b, c, d]: [i64; 4]) -> Result<()> {
     // SAFETY: those of `CALLS` have null for every pointer, and ask for nothing that changes this process.
-    match unsafe { libc::syscall(number, a, b, c, d, 0, 0) } {
+    match unsafe { libc::syscall(number, a, b, c, d, 0_i64, 0_i64) } {
         -1 => Err(Error::last_os_error()),
         _ => Ok(()),
     }

@@ -107,13 +107,26 @@ pub(super) fn basic(cx: &Cx) -> Result<()> {
     )?;
     bed.stop().map(drop)?;
     // Without a root of its own, other users' files and memory are refused by the system.
-    let launch = cx.testbed().flag("worker-num", 1).flag("user", "nobody").flag("worker-sandbox", "basic");
-    let bed = launch.start()?;
-    let mut client = bed.connect()?;
-    expect_calls(&bed, &mut client)?;
-    expect_of_master(&bed, &mut client, &["read /proc/MASTER/mem", "read /proc/MASTER/fd/3"], "EACCES")?;
-    expect_all(&mut client, &[("read /etc/shadow", "EACCES"), ("exec /bin/true", "ok")])?;
-    bed.stop().map(drop)
+    for sandbox in ["off", "basic"] {
+        let launch =
+            cx.testbed().flag("worker-num", 2).flag("user", "nobody").flag("worker-sandbox", sandbox);
+        let bed = launch.start()?;
+        let mut client = bed.connect()?;
+        if sandbox == "basic" {
+            expect_calls(&bed, &mut client)?;
+        }
+        let pid: i32 = client.ask_field("whoami", "pid")?;
+        let other = bed.ready.workers.iter().find(|other| **other != pid).context("there is no other")?;
+        for process in [bed.ready.master, *other] {
+            for file in ["mem", "fd/3"] {
+                expect_all(&mut client, &[(&format!("read /proc/{process}/{file}"), "EACCES")])?;
+            }
+        }
+        expect_of_master(&bed, &mut client, &["descriptor MASTER"], "EPERM")?;
+        expect_all(&mut client, &[("read /etc/shadow", "EACCES"), ("exec /bin/true", "ok")])?;
+        bed.stop()?;
+    }
+    Ok(())
 }
 
 const NO_SOCKETS: [(&str, &str); 7] = [
