@@ -15,6 +15,8 @@
 //! every packet is echoed as it came. `--package-length-func hex4` is for packets behind four hexadecimal digits. Each address
 //! may have its own: `--listen 'tcp://127.0.0.1:9502?framing=varint'`.
 
+#[path = "testbed/attempt.rs"]
+mod attempt;
 #[path = "testbed/command.rs"]
 mod command;
 #[path = "testbed/framing.rs"]
@@ -394,6 +396,7 @@ impl Testbed {
                 text(format!("sent {}", self.messages.flood(worker, to, count, bytes)?))
             }
             Command::Big(bytes) => Ok(Some(vec![b'x'; bytes])),
+            Command::Try(what) => text(attempt::attempt(what)?),
             Command::Leak(bytes) => {
                 // Written to, or the kernel would not have to give it.
                 std::mem::forget(std::hint::black_box(vec![b'x'; bytes]));

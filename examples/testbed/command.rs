@@ -36,6 +36,7 @@
 //! | `big N` | N bytes of `x` |
 //! | `leak N` | the worker keeps N bytes of memory for as long as it lives; `leaked N` |
 //! | `sum BYTES...` | the crc32 of the bytes, in hex |
+//! | `try WHAT` | what a worker may not do in a sandbox ([`super::attempt`]); `ok`, or the name of the error |
 //! | `stats` | the server's statistics, one line of JSON |
 //! | `reload`, `reload task`, `shutdown` | `ok`, then it happens; `task`: only of task workers |
 //! | `stop`, `stop WORKER` | `ok`, then that worker retires and is replaced |
@@ -81,6 +82,7 @@ pub(crate) enum Command<'a> {
     Spawn(u64),
     Big(usize),
     Leak(usize),
+    Try(&'a str),
     Sum(&'a [u8]),
     Stats,
     Reload,
@@ -191,6 +193,7 @@ impl<'a> Command<'a> {
             b"spawn" => Command::Spawn(number(rest, "spawn MS")?),
             b"big" => Command::Big(amount(rest, "big")?),
             b"leak" => Command::Leak(amount(rest, "leak")?),
+            b"try" => Command::Try(std::str::from_utf8(rest).map_err(|_| usage("try WHAT"))?),
             b"die_at" => Command::DieAt(std::str::from_utf8(rest).map_err(|_| usage("die_at POINT"))?),
             b"crash" => Command::Crash(Crash::parse(rest)?),
             _ if !rest.is_empty() => return Err(unknown()),
@@ -307,6 +310,7 @@ mod tests {
             (b"reload task", Command::ReloadTasks),
             (b"hold what may", Command::Hold),
             (b"big 1073741824", Command::Big(BIG_MAX)),
+            (b"try read /etc/shadow", Command::Try("read /etc/shadow")),
             (b"leak 4096", Command::Leak(4096)),
             (b"crash exit 255", Command::Crash(Crash::Exit(255))),
             (b"crash segv", Command::Crash(Crash::Segv)),

@@ -18,6 +18,7 @@ use swoole_ipc::socketpair::{self, Endpoint, FDS_MAX, Kind};
 use swoole_supervisor::Adopted;
 
 use crate::config::{Config, Ipc, Listen};
+use crate::confine::Account;
 use crate::error::{Error, Result};
 use crate::link::Lane;
 use crate::manager::{seat_of, slot_of};
@@ -42,6 +43,7 @@ struct Text {
     descriptors: usize,
     user_processes: Vec<String>,
     config: Config,
+    account: Option<Account>,
     addresses: Vec<Listen>,
     heirs: Vec<Heir>,
     post: Option<Record>,
@@ -93,6 +95,7 @@ impl Charter {
             descriptors: descriptors.len(),
             user_processes: shared.config.user_processes.clone(),
             config: shared.config.clone(),
+            account: shared.account.clone(),
             addresses: shared.addresses.clone(),
             heirs: heirs.iter().map(|(heir, _)| *heir).collect(),
             post: post.map(Courier::record),
@@ -157,7 +160,17 @@ fn read(file: OwnedFd) -> Result<Text> {
 impl Text {
     /// Gives the descriptors their names.
     fn unfold(self, descriptors: Vec<OwnedFd>, keep: Vec<RawFd>) -> Result<Charter> {
-        let Text { user_processes, mut config, addresses, connection_limit, heirs, master, post, .. } = self;
+        let Text {
+            user_processes,
+            mut config,
+            account,
+            addresses,
+            connection_limit,
+            heirs,
+            master,
+            post,
+            ..
+        } = self;
         config.user_processes = user_processes;
         let plan = Plan::new(&config, connection_limit)?;
         let mut rest = descriptors.into_iter();
@@ -202,7 +215,7 @@ impl Text {
             post,
         };
         let master = Pid::from_raw(master).ok_or_else(|| broken("there is no master"))?;
-        let (shared, links) = Shared::assemble(config, addresses, keep, master, plan, parts)?;
+        let (shared, links) = Shared::assemble((config, account), addresses, keep, master, plan, parts)?;
         for worker in &mut adopted {
             // Whatever it was asked for by the last manager, that one cannot see it through.
             let seat = seat_of(worker.slot, &shared.config);

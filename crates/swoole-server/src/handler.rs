@@ -3,9 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use swoole_supervisor::ExitStatus;
 
+use crate::board::Request;
 use crate::crash::PacketInHand;
 use crate::error::{Error, Result};
 use crate::post::Peer;
@@ -362,7 +364,7 @@ macro_rules! common {
             ///
             /// If the master (in Base mode, the manager) is gone.
             pub fn reload(&self) -> Result<()> {
-                crate::handler::signal(self.shared().board.master_pid(), Signal::USR1)
+                self.ask_server(crate::board::Request::Reload, Signal::USR1)
             }
 
             /// Replaces all task workers, as `SIGUSR2` does. Returns at once.
@@ -371,7 +373,7 @@ macro_rules! common {
             ///
             /// If the master (in Base mode, the manager) is gone.
             pub fn reload_task_workers(&self) -> Result<()> {
-                crate::handler::signal(self.shared().board.master_pid(), Signal::USR2)
+                self.ask_server(crate::board::Request::ReloadTaskWorkers, Signal::USR2)
             }
 
             /// Stops the server in order, as `SIGTERM` to the master does. Returns at once.
@@ -380,7 +382,14 @@ macro_rules! common {
             ///
             /// If the master is gone.
             pub fn shutdown(&self) -> Result<()> {
-                crate::handler::signal(self.shared().board.master_pid(), Signal::TERM)
+                self.ask_server(crate::board::Request::Shutdown, Signal::TERM)
+            }
+        }
+
+        impl $role {
+            fn ask_server(&self, request: crate::board::Request, signal: Signal) -> Result<()> {
+                let master = self.shared().board.master_pid();
+                crate::handler::ask(self.shared(), self.seat(), request, (master, signal))
             }
         }
 
@@ -448,6 +457,10 @@ impl Master {
         tasks.as_mut().ok_or(Error::NoTaskWorkers)
     }
 
+    fn seat(&self) -> Option<u16> {
+        None
+    }
+
     fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
@@ -484,6 +497,10 @@ impl Manager {
         &mut self.post
     }
 
+    fn seat(&self) -> Option<u16> {
+        None
+    }
+
     fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
@@ -494,9 +511,17 @@ fn generation(shared: &Shared) -> u32 {
     shared.board.reign() as u32 + 1
 }
 
-pub(crate) fn signal(pid: i32, signal: Signal) -> Result<()> {
+/// Signals a process; one that may not, because it is another user's or in a sandbox, asks the manager from its `seat`.
+pub(crate) fn ask(
+    shared: &Shared,
+    seat: Option<u16>,
+    request: Request,
+    (pid, signal): (i32, Signal),
+) -> Result<()> {
     // Pid 0 would be the whole process group.
     let pid = Pid::from_raw(pid).filter(|pid| pid.as_raw_pid() > 0).ok_or("there is no such process now")?;
-    kill_process(pid, signal).map_err(std::io::Error::from)?;
-    Ok(())
+    match (kill_process(pid, signal), seat) {
+        (Err(Errno::PERM), Some(seat)) => shared.ask_manager(seat, request),
+        (signaled, _) => Ok(signaled.map_err(std::io::Error::from)?),
+    }
 }

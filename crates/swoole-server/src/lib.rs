@@ -56,6 +56,43 @@
 //! connection, a thread pool, an async runtime) in [`Handler::on_worker_start`], not before the server starts: a
 //! process that has more than one thread cannot be forked safely, so the server refuses to start in it.
 //!
+//! # What a worker that was taken over can reach
+//!
+//! Handlers read what strangers send, so somebody may come to execute code of their own in a worker. By
+//! [`user`](Config::user), [`group`](Config::group), [`chroot`](Config::chroot) and
+//! [`worker_sandbox`](Config::worker_sandbox) workers and task workers give up what they need not have, after the server
+//! has opened what it needs and before your first callback; whatever starts them, and one that cannot does not serve.
+//! Master and manager stay who they are, and run none of your code for packets; what `on_start` and `on_manager_start` have
+//! opened or read, later workers have from the fork: what they are not to have is better read in the master.
+//!
+//! | | `off`, no `user` | `user` | and `basic` | and `strict` |
+//! |---|---|---|---|---|
+//! | files of other users | with root's rights, if started so | no | no | no |
+//! | files that its user may open | yes | yes | yes | those of the configuration |
+//! | memory and descriptors of master and manager (`/proc`, ptrace(2), pidfd_getfd(2)) | yes | no | no | no |
+//! | those of other workers | yes | no, unless they say so (`PR_SET_DUMPABLE`) | no | no |
+//! | set-user-ID programs | yes | yes | no | no |
+//! | new sockets; a server of its own | yes | yes | yes | those of the configuration; no |
+//! | signals | all of its user | other workers | other workers | its own children |
+//! | name spaces, modules, bpf(2), userfaultfd(2), io_uring | yes | by its user's rights | no, io_uring yes | no |
+//!
+//! In every case it has, and can do anything with:
+//!
+//! - in Process mode no listening and no client's socket; in Base mode its own listener and its own clients;
+//! - its links to the reactors, by which it answers any session as a handler may, and the boxes of the post;
+//! - the server's bells, which it may ring for nothing;
+//! - in shared memory its own rows, rings and tasks. What else is mapped is read-only, which it may undo: the sessions'
+//!   addresses and counters, the board, other workers' bells and, in task workers, all tasks. Nobody follows a pointer or
+//!   believes a length that stands there, but it can make clients and tasks of others go astray, or the server stop;
+//! - by the board it may ask for what any callback may: a reload, another worker's retirement, the server's stop.
+//!
+//! Some things are different then. A worker of another user dumps no core. A log file that was moved away
+//! (`SIGHUP`) is opened by the manager, and workers are replaced in their turn to have the new one. Below another root
+//! there are no `/proc`, no `/etc/resolv.conf` and no symbols for a panic's backtrace, unless you put them there; under
+//! `strict`, what your program reads while it runs (certificates, time zones, name services) goes into
+//! [`worker_sandbox_read`](Config::worker_sandbox_read), and `/proc`, too, where locks in shared memory are to tell a
+//! dead owner from another process with its number.
+//!
 //! # What is promised
 //!
 //! - Packets of one connection are handled in order, and their replies leave in order, under the dispatch modes that
@@ -83,6 +120,7 @@ mod breakpoint;
 pub mod breakpoint;
 mod charter;
 pub mod config;
+mod confine;
 mod control;
 #[cfg(feature = "internals")]
 #[doc(hidden)]

@@ -20,6 +20,7 @@ use swoole_sys::signal::{SignalSet, block, set_mask};
 
 use crate::base::{self, Stalls};
 use crate::config::{Backend, Config, DispatchMode, Framings, Ipc, LengthFuncs, Listen, Mode};
+use crate::confine;
 use crate::control;
 use crate::dispatch::{Choice, Custom, Dispatch};
 use crate::error::{Error, Result};
@@ -286,6 +287,11 @@ impl Server {
             .map_err(|error| Error::setup("open the log", error))?;
         refuse_threads()?;
         raise_descriptor_limit();
+        // Said here, where somebody sees it: a daemon has no terminal.
+        confine::check(&config)?;
+        if confine::needs_epoll(&config) {
+            config.backend = Backend::Epoll;
+        }
         let choice = try_backend(config.backend)?;
         let listeners = open_listeners(&config)?;
         if config.daemonize {
@@ -407,7 +413,8 @@ fn end(manager: Pid) {
 /// The daemon's working directory is `/`: what was meant from here stays here.
 fn make_absolute(config: &mut Config) -> Result<()> {
     let files = [&mut config.log_file, &mut config.pid_file].into_iter().flatten();
-    for path in files.chain([&mut config.task_tmpdir]) {
+    let lists = [&mut config.worker_sandbox_read, &mut config.worker_sandbox_write].into_iter().flatten();
+    for path in files.chain(&mut config.chroot).chain(lists).chain([&mut config.task_tmpdir]) {
         *path = std::path::absolute(&*path)?;
     }
     for listen in &mut config.listen {

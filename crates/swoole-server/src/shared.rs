@@ -22,8 +22,9 @@ use swoole_ipc::{Doorbell, Memory};
 use swoole_reactor::Options;
 
 use crate::affinity::Placement;
-use crate::board::Board;
+use crate::board::{Board, Request};
 use crate::config::{Config, Ipc, Listen, Mode};
+use crate::confine::{self, Account};
 use crate::crash::CrashPolicies;
 use crate::dispatch::Rule;
 use crate::error::{Error, Result};
@@ -41,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     /// Where the listeners really listen, in the order of `config.listen`.
     pub(crate) addresses: Vec<Listen>,
+    /// Who workers are, if not who the manager is.
+    pub(crate) account: Option<Account>,
     pub(crate) crash_policies: CrashPolicies,
     /// What the master's reactors dispatch by; nobody else uses it.
     pub(crate) rule: Rule,
@@ -95,6 +98,7 @@ impl Shared {
         keep: Vec<RawFd>,
     ) -> Result<(Shared, Links, OwnedFd)> {
         let plan = Plan::new(&config, config.connection_limit()?)?;
+        let account = confine::check(&config)?;
         let (lifeline, hold) = Lifeline::create()?;
         let bells = |name: &str, count: usize| {
             (0..count)
@@ -129,13 +133,13 @@ impl Shared {
             sockets,
             post: None,
         };
-        let (shared, links) = Shared::assemble(config, addresses, keep, getpid(), plan, parts)?;
+        let (shared, links) = Shared::assemble((config, account), addresses, keep, getpid(), plan, parts)?;
         Ok((shared, links, hold))
     }
 
     /// The same of what another process has created, the `master`: everything but `keep` as that one has it.
     pub(crate) fn assemble(
-        config: Config,
+        (config, account): (Config, Option<Account>),
         addresses: Vec<Listen>,
         keep: Vec<RawFd>,
         master: Pid,
@@ -153,6 +157,7 @@ impl Shared {
         let store = plan.tasks(&memory).map_err(|error| Error::setup("map the memory for tasks", error))?;
         let inode = fstat(&memory).map_err(std::io::Error::from)?.st_ino;
         let spill = Spill::new(&config.task_tmpdir, master.as_raw_pid(), inode);
+        let spill = spill.owned_by(account.as_ref().map(Account::owner));
         let post = match post {
             Some((record, fds)) => record.map(|record| Courier::join(&config, record, fds)).transpose()?,
             None => Courier::create(&config, &spill)?,
@@ -163,6 +168,7 @@ impl Shared {
         };
         let tasks = Tasks::new(store, spill, post, config.task_retries);
         let shared = Shared {
+            account,
             placement: Placement::new(&config)?,
             board: plan.board(&memory)?,
             sessions: plan.sessions(&memory)?,
@@ -262,6 +268,18 @@ impl Shared {
         if let Err(error) = self.manager_bell.ring() {
             tracing::error!("tell the manager that this process is due: {error}");
         }
+    }
+
+    /// Asks something of the manager, from this seat. If there is none, the next one finds this on the board.
+    pub(crate) fn ask_manager(&self, seat: u16, request: Request) -> Result<()> {
+        if !self.board.ask(seat, request) {
+            return Err(
+                "the manager has not come to what it was asked before: that another worker retires".into()
+            );
+        }
+        self.manager_bell
+            .ring()
+            .map_err(|error| Error::setup("ring for the manager", std::io::Error::from(error)))
     }
 
     /// The server's counters.

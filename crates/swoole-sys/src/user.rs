@@ -83,6 +83,34 @@ pub fn find_group(name: &str) -> Result<Option<Gid>> {
     })
 }
 
+/// The groups that the account called `name` is a member of, and `gid`: `getgrouplist(3)`. For [`set_groups`], where the name
+/// service is not to be asked.
+///
+/// # Errors
+///
+/// `EINVAL` when the name holds a NUL; `ENOMEM` with more than 65,536.
+pub fn find_groups(name: &str, gid: Gid) -> Result<Vec<Gid>> {
+    let name = CString::new(name).map_err(|_| Errno::INVAL)?;
+    let mut groups: Vec<libc::gid_t> = vec![0; 64];
+    loop {
+        let mut count = groups.len() as libc::c_int;
+        // SAFETY: the name ends with a NUL, and the list has room for as many numbers as the count says.
+        let found =
+            unsafe { libc::getgrouplist(name.as_ptr(), gid.as_raw(), groups.as_mut_ptr(), &mut count) };
+        if found >= 0 {
+            groups.truncate(count.unsigned_abs() as usize);
+            return Ok(groups.into_iter().map(Gid::from_raw).collect());
+        }
+        if groups.len() >= GROUPS_MAX {
+            return Err(Errno::NOMEM);
+        }
+        groups.resize(groups.len() * 4, 0);
+    }
+}
+
+/// The kernel's limit of groups of a process.
+const GROUPS_MAX: usize = 1 << 16;
+
 /// Runs a lookup with a larger and larger buffer until its record fits in.
 fn with_room<T>(mut lookup: impl FnMut(&mut [u8]) -> Result<Option<T>>) -> Result<Option<T>> {
     let mut buffer = vec![0; 1024];

@@ -420,6 +420,8 @@ fn accounts_are_found_by_name() {
     assert_eq!(user::find_user("no such account"), Ok(None));
     assert_eq!(user::find_group("no such group"), Ok(None));
     assert_eq!(user::find_user("a\0b"), Err(Errno::INVAL));
+    assert!(user::find_groups("root", Gid::from_raw(4711)).unwrap().contains(&Gid::from_raw(4711)));
+    assert_eq!(user::find_groups("a\0b", Gid::ROOT), Err(Errno::INVAL));
 }
 
 fn privileges_are_dropped_for_good() {

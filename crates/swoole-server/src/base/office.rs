@@ -12,7 +12,7 @@ use swoole_supervisor::{Child, Control, Exited, Program, Report, Scope, Settle, 
 use swoole_sys::signal::{self, SignalInfo, SignalSet};
 
 use super::{Premises, Stalls, life, raw};
-use crate::board::{Clients, Counter, Phase};
+use crate::board::{Clients, Counter, Phase, Request};
 use crate::config::{CloseListen, Listen};
 use crate::error::{Error, Result};
 use crate::handler::{Handler, Master};
@@ -101,6 +101,30 @@ impl<H: Handler> Office<H> {
         self.call("on_ready", |handler, master| handler.on_ready(master));
         if self.reload_wanted {
             control.reload(Scope::All, None);
+        }
+    }
+
+    /// What a signal asks for, or a worker in its place.
+    fn hear(&mut self, signal: Signal, control: &mut Control) {
+        match signal {
+            Signal::INT if self.is_stopping(control) => {
+                tracing::warn!("asked again to stop: at once");
+                if self.stop_wanted.is_some() {
+                    self.stop_workers(control);
+                }
+                control.stop(Duration::ZERO);
+            }
+            Signal::TERM | Signal::INT | Signal::QUIT => self.stop(control),
+            Signal::USR1 if self.shared().board.phase() < Phase::Serving => self.reload_wanted = true,
+            Signal::USR1 if self.is_stopping(control) => {}
+            Signal::USR1 => control.reload(Scope::All, None),
+            Signal::USR2 if self.is_stopping(control) || self.shared().board.phase() < Phase::Serving => {}
+            Signal::USR2 => self.staff.reload_task_workers(control),
+            Signal::HUP => {
+                crate::log::reopen_or_say();
+                control.signal_all(Signal::HUP);
+            }
+            _ => {}
         }
     }
 
@@ -288,6 +312,14 @@ impl<H: Handler> Program for Office<H> {
 
     fn readable(&mut self, fd: RawFd, control: &mut Control) {
         if self.staff.look(fd, control) {
+            for request in self.staff.requests(fd) {
+                match request {
+                    Request::Reload => self.hear(Signal::USR1, control),
+                    Request::ReloadTaskWorkers => self.hear(Signal::USR2, control),
+                    Request::Shutdown => self.hear(Signal::TERM, control),
+                    Request::Retire(worker) => self.staff.retire(worker, control),
+                }
+            }
             return;
         }
         tracing::warn!("clients are left that no worker has taken over in time");
@@ -295,25 +327,6 @@ impl<H: Handler> Program for Office<H> {
     }
 
     fn signal(&mut self, info: SignalInfo, control: &mut Control) {
-        match info.signal {
-            Signal::INT if self.is_stopping(control) => {
-                tracing::warn!("asked again to stop: at once");
-                if self.stop_wanted.is_some() {
-                    self.stop_workers(control);
-                }
-                control.stop(Duration::ZERO);
-            }
-            Signal::TERM | Signal::INT | Signal::QUIT => self.stop(control),
-            Signal::USR1 if self.shared().board.phase() < Phase::Serving => self.reload_wanted = true,
-            Signal::USR1 if self.is_stopping(control) => {}
-            Signal::USR1 => control.reload(Scope::All, None),
-            Signal::USR2 if self.is_stopping(control) || self.shared().board.phase() < Phase::Serving => {}
-            Signal::USR2 => self.staff.reload_task_workers(control),
-            Signal::HUP => {
-                crate::log::reopen_or_say();
-                control.signal_all(Signal::HUP);
-            }
-            _ => {}
-        }
+        self.hear(info.signal, control);
     }
 }

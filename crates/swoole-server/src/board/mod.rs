@@ -10,6 +10,7 @@
 
 mod deadline;
 mod lease;
+mod request;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -26,6 +27,7 @@ use crate::stats::{Stats, UserProcessStats, WorkerState, WorkerStats};
 use crate::task::TaskStats;
 pub(crate) use deadline::monotonic;
 pub(crate) use lease::Lease;
+pub(crate) use request::Request;
 
 /// Where the server is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -70,7 +72,8 @@ const CLIENTS: usize = 5;
 const LEASE: usize = 6;
 // The generation that has had its share of packets; a process of any other one has not.
 const DUE: usize = 7;
-// Process mode: the record in hand, by reactor. Behind it, the stack of the worker; see `swoole_sys::stack`.
+// Process mode: the record in hand, by reactor. Behind it, the stack of the worker; see `swoole_sys::stack`. Then a word for
+// what it asks of the manager; see `ask`.
 const STARTED: usize = 8;
 
 // A reactor's row.
@@ -127,7 +130,7 @@ impl Board {
 
     /// The rows of each part, and the words of a row: facts, workers, reactors.
     fn parts(workers: usize, reactors: usize, links: usize) -> [(usize, usize); 3] {
-        [(1, HEAD + SLOT * workers), (workers, STARTED + links + stack::WORDS), (reactors, REACTOR_ROW)]
+        [(1, HEAD + SLOT * workers), (workers, STARTED + links + stack::WORDS + 1), (reactors, REACTOR_ROW)]
     }
 
     /// The board in the part of `memory` that begins at `start`, for so many workers, each of which is linked to the
@@ -274,6 +277,25 @@ impl Board {
     /// Which process of its slot was the last to say so; 0 for none.
     pub(crate) fn due(&self, worker: u16) -> u32 {
         self.worker(worker, DUE).load(Ordering::Acquire) as u32
+    }
+
+    fn asked(&self, worker: u16) -> &AtomicU64 {
+        self.worker(worker, STARTED + self.links + stack::WORDS)
+    }
+
+    /// The worker asks something of the manager, which it may not signal. False if it has asked before for what cannot be
+    /// asked twice, and the manager has not come to that.
+    pub(crate) fn ask(&self, worker: u16, request: Request) -> bool {
+        let add = |asked| request::add(asked, request);
+        self.asked(worker).fetch_update(Ordering::Release, Ordering::Relaxed, add).is_ok()
+    }
+
+    /// What this worker has asked for since the last time. Whatever it has written there: nothing that it could not ask for.
+    pub(crate) fn take_requests(&self, worker: u16) -> Vec<Request> {
+        match self.asked(worker).load(Ordering::Relaxed) {
+            0 => Vec::new(),
+            _ => request::all(self.asked(worker).swap(0, Ordering::Acquire)),
+        }
     }
 
     /// The worker's process id; 0 while there is none.

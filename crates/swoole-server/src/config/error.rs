@@ -96,7 +96,7 @@ pub enum ConfigError {
 
 impl ConfigError {
     /// A value that breaks a rule; its origin is filled in by who knows it.
-    pub(super) fn value(
+    pub(crate) fn value(
         key: &'static str,
         value: impl fmt::Display,
         reason: impl Into<String>,

@@ -28,9 +28,11 @@ pub(super) enum Kind {
     Text(&'static str, &'static str),
     /// Addresses.
     Listen,
+    /// Files and directories.
+    Paths,
 }
 
-use Kind::{Choice, Count, Listen, Seconds, Size, Switch, Text};
+use Kind::{Choice, Count, Listen, Paths, Seconds, Size, Switch, Text};
 
 const fn key(name: &'static str, kind: Kind, help: &'static str) -> Key {
     Key { name, kind, help }
@@ -176,6 +178,17 @@ pub(super) static KEYS: &[Key] = &[
         "the least severe lines that are logged",
     ),
     key("log_file", Text("FILE", "a path"), "where log lines are appended; default standard error"),
+    key("user", Text("USER", "the name or number of a user"), "who workers are"),
+    key(
+        "group",
+        Text("GROUP", "the name or number of a group"),
+        "whose group workers have; default that of user",
+    ),
+    key("chroot", Text("DIR", "a directory"), "the root directory of workers"),
+    key("worker_sandbox", Choice(&["off", "basic", "strict"]), "what workers may ask of the kernel"),
+    key("worker_sandbox_read", Paths, "strict: what workers may read; may repeat"),
+    key("worker_sandbox_write", Paths, "strict: what workers may change; may repeat"),
+    key("worker_sandbox_connect", Choice(&["none", "unix", "any"]), "strict: which sockets workers may open"),
 ];
 
 /// The key of this name.
@@ -198,12 +211,18 @@ impl Key {
             }
             Text(_, expected) => expected.into(),
             Listen => "tcp://IP:PORT or unix:///PATH".into(),
+            Paths => "a file or directory that exists".into(),
         }
     }
 
     /// The flag, with its dashes.
     pub(super) fn flag(&self) -> String {
         format!("--{}", self.name.replace('_', "-"))
+    }
+
+    /// Whether it holds several values, each flag another one.
+    pub(super) fn is_list(&self) -> bool {
+        matches!(self.kind, Listen | Paths)
     }
 
     /// What stands for the value in the help, after the flag.
@@ -216,6 +235,7 @@ impl Key {
             Choice(names) => format!(" {}", names.join("|")),
             Text(name, _) => format!(" {name}"),
             Listen => " ADDRESS".into(),
+            Paths => " PATH".into(),
         }
     }
 
@@ -231,7 +251,7 @@ impl Key {
             .map(toml::Value::Integer),
             Seconds(..) => text.parse().ok().map(toml::Value::Float),
             Switch => text.parse().ok().map(toml::Value::Boolean),
-            Size(..) | Choice(_) | Text(..) | Listen => None,
+            Size(..) | Choice(_) | Text(..) | Listen | Paths => None,
         };
         typed.unwrap_or_else(|| toml::Value::String(text.into()))
     }

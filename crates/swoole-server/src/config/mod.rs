@@ -317,6 +317,40 @@ pub struct Config {
     /// Where log lines are appended. Default: standard error. Swoole: `log_file`.
     pub log_file: Option<PathBuf>,
 
+    /// Who workers, task workers and user processes are, by name or number: uid, gid and all groups of that account. It is looked up when
+    /// the server starts. Master and manager stay who they are. Needs `CAP_SETUID` and `CAP_SETGID`, unless it is the user
+    /// that starts the server. Default: that one. Swoole: `user`.
+    pub user: Option<String>,
+
+    /// The group of workers, task workers and user processes, by name or number, instead of that of `user`; alone, their only one. A `user`
+    /// that is a number without an account needs it. Needs `CAP_SETGID`. Default: that of `user`. Swoole: `group`.
+    pub group: Option<String>,
+
+    /// The root directory of workers, task workers and user processes, where they also start. All paths of the configuration are nevertheless
+    /// those of the process that starts the server; `task_tmpdir`, if there are task workers, and the paths of the sandbox
+    /// must lie in it. Without `user`, a process of root's gets out of it easily. Needs `CAP_SYS_CHROOT`. Default: none.
+    /// Swoole: `chroot`.
+    pub chroot: Option<PathBuf>,
+
+    /// What workers, task workers and user processes may ask of the kernel. Default [`WorkerSandbox::Off`]. What a sandbox lets a program
+    /// do that has taken over a worker, the crate's front page says. (Swoole has no such key.)
+    pub worker_sandbox: WorkerSandbox,
+
+    /// With `worker_sandbox = strict`: files, and directories with all below them, that workers may read, list and
+    /// execute. Default: none. In the environment several are separated by commas.
+    #[serde(deserialize_with = "value::paths::deserialize")]
+    pub worker_sandbox_read: Vec<PathBuf>,
+
+    /// With `worker_sandbox = strict`: files, and directories with all below them, that workers may read, change, make
+    /// and remove; not execute, unless they are among `worker_sandbox_read`, too. Default: none, but for `task_tmpdir`, if
+    /// there are task workers.
+    #[serde(deserialize_with = "value::paths::deserialize")]
+    pub worker_sandbox_write: Vec<PathBuf>,
+
+    /// With `worker_sandbox = strict`: which sockets workers may open, to connect to others. Default
+    /// [`SandboxConnect::None`].
+    pub worker_sandbox_connect: SandboxConnect,
+
     /// The names of the user processes, which are no key: they come from the program, with their functions
     /// ([`Server::add_process`](crate::Server::add_process)).
     #[serde(skip)]
@@ -384,6 +418,13 @@ impl Default for Config {
             daemonize: false,
             log_level: LogLevel::Info,
             log_file: None,
+            user: None,
+            group: None,
+            chroot: None,
+            worker_sandbox: WorkerSandbox::Off,
+            worker_sandbox_read: Vec::new(),
+            worker_sandbox_write: Vec::new(),
+            worker_sandbox_connect: SandboxConnect::None,
             user_processes: Vec::new(),
         }
     }
@@ -588,6 +629,40 @@ choice! {
         Debug = "debug",
         /// Everything.
         Trace = "trace",
+    }
+}
+
+choice! {
+    /// What workers, task workers and user processes may ask of the kernel. What is refused fails with `EPERM` (`EACCES` for files and
+    /// addresses, `ENOSYS` for clone3(2), which the C library then does without); a program that makes system calls of
+    /// another architecture is killed.
+    WorkerSandbox {
+        /// Everything that their user may.
+        Off = "off",
+        /// No new privileges: set-user-ID programs and file capabilities have no effect. Nor the system calls with
+        /// which a process looks into others or changes the system (seccomp(2)): to trace, to read another one's memory
+        /// or take its descriptors, to make name spaces, to mount, to load modules, programs or keys into the kernel, to
+        /// type into a terminal. Files and sockets are what they were: without `user`, so is what `/proc` shows of other
+        /// processes of the same user, their memory included.
+        Basic = "basic",
+        /// Basic, and beside what is open already: no capabilities; of all files (landlock(7)) only the program and
+        /// its libraries, `/dev/null` and `/dev/urandom`, `task_tmpdir` if there are task workers, and those of
+        /// `worker_sandbox_read` and `worker_sandbox_write`; no sockets but those of `worker_sandbox_connect`, and no
+        /// server among them; no io_uring; no signal to a process that is not its own child, and no look into one. Needs
+        /// Linux 6.12, and in Base mode the backend epoll, which `auto` is then: an io_uring knows nothing of seccomp.
+        Strict = "strict",
+    }
+}
+
+choice! {
+    /// Which sockets workers may open under `worker_sandbox = strict`.
+    SandboxConnect {
+        /// None, but connected pairs of their own.
+        None = "none",
+        /// Those of this machine: `AF_UNIX`, and not abstract ones of other processes.
+        Unix = "unix",
+        /// Also `AF_INET` and `AF_INET6`. They connect, or send and receive datagrams: a TCP port is not to be had.
+        Any = "any",
     }
 }
 

@@ -148,7 +148,7 @@ impl<'a> Sources<'a> {
         let mut parser = lexopt::Parser::from_args(args);
         let mut file = None;
         let mut given = Vec::new();
-        let mut addresses = Vec::new();
+        let mut lists = BTreeMap::<&str, Vec<Value>>::new();
         while let Some(arg) = parser.next().map_err(unexpected)? {
             let name = match arg {
                 Arg::Short('h') | Arg::Long("help") => return Err(ConfigError::Help(self.help())),
@@ -167,9 +167,10 @@ impl<'a> Sources<'a> {
                     _ => flag_value(&mut parser, &origin)?,
                 };
                 let mut value = checked(key, key.read(utf8(&text, &origin)?), &origin)?;
-                if let Kind::Listen = key.kind {
-                    addresses.push(value);
-                    value = Value::Array(addresses.clone());
+                if key.is_list() {
+                    let list = lists.entry(key.name).or_default();
+                    list.push(value);
+                    value = Value::Array(list.clone());
                 }
                 given.push((key, value, origin));
             } else if let Some(extra) = self.extras.iter_mut().find(|extra| extra.name == name) {
@@ -220,9 +221,10 @@ fn read_env(env: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Vec<G
         let Some(key) = name.to_str().and_then(variable_key) else { continue };
         let origin = Origin::Environment(name.to_string_lossy().into());
         let text = utf8(&text, &origin)?;
-        let value = match key.kind {
-            Kind::Listen => Value::Array(text.split(',').map(|one| key.read(one.trim())).collect()),
-            _ => key.read(text),
+        let value = if key.is_list() {
+            Value::Array(text.split(',').map(|one| key.read(one.trim())).collect())
+        } else {
+            key.read(text)
         };
         given.push((key, checked(key, value, &origin)?, origin));
     }

@@ -75,7 +75,10 @@ fn every_choice_of_the_table_is_accepted_and_no_other() {
     for key in KEYS {
         if let Kind::Choice(names) = key.kind {
             for name in names {
-                let config = load(&[&format!("{}={name}", key.flag())], &[]).unwrap();
+                let flag = format!("{}={name}", key.flag());
+                // Some mean something in a sandbox only.
+                let strict = key.name.starts_with("worker_sandbox_").then_some("--worker-sandbox=strict");
+                let config = load(&[&[flag.as_str()], strict.as_slice()].concat(), &[]).unwrap();
                 assert_eq!(toml::Table::try_from(&config).unwrap()[key.name].as_str(), Some(*name));
             }
             assert!(error(&[&key.flag(), "nonsense"], &[]).contains(&format!("must be {}", key.expected())));
@@ -574,4 +577,40 @@ package_eof = '&,\0'
         let error = listen(text).unwrap_err().to_string();
         assert!(error.contains(": line 1: listen: ") && error.contains(complaint), "{error}");
     }
+}
+
+#[test]
+fn lists_of_paths_come_from_everywhere() {
+    let strict = "--worker-sandbox=strict";
+    let both = ["/", "/dev"].map(PathBuf::from);
+    let config = load(&[strict, "--worker-sandbox-read=/", "--worker-sandbox-read", "/dev"], &[]).unwrap();
+    assert_eq!(config.worker_sandbox_read, both);
+    let config = load(&[strict], &[("SWOOLE_WORKER_SANDBOX_WRITE", "/, /dev")]).unwrap();
+    assert_eq!(config.worker_sandbox_write, both);
+    for toml in ["worker_sandbox_read = \"/\"", "worker_sandbox_read = [\"/\"]"] {
+        let config: Config = toml::from_str(toml).unwrap();
+        assert_eq!(config.worker_sandbox_read, both[..1]);
+    }
+    assert_eq!(
+        error(&[strict, "--worker-sandbox-read=/no/such"], &[]),
+        "flag --worker-sandbox-read: worker_sandbox_read = /no/such: must be a file or directory that exists"
+    );
+}
+
+#[test]
+fn a_sandbox_that_would_not_be_one_is_refused() {
+    for flag in ["--worker-sandbox-read=/", "--worker-sandbox-write=/", "--worker-sandbox-connect=any"] {
+        let error = error(&["--worker-sandbox=basic", flag], &[]);
+        assert!(error.ends_with("has no effect without worker_sandbox = strict"), "{error}");
+    }
+    let base = ["--worker-sandbox=strict", "--mode=base"];
+    assert!(
+        error(&[&base[..], &["--backend=io_uring"]].concat(), &[])
+            .contains("backend = io_uring: must be auto")
+    );
+    for backend in ["--backend=auto", "--backend=epoll"] {
+        load(&[&base[..], &[backend]].concat(), &[]).unwrap();
+    }
+    assert!(error(&["--chroot=/no/such"], &[]).contains("chroot = /no/such: must be a directory"));
+    assert!(error(&["--user="], &[]).contains("user = : must be the name or number of a user"));
 }

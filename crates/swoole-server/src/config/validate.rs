@@ -7,7 +7,10 @@ use rustix::process::{Resource, getrlimit};
 
 use super::keys::{self, Kind};
 use super::value::size;
-use super::{Config, ConfigError, DispatchMode, Ipc, KIB, Listen, Mode, OnCrash, TaskIpcMode};
+use super::{
+    Backend, Config, ConfigError, DispatchMode, Ipc, KIB, Listen, Mode, OnCrash, SandboxConnect, TaskIpcMode,
+    WorkerSandbox,
+};
 use crate::post::Peer;
 
 /// Bytes of the smallest ring.
@@ -55,7 +58,53 @@ impl Config {
         check_count("reload_parallel", self.reload_parallel.into())?;
         check_seconds("max_wait_time", self.max_wait_time.as_secs_f64())?;
         self.check_rings()?;
+        self.check_confinement()?;
         self.check_framings()
+    }
+
+    /// What can be said without looking up accounts and rights.
+    fn check_confinement(&self) -> Result<(), ConfigError> {
+        for (key, name) in [("user", &self.user), ("group", &self.group)] {
+            if name.as_ref().is_some_and(|name| name.is_empty() || name.contains('\0')) {
+                return Err(wrong(key, name.as_deref().unwrap_or_default().escape_debug()));
+            }
+        }
+        if let Some(root) = self.chroot.as_ref().filter(|root| !root.is_dir()) {
+            return Err(wrong("chroot", root.display()));
+        }
+        let has_queue = matches!(self.task_ipc_mode, TaskIpcMode::Msgqueue | TaskIpcMode::MsgqueuePreemptive);
+        if has_queue && (self.user.is_some() || self.group.is_some()) {
+            let expected =
+                "must be ring or unix with user or group: a message queue is of who starts the server";
+            return Err(ConfigError::value("task_ipc_mode", self.task_ipc_mode, expected));
+        }
+        if self.worker_sandbox == WorkerSandbox::Strict {
+            if self.mode == Mode::Base && self.backend == Backend::IoUring {
+                let expected = "must be auto or epoll for worker_sandbox = strict in Base mode: \
+                                an io_uring in a worker knows nothing of seccomp";
+                return Err(ConfigError::value("backend", self.backend, expected));
+            }
+            let lists = [
+                ("worker_sandbox_read", &self.worker_sandbox_read),
+                ("worker_sandbox_write", &self.worker_sandbox_write),
+            ];
+            for (key, paths) in lists {
+                if let Some(path) = paths.iter().find(|path| !path.exists()) {
+                    return Err(wrong(key, path.display()));
+                }
+            }
+            return Ok(());
+        }
+        // Who writes them down believes in them.
+        let needs = |key, value: &dyn fmt::Display| {
+            Err(ConfigError::value(key, value, "has no effect without worker_sandbox = strict"))
+        };
+        match (&self.worker_sandbox_read[..], &self.worker_sandbox_write[..], self.worker_sandbox_connect) {
+            ([path, ..], ..) => needs("worker_sandbox_read", &path.display()),
+            (_, [path, ..], _) => needs("worker_sandbox_write", &path.display()),
+            (_, _, SandboxConnect::None) => Ok(()),
+            (.., connect) => needs("worker_sandbox_connect", &connect),
+        }
     }
 
     fn check_listen(&self) -> Result<(), ConfigError> {

@@ -156,3 +156,33 @@ pub(super) mod text {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
+
+/// One path, or a list of them.
+pub(super) mod paths {
+    use super::*;
+    use std::path::PathBuf;
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<PathBuf>, D::Error> {
+        struct Paths;
+
+        impl<'de> Visitor<'de> for Paths {
+            type Value = Vec<PathBuf>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a path or a list of paths")
+            }
+
+            fn visit_str<E: de::Error>(self, one: &str) -> Result<Vec<PathBuf>, E> {
+                Ok(vec![one.into()])
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, many: A) -> Result<Vec<PathBuf>, A::Error> {
+                Vec::deserialize(de::value::SeqAccessDeserializer::new(many))
+            }
+        }
+
+        deserializer.deserialize_any(Paths)
+    }
+}

@@ -27,6 +27,7 @@ use swoole_sys::signal::{SignalInfo, SignalSet};
 
 use swoole_ipc::socketpair::Endpoint;
 
+use crate::board::Request;
 use crate::charter::Charter;
 use crate::control::{self, News, Order};
 use crate::crash::PacketInHand;
@@ -257,19 +258,20 @@ impl<H: Handler> Program for Office<H> {
     }
 
     fn signal(&mut self, info: SignalInfo, control: &mut Control) {
-        match info.signal {
-            Signal::TERM if self.is_orphan() => self.orphaned(control),
-            Signal::TERM => self.tell(&News::StopWanted),
-            Signal::USR1 => control.reload(Scope::All, None),
-            Signal::HUP => crate::log::reopen_or_say(),
-            Signal::USR2 => self.staff.reload_task_workers(control),
-            _ => {}
-        }
+        self.hear(info.signal, control);
     }
 
     fn readable(&mut self, fd: RawFd, control: &mut Control) {
         if !self.staff.look(fd, control) {
             self.take_orders(control);
+        }
+        for request in self.staff.requests(fd) {
+            match request {
+                Request::Reload => self.hear(Signal::USR1, control),
+                Request::ReloadTaskWorkers => self.hear(Signal::USR2, control),
+                Request::Shutdown => self.hear(Signal::TERM, control),
+                Request::Retire(worker) => self.staff.retire(worker, control),
+            }
         }
     }
 }
@@ -295,6 +297,18 @@ impl<H: Handler> Office<H> {
             reload_wanted: false,
             failed: false,
         })
+    }
+
+    /// What a signal asks for, or a worker in its place.
+    fn hear(&mut self, signal: Signal, control: &mut Control) {
+        match signal {
+            Signal::TERM if self.is_orphan() => self.orphaned(control),
+            Signal::TERM => self.tell(&News::StopWanted),
+            Signal::USR1 => control.reload(Scope::All, None),
+            Signal::HUP => crate::log::reopen_or_say(),
+            Signal::USR2 => self.staff.reload_task_workers(control),
+            _ => {}
+        }
     }
 
     fn take_orders(&mut self, control: &mut Control) {

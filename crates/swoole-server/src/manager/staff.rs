@@ -11,6 +11,7 @@ use rustix::process::Signal;
 
 use super::recycle::Recycler;
 use super::stuck::Watchman;
+use crate::board::Request;
 use crate::config::{self, Config};
 use crate::crash::PacketInHand;
 use crate::error::{Error, Result};
@@ -113,6 +114,22 @@ impl<H: Handler> Staff<H> {
             return true;
         }
         self.recycler.look(fd, &self.shared, control)
+    }
+
+    /// What workers have asked for since this descriptor became readable. Each asks for what its own callbacks may.
+    pub(crate) fn requests(&self, fd: RawFd) -> Vec<Request> {
+        let Shared { board, config, manager_bell, .. } = &*self.shared;
+        if fd != manager_bell.as_fd().as_raw_fd() {
+            return Vec::new();
+        }
+        (0..config.seats()).flat_map(|seat| board.take_requests(seat)).collect()
+    }
+
+    /// Has the worker of this slot leave as if another one had signaled it.
+    pub(crate) fn retire(&self, worker: u16, control: &mut Control) {
+        if worker < self.shared.config.worker_num {
+            control.signal(SlotId { group: WORKERS, slot: worker }, Signal::TERM);
+        }
     }
 
     /// How the supervisor is to treat them.

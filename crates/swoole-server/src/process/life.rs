@@ -31,6 +31,7 @@ pub(crate) fn run(shared: &Arc<Shared>, reign: Option<u64>, mut child: Child) ->
         let function = shared.processes.function(id).ok_or("the program has no function for it")?;
         let mut process = UserProcess::enter(shared, &child, seat)?;
         process.lookout().outlive_manager(ORPHAN_WAIT)?;
+        crate::confine::enter(shared)?;
         // In a stop, those that leave before it may wait for what it does.
         if !process.lookout().wait_for_start(child.generation > 1)? {
             return Ok(());

@@ -182,6 +182,10 @@ impl UserProcess {
         self.tasks.as_mut().ok_or(Error::NoTaskWorkers)
     }
 
+    fn seat(&self) -> Option<u16> {
+        Some(self.shared.config.seat_of_user_process(self.id))
+    }
+
     fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }

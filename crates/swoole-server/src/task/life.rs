@@ -49,6 +49,7 @@ pub(crate) fn run<H: Handler>(
     introduce(id);
     let mut life = || -> Result<()> {
         let mut life = Life::start(handler, shared, &child, seat)?;
+        crate::confine::enter(shared)?;
         // In a stop, workers may wait for what its predecessor has left.
         if !life.lookout.wait_for_start(child.generation > 1)? {
             return Ok(());
@@ -84,7 +85,7 @@ fn introduce(id: u16) {
 pub(super) struct TaskDuty {
     pub(super) id: u16,
     /// Its place among all processes that work.
-    seat: u16,
+    pub(super) seat: u16,
     pub(super) generation: u32,
     pub(super) handled: u64,
     /// Tasks after which it is due to be replaced.

@@ -13,8 +13,9 @@ use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::num::NonZeroI32;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use rustix::fs::{Gid, Uid, fchown};
 use rustix::process::{Pid, test_kill_process};
 
 use super::courier;
@@ -37,6 +38,10 @@ pub(crate) enum Part {
 #[derive(Clone, Debug)]
 pub(crate) struct Spill {
     dir: Arc<Path>,
+    /// What it is called in a process that has another root.
+    inside: Arc<OnceLock<PathBuf>>,
+    /// Who is to read and remove what anybody writes.
+    owner: Option<(Option<Uid>, Gid)>,
     server: i32,
     /// What the names of this server's files begin with.
     prefix: Arc<str>,
@@ -69,7 +74,23 @@ pub(super) fn foreign_name(key: u32, unique: u64, part: bool) -> String {
 impl Spill {
     /// Those of the server with this process id and this memory.
     pub(crate) fn new(dir: &Path, server: i32, memory: u64) -> Spill {
-        Spill { dir: dir.into(), server, prefix: format!("{PREFIX}{server}-{memory}-").into(), kept: None }
+        let prefix = format!("{PREFIX}{server}-{memory}-").into();
+        Spill { dir: dir.into(), inside: Arc::default(), owner: None, server, prefix, kept: None }
+    }
+
+    /// The same, if workers and task workers are others than master and manager, who ask for tasks, too.
+    pub(crate) fn owned_by(self, owner: Option<(Option<Uid>, Gid)>) -> Spill {
+        Spill { owner, ..self }
+    }
+
+    /// In this process, the directory is known by this name from now on. It is not to be moved twice.
+    pub(crate) fn move_to(&self, inside: PathBuf) {
+        let _ = self.inside.set(inside);
+    }
+
+    /// What this process knows the directory by.
+    fn dir(&self) -> &Path {
+        self.inside.get().map_or(&*self.dir, |inside| inside)
     }
 
     /// Payloads are to outlive the server of this number, for the next one of that key.
@@ -79,7 +100,7 @@ impl Spill {
     }
 
     fn path(&self, asker: u16, slot: u16, ticket: u64, part: Part) -> PathBuf {
-        self.dir.join(self.name(asker, slot, ticket, part))
+        self.dir().join(self.name(asker, slot, ticket, part))
     }
 
     /// What the file is called.
@@ -106,7 +127,7 @@ impl Spill {
 
     /// Payloads that earlier servers of this key have left, or other programs have put there: tasks to be done.
     pub(crate) fn left(&self) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(&self.dir) else { return Vec::new() };
+        let Ok(entries) = fs::read_dir(self.dir()) else { return Vec::new() };
         let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         names.filter(|name| self.is_claimable(name)).collect()
     }
@@ -117,7 +138,7 @@ impl Spill {
             return Err(io::Error::other("it has not the name of a task's file"));
         }
         let path = self.path(asker, slot, ticket, Part::Payload);
-        fs::rename(self.dir.join(name), &path).map_err(|error| named(&self.dir.join(name), &error))?;
+        fs::rename(self.dir().join(name), &path).map_err(|error| named(&self.dir().join(name), &error))?;
         Ok(fs::metadata(path)?.len() as usize)
     }
 
@@ -132,14 +153,14 @@ impl Spill {
             is_unfinished(asker, slot, parts.next()?.parse().ok()?).then_some(())
         };
         self.remove_where(|name| name.starts_with(&*kept.server) && is_left(name).is_none());
-        let Ok(entries) = fs::read_dir(&self.dir) else { return 0 };
+        let Ok(entries) = fs::read_dir(self.dir()) else { return 0 };
         let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         names.filter(|name| name.starts_with(&*kept.server)).count()
     }
 
     /// Has the message queue of this key removed with the files of this server.
     pub(crate) fn remember_queue(&self, key: NonZeroI32) -> io::Result<()> {
-        let path = self.dir.join(format!("{}{}{QUEUE}", self.prefix, key.get().cast_unsigned()));
+        let path = self.dir().join(format!("{}{}{QUEUE}", self.prefix, key.get().cast_unsigned()));
         File::create(&path).map(drop).map_err(|error| named(&path, &error))
     }
 
@@ -158,8 +179,13 @@ impl Spill {
             ErrorKind::AlreadyExists => fs::remove_file(&path).and_then(|()| open()),
             _ => Err(error),
         });
-        let written =
-            written.and_then(|mut file| file.write_all(bytes)).map_err(|error| named(&path, &error));
+        let fill = |mut file: File| {
+            if let Some((uid, gid)) = self.owner {
+                fchown(&file, uid, Some(gid))?;
+            }
+            file.write_all(bytes)
+        };
+        let written = written.and_then(fill).map_err(|error| named(&path, &error));
         if written.is_err() {
             let _ = fs::remove_file(&path);
         }
@@ -233,6 +259,29 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_are_theirs_who_read_them() {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let dir = std::env::temp_dir().join(format!("swoole-spill-owner-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        // Only root can give files away.
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        let other = if uid.is_root() { (Uid::from_raw(4711), Gid::from_raw(4712)) } else { (uid, gid) };
+        let spill = Spill::new(&dir, 1, 7).owned_by(Some((Some(other.0), other.1)));
+        spill.write(1, 2, 3, Part::Payload, b"large").unwrap();
+        let file = fs::metadata(spill.path(1, 2, 3, Part::Payload)).unwrap();
+        assert_eq!(
+            (file.uid(), file.gid(), file.mode() & 0o777),
+            (other.0.as_raw(), other.1.as_raw(), 0o600)
+        );
+        // A clone that was made before learns of the other name, too.
+        let clone = spill.clone();
+        spill.move_to("/elsewhere".into());
+        assert!(clone.path(1, 2, 3, Part::Payload).starts_with("/elsewhere"));
+        fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn files_come_and_go() {

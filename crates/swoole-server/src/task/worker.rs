@@ -83,6 +83,10 @@ impl TaskWorker<'_> {
         self.duty.asker.as_mut().ok_or(Error::NoTaskWorkers)
     }
 
+    fn seat(&self) -> Option<u16> {
+        Some(self.duty.seat)
+    }
+
     fn shared(&self) -> &Arc<Shared> {
         &self.duty.shared
     }

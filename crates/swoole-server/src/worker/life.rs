@@ -45,6 +45,7 @@ pub(crate) fn run<H: Handler>(
     super::introduce(id, shared);
     let life = || -> Result<()> {
         let mut life = Life::start(handler, shared, &lanes?, &child)?;
+        crate::confine::enter(shared)?;
         if !life.lookout.wait_for_start(false)? {
             return Ok(());
         }

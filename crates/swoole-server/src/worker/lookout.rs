@@ -141,12 +141,12 @@ impl Lookout {
         let timeout = if self.orphan && self.is_over() { Some(Duration::ZERO) } else { timeout };
         let manager = self.manager;
         let (mut asked, mut asked_by_manager) = (false, false);
-        let Lookout { reactor, mail, room, has_mail, has_room, .. } = self;
+        let Lookout { shared, seat, reactor, mail, room, has_mail, has_room, .. } = self;
         let turn = reactor.turn(timeout, |_, event| match event {
             Event::Signal { info } => match info.signal {
                 Signal::TERM if info.pid.is_some() && info.pid == manager => asked_by_manager = true,
                 Signal::TERM => asked = true,
-                Signal::HUP => crate::log::reopen_or_say(),
+                Signal::HUP => crate::confine::reopen_log(shared, *seat),
                 _ => {}
             },
             Event::Ready { token, .. } => {

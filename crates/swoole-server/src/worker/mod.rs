@@ -27,7 +27,7 @@ use std::sync::Arc;
 use rustix::process::{Signal, getpid};
 
 use crate::base::Till;
-use crate::board::Phase;
+use crate::board::{Phase, Request};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::handler::common;
@@ -313,7 +313,8 @@ impl Worker<'_> {
         match worker {
             Some(worker) if worker >= worker_num => Err(Error::NoSuchWorker { worker, worker_num }),
             Some(worker) if worker != self.duty.id => {
-                crate::handler::signal(self.shared().board.worker_pid(worker), Signal::TERM)
+                let pid = self.shared().board.worker_pid(worker);
+                crate::handler::ask(self.shared(), self.seat(), Request::Retire(worker), (pid, Signal::TERM))
             }
             _ => {
                 self.duty.retiring = true;
@@ -326,6 +327,10 @@ impl Worker<'_> {
     #[inline]
     fn reactor(&self, session: Session) -> Result<u16> {
         self.shared().sessions.owner(session)
+    }
+
+    fn seat(&self) -> Option<u16> {
+        Some(self.duty.id)
     }
 
     #[inline]

@@ -11,6 +11,7 @@ mod bounds;
 mod breaking;
 mod commands;
 mod config;
+mod confine;
 mod crash;
 mod crash_policy;
 mod dispatch;
@@ -61,6 +62,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         processes::ALL,
         boot::ALL,
         config::ALL,
+        confine::ALL,
         operation::ALL,
         pressure::ALL,
         bounds::ALL,

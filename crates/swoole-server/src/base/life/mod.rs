@@ -48,6 +48,7 @@ pub(super) fn run<H: Handler>(
     let life = || -> Result<()> {
         let (mut life, mut reactor) = Life::start(handler, shared, premises, &child)?;
         let reactor = &mut reactor;
+        crate::confine::enter(shared)?;
         if !life.wait_for(Phase::Running, reactor)? {
             return Ok(());
         }
@@ -337,7 +338,7 @@ impl<'a, H: Handler> Life<'a, H> {
                     self.look_for_manager();
                     self.duty.retiring = true;
                 }
-                Signal::HUP => crate::log::reopen_or_say(),
+                Signal::HUP => crate::confine::reopen_log(&self.duty.shared, self.duty.id),
                 _ => {}
             },
             _ => {}
