@@ -19,6 +19,8 @@
 mod attempt;
 #[path = "testbed/command.rs"]
 mod command;
+#[path = "testbed/death.rs"]
+mod death;
 #[path = "testbed/framing.rs"]
 mod framing;
 #[path = "testbed/later.rs"]
@@ -38,10 +40,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use command::{Command, Crash};
+use death::{crash, die_at};
 use framing::Speeches;
 use later::Later;
 use messages::Messages;
-use rustix::process::{Signal, getpid, kill_process};
 use swoole_server::config::{Config, DispatchMode, Framing, Listen, Sources};
 use swoole_server::{
     Audience, Error, ExitStatus, Handler, Manager, Master, Peer, Result, Server, Session, TaskFate, TaskId,
@@ -428,37 +430,6 @@ impl Testbed {
         }
         Ok(sent)
     }
-}
-
-#[expect(clippy::exit, reason = "to end the process under the server's feet is what is wanted")]
-fn crash<T>(how: Crash) -> Result<T> {
-    match how {
-        Crash::Panic => panic!("a client wants it"),
-        Crash::Abort => std::process::abort(),
-        Crash::Exit(code) => std::process::exit(code.into()),
-        Crash::Segv => raise(Signal::SEGV),
-        Crash::Kill => raise(Signal::KILL),
-    }
-}
-
-#[cfg(feature = "breakpoints")]
-fn die_at(point: &str) -> Result<()> {
-    swoole_server::breakpoint::arm(point.parse().map_err(Error::other)?);
-    Ok(())
-}
-
-#[cfg(not(feature = "breakpoints"))]
-fn die_at(_: &str) -> Result<()> {
-    Err("this build has no breakpoints: --example testbed_breakpoints --features breakpoints has".into())
-}
-
-/// Dies of a signal. Twice, because the standard library's handler of SIGSEGV takes the first for a fault, restores
-/// the default action and leaves it to the faulting instruction, of which there is none, to raise the second.
-fn raise<T>(signal: Signal) -> Result<T> {
-    for _ in 0..2 {
-        kill_process(getpid(), signal).map_err(std::io::Error::from)?;
-    }
-    Err(format!("{signal:?} did not end the process").into())
 }
 
 /// `ID` or `ID:GENERATION` of a worker.

@@ -17,6 +17,17 @@ use std::time::{Duration, Instant};
 const SOON: Duration = Duration::from_millis(600);
 const MS: Duration = Duration::from_millis(1);
 
+pub(super) fn none(cx: &Cx) -> Result<()> {
+    let bed = cx.testbed().flag("worker-num", 1).start()?;
+    let mut client = Talk::begin(&bed)?;
+    for packet in ["task x", "taskto 0 x", "taskwait 100 x", "taskall 100 x|y"] {
+        client.expect(packet, "error: there are no task workers: task_worker_num = 0")?;
+    }
+    bed.signal_master(Signal::USR2)?;
+    bed.log.wait_line(Source::Stderr, &["no task workers to reload"], PATIENCE)?;
+    bed.stop().map(drop)
+}
+
 pub(super) fn death_in_stop(cx: &Cx) -> Result<()> {
     let bed = start(cx, 1, &[("max-wait-time", "6")])?;
     let mut client = Talk::begin(&bed)?;

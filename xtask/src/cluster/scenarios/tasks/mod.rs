@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 pub(super) static ALL: &[Scenario] = &[
     backends("tasks", "a task goes to a task worker, its result to who has asked, of any size", tasks)
         .by_post(),
-    backends("tasks_none", "without task workers a task is an error", none),
+    backends("tasks_none", "without task workers a task is an error", edges::none),
     backends(
         "task_processes",
         "task workers are there before the server is ready, and hold no socket of a client",
@@ -216,17 +216,6 @@ fn tasks(cx: &Cx) -> Result<()> {
     // The two that nobody waited for have ended by now.
     client.wait_idle()?;
     ensure!(client.stat("task_failed")? == 1 && client.stat("task_lost")? == 0, "counts");
-    bed.stop().map(drop)
-}
-
-fn none(cx: &Cx) -> Result<()> {
-    let bed = cx.testbed().flag("worker-num", 1).start()?;
-    let mut client = Talk::begin(&bed)?;
-    for packet in ["task x", "taskto 0 x", "taskwait 100 x", "taskall 100 x|y"] {
-        client.expect(packet, "error: there are no task workers: task_worker_num = 0")?;
-    }
-    bed.signal_master(Signal::USR2)?;
-    bed.log.wait_line(Source::Stderr, &["no task workers to reload"], PATIENCE)?;
     bed.stop().map(drop)
 }
 
