@@ -1,7 +1,7 @@
 //! How a process of the testbed dies.
 
 use rustix::process::{Signal, getpid, kill_process};
-use swoole_server::{Error, Result};
+use swoole_server::Result;
 
 use super::command::Crash;
 
@@ -18,7 +18,7 @@ pub(crate) fn crash<T>(how: Crash) -> Result<T> {
 
 #[cfg(feature = "breakpoints")]
 pub(crate) fn die_at(point: &str) -> Result<()> {
-    swoole_server::breakpoint::arm(point.parse().map_err(Error::other)?);
+    swoole_server::breakpoint::arm(point.parse().map_err(swoole_server::Error::other)?);
     Ok(())
 }
 
