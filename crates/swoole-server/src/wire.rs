@@ -174,11 +174,19 @@ impl Reply {
             1 => ReplyKind::Ack,
             2 => ReplyKind::Send,
             3 => ReplyKind::Close,
-            4 if Order::decode(payload).is_some() => ReplyKind::Order,
-            8 if payload.len() == size_of::<u64>() => ReplyKind::Bind,
-            _ => return Err(Malformed { tag, len: record.len() }),
+            kind => rare(kind, payload).ok_or(Malformed { tag, len: record.len() })?,
         };
         Ok((Reply { kind, commit: tag & COMMIT != 0, session: Session::from_raw(session), ack }, payload))
+    }
+}
+
+/// Kinds that few replies are of, beside those that are on every packet's way.
+#[cold]
+fn rare(kind: u32, payload: &[u8]) -> Option<ReplyKind> {
+    match kind {
+        4 if Order::decode(payload).is_some() => Some(ReplyKind::Order),
+        8 if payload.len() == size_of::<u64>() => Some(ReplyKind::Bind),
+        _ => None,
     }
 }
 
