@@ -78,6 +78,12 @@ pub static MESSAGE_CPU: Metric = compared("cpu_us_per_message", "CPU us/message"
 pub static TASKS: Metric = compared("tasks_per_second", "tasks/s", 0);
 /// CPU time of all processes of the server for one.
 pub static TASK_CPU: Metric = compared("cpu_us_per_task", "CPU us/task", 2);
+/// From the request for a broadcast to the last byte at the last client.
+pub static BROADCAST: Metric = compared("last_byte_ms", "last byte ms", 2);
+/// CPU time of all processes of the server for one broadcast.
+pub static BROADCAST_CPU: Metric = compared("cpu_ms_per_broadcast", "CPU ms", 2);
+/// The same, for each of its receivers.
+pub static BROADCAST_EACH: Metric = told("cpu_us_per_receiver", "CPU us/receiver", 2);
 /// The call by which a process is made.
 pub static FORK_CALL: Metric = compared("call_us", "call us", 0);
 /// From that call to the child's first word.

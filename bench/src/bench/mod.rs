@@ -2,6 +2,7 @@
 //! runner measures every entry in every round, in an order that is random anew each time, so that what changes on the
 //! machine in the meantime meets all of them.
 
+mod broadcast;
 mod connections;
 mod echo;
 mod fairness;
@@ -60,6 +61,11 @@ pub const BENCHES: &[Bench] = &[
         name: "fairness",
         about: "latencies by dispatch rule, where requests take between 0.1 and 50 ms",
         plan: fairness::plan,
+    },
+    Bench {
+        name: "broadcast",
+        about: "from one worker to 10,000 connections, against a loop of sends",
+        plan: broadcast::plan,
     },
     Bench { name: "fork", about: "fork from a small and from a 500 MB process", plan: fork::plan },
     Bench {
