@@ -3,7 +3,7 @@
 use crate::cluster::bed::{Bed, Launch, PATIENCE};
 use crate::cluster::client::Client;
 use crate::cluster::log::Source;
-use crate::cluster::matrix::{Cx, Scenario, backends, full};
+use crate::cluster::matrix::{Cx, Scenario, backends};
 use crate::cluster::proc;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
@@ -11,22 +11,30 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 pub(super) static ALL: &[Scenario] = &[
-    full("dispatch_ip_hash", "clients of one address have one worker, also after its death", ip_hash)
+    backends("dispatch_ip_hash", "clients of one address have one worker, also after its death", ip_hash)
         .in_process(),
-    full("dispatch_uid", "packets of a user's connections go to one worker, in order when it is bound", uid)
-        .in_process(),
+    backends(
+        "dispatch_uid",
+        "packets of a user's connections go to one worker, in order when it is bound",
+        uid,
+    )
+    .in_process(),
     backends("bind", "a session is bound, whosever it is, and shows it until it is bound otherwise", bind),
-    full("dispatch_least_in_flight", "no packet waits for a worker that is busy for another reactor", least)
-        .in_process(),
-    full(
+    backends(
+        "dispatch_least_in_flight",
+        "no packet waits for a worker that is busy for another reactor",
+        least,
+    )
+    .in_process(),
+    backends(
         "dispatch_consistent_hash",
         "a key keeps its worker while others die, and after its own",
         consistent,
     )
     .in_process(),
-    full("dispatch_custom", "the program's function chooses, drops, closes, and may panic", custom)
+    backends("dispatch_custom", "the program's function chooses, drops, closes, and may panic", custom)
         .in_process(),
-    full("dispatch_order", "connect, packets, close, in this order under every rule", order).in_process(),
+    backends("dispatch_order", "connect, packets, close, in this order under every rule", order).in_process(),
 ];
 
 fn launch<'a>(cx: &'a Cx, rule: &str) -> Launch<'a> {

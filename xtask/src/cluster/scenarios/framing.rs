@@ -3,12 +3,12 @@
 use crate::cluster::bed::{Bed, Launch, PATIENCE};
 use crate::cluster::client::{Address, Client};
 use crate::cluster::log::Source;
-use crate::cluster::matrix::{Cx, Scenario, full, once};
+use crate::cluster::matrix::{Cx, Scenario, backends, full, once};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 pub(super) static ALL: &[Scenario] = &[
-    full(
+    backends(
         "framings_side_by_side",
         "one server with a listener of each framing: packets are whole, wherever they are cut",
         side_by_side,
@@ -19,12 +19,12 @@ pub(super) static ALL: &[Scenario] = &[
         "each listener's own limit, and nobody else's, costs its sender the connection",
         limits,
     ),
-    full(
+    backends(
         "framing_garbage",
         "what is no packet, and a panic of a length function, cost their sender the connection only",
         garbage,
     ),
-    full("framing_reload", "half packets of each framing are finished after a reload", reload),
+    backends("framing_reload", "half packets of each framing are finished after a reload", reload),
     once("framing_refused", "a framing that cannot be is refused, with the address it is set for", refused),
 ];
 

@@ -127,7 +127,7 @@ fn read_numbers(client: &mut Client, text: &str, last: usize) -> Result<usize> {
 }
 
 fn amid_deaths(cx: &Cx) -> Result<()> {
-    const KILLS: usize = 10;
+    const KILLS: usize = 6;
     let bed = cx.testbed().flag("worker-num", 2).start()?;
     // In Base mode those of the worker that dies would go with it.
     let mut listeners = (0..4).map(|_| bed.connect_to_worker(1)).collect::<Result<Vec<_>>>()?;
@@ -156,7 +156,7 @@ fn amid_deaths(cx: &Cx) -> Result<()> {
 }
 
 fn retried(cx: &Cx) -> Result<()> {
-    const KILLS: usize = 10;
+    const KILLS: usize = 6;
     // With several reactors, a worker may be killed between what it lets out to one and to the next.
     let launch = cx.testbed().flag("worker-num", 2).flag("reactor-num", 1);
     let bed = launch.flag("on-crash", "retry").flag("crash-retries", 100).start()?;

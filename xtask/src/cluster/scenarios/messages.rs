@@ -211,7 +211,7 @@ fn amid_reloads(cx: &Cx) -> Result<()> {
 }
 
 fn amid_deaths(cx: &Cx) -> Result<()> {
-    const KILLS: usize = 30;
+    const KILLS: usize = 15;
     const PEERS: [&str; 5] = ["0", "1", "2", "t0", "t1"];
     let mut rng = cx.rng();
     let bed = cx.testbed().flag("worker-num", 3).flag("task-worker-num", 2).start()?;

@@ -16,7 +16,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 pub(super) static ALL: &[Scenario] = &[
-    full(
+    backends(
         "confine_account",
         "workers are another user below another root, and so are their successors",
         account,
@@ -28,9 +28,13 @@ pub(super) static ALL: &[Scenario] = &[
         "rights that are missing are named, before anything is forked",
         not_permitted,
     ),
-    full("confine_goes_on", "confined workers are reloaded, replaced and asked for tasks as ever", goes_on),
+    backends(
+        "confine_goes_on",
+        "confined workers are reloaded, replaced and asked for tasks as ever",
+        goes_on,
+    ),
     backends("confine_log_reopened", "confined workers get a new log file by being replaced", log_reopened),
-    full("confine_requests", "confined workers reload, retire each other and stop the server", requests),
+    backends("confine_requests", "confined workers reload, retire each other and stop the server", requests),
     backends("confine_orphans", "confined workers leave when master and manager are killed", orphans),
     once("sandbox_off", "what the attempts of the other scenarios meet without a sandbox", attempts::off),
     backends("sandbox_basic", "no new privileges, and no looks into other processes", attempts::basic),
