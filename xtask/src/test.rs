@@ -4,8 +4,10 @@ use crate::cluster::{self, Tally};
 use crate::shell::{cargo, words};
 use crate::{Verdict, counts, fuzz, shell, twin};
 use anyhow::{Context, Result, bail};
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub(crate) const HELP: &str = "\
@@ -40,19 +42,28 @@ pub(crate) fn main(mut args: lexopt::Parser) -> Verdict {
         }
     }
     let mut rows = Vec::new();
-    for step in steps() {
+    let mut take = |step: Step| -> Result<()> {
         let start = Instant::now();
         println!("=== {}: {}", step.name, words(&step.command));
         rows.push((step.name, run(step.command)?, start.elapsed()));
-    }
+        Ok(())
+    };
+    let mut steps = steps();
+    take(steps.remove(0))?;
+    cluster::build(false)?;
+    let builds = build_ahead(&steps);
+    let start = Instant::now();
+    println!("=== test-cluster");
+    let cluster = ("test-cluster".to_owned(), cluster::run_everything()?, start.elapsed());
+    // What has become of it, the steps will tell.
+    let _ = builds.join();
+    steps.into_iter().try_for_each(&mut take)?;
     if fuzz_seconds > 0 {
         rows.push(part("fuzz", || fuzz::run_everything(fuzz_seconds)));
     }
     rows.push(part("counts", counts::run_everything));
     rows.push(part("asan cluster", cluster::run_sanitized));
-    let start = Instant::now();
-    println!("=== test-cluster");
-    rows.push(("test-cluster".to_owned(), cluster::run_everything()?, start.elapsed()));
+    rows.push(cluster);
 
     println!("\n{:<16} {:>7} {:>7} {:>9}", "", "passed", "failed", "seconds");
     let mut total = Tally::default();
@@ -76,6 +87,30 @@ fn part(name: &str, run: impl FnOnce() -> Result<Tally>) -> (String, Tally, Dura
     (name.to_owned(), tally, start.elapsed())
 }
 
+/// Builds what these steps will run, while scenarios do, which mostly wait: with what the machine has left.
+fn build_ahead(steps: &[Step]) -> JoinHandle<()> {
+    let builds: Vec<Command> = steps.iter().map(|step| build_of(&step.command)).collect();
+    std::thread::spawn(move || {
+        for mut build in builds {
+            let _ = build.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        }
+    })
+}
+
+/// The same command of cargo's, at leisure, and only as far as the build.
+fn build_of(test: &Command) -> Command {
+    let words: Vec<&OsStr> = test.get_args().collect();
+    let end = words.iter().position(|word| *word == "--").unwrap_or(words.len());
+    let mut build = Command::new("nice");
+    build.args(["-n", "19"]).arg(test.get_program()).args(&words[..end]).args(["--no-run", "--quiet"]);
+    build.envs(test.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if let Some(dir) = test.get_current_dir() {
+        build.current_dir(dir);
+    }
+    build
+}
+
+/// The first of them alone, since it is also about what the others stand on.
 fn steps() -> Vec<Step> {
     // Without `typed`, the sanitizers build it.
     let workspace = cargo(&["test", "--workspace", "--features", "swoole-server/typed", "--no-fail-fast"]);
@@ -228,6 +263,15 @@ mod tests {
         let mut shown = Vec::new();
         assert_eq!(count(output.as_bytes(), &mut shown).unwrap(), Tally { passed: 3, failed: 3 });
         assert_eq!(shown, output.as_bytes());
+    }
+
+    #[test]
+    fn a_build_leaves_the_running_out() {
+        let mut test = Command::new("cargo");
+        test.args(["test", "--lib", "--", "epoll::"]).env("RUSTFLAGS", "--cfg loom");
+        let build = build_of(&test);
+        assert_eq!(words(&build).rsplit_once("nice").unwrap().1, " -n 19 cargo test --lib --no-run --quiet");
+        assert_eq!(build.get_envs().count(), 1);
     }
 
     #[test]
