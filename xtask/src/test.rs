@@ -54,7 +54,10 @@ pub(crate) fn main(mut args: lexopt::Parser) -> Verdict {
     let builds = build_ahead(&steps);
     let start = Instant::now();
     println!("=== test-cluster");
-    let cluster = ("test-cluster".to_owned(), cluster::run_everything()?, start.elapsed());
+    // By itself: it looks after all processes below it, and the builds are none of its own.
+    let mut all = Command::new(std::env::current_exe()?);
+    all.arg("test-cluster");
+    let cluster = ("test-cluster".to_owned(), run_by(all, cluster::parse_tally)?, start.elapsed());
     // What has become of it, the steps will tell.
     let _ = builds.join();
     steps.into_iter().try_for_each(&mut take)?;
@@ -198,10 +201,15 @@ fn thread() -> Vec<Step> {
 }
 
 /// Runs one step, shows its output, and counts.
-fn run(mut command: Command) -> Result<Tally> {
+fn run(command: Command) -> Result<Tally> {
+    run_by(command, parse_result)
+}
+
+/// The same for a program with closing lines of its own.
+fn run_by(mut command: Command, parse: impl Fn(&str) -> Option<Tally>) -> Result<Tally> {
     let shown = words(&command);
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("start `{shown}`"))?;
-    let counted = count(child.stdout.take().context("stdout is piped")?, std::io::stdout())?;
+    let counted = count(child.stdout.take().context("stdout is piped")?, std::io::stdout(), parse)?;
     let status = child.wait()?;
     if !status.success() {
         println!("FAILED: `{shown}`: {status}");
@@ -210,12 +218,12 @@ fn run(mut command: Command) -> Result<Tally> {
 }
 
 /// Copies a harness's output and sums up its closing lines.
-fn count(output: impl Read, mut shown: impl Write) -> Result<Tally> {
+fn count(output: impl Read, mut shown: impl Write, parse: impl Fn(&str) -> Option<Tally>) -> Result<Tally> {
     let mut tally = Tally::default();
     for line in BufReader::new(output).split(b'\n') {
         let line = line?;
         shown.write_all(&[&line, b"\n".as_slice()].concat())?;
-        if let Some(result) = parse_result(&String::from_utf8_lossy(&line)) {
+        if let Some(result) = parse(&String::from_utf8_lossy(&line)) {
             tally.passed += result.passed;
             tally.failed += result.failed;
         }
@@ -261,7 +269,10 @@ mod tests {
         let output =
             "test result: ok. 2 passed; 0 failed;\nnoise\ntest result: FAILED. 1 passed; 3 failed;\n";
         let mut shown = Vec::new();
-        assert_eq!(count(output.as_bytes(), &mut shown).unwrap(), Tally { passed: 3, failed: 3 });
+        assert_eq!(
+            count(output.as_bytes(), &mut shown, parse_result).unwrap(),
+            Tally { passed: 3, failed: 3 }
+        );
         assert_eq!(shown, output.as_bytes());
     }
 

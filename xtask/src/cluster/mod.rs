@@ -207,9 +207,10 @@ fn run_and_tell(options: &Options) -> Verdict {
     Ok(tally.failed == 0)
 }
 
-/// Builds the examples and runs everything once. For `cargo xtask test`.
-pub(crate) fn run_everything() -> Result<Tally> {
-    run_words(&[])
+/// The counts of that line.
+pub(crate) fn parse_tally(line: &str) -> Option<Tally> {
+    let (passed, failed) = line.strip_suffix(" failed")?.split_once(" passed, ")?;
+    Some(Tally { passed: passed.parse().ok()?, failed: failed.parse().ok()? })
 }
 
 /// Scenarios in which memory goes from one process to another, with a sanitizer in each of these. For `cargo xtask test`.
@@ -276,6 +277,12 @@ mod tests {
 
     fn parse(words: &[&str]) -> Result<Option<Options>> {
         Options::parse(lexopt::Parser::from_args(words.iter().copied()))
+    }
+
+    #[test]
+    fn the_last_line_is_counted() {
+        assert_eq!(parse_tally("12 passed, 3 failed"), Some(Tally { passed: 12, failed: 3 }));
+        assert_eq!(parse_tally("ok      shape  process  epoll  0.03 s"), None);
     }
 
     #[test]
