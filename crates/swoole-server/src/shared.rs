@@ -229,7 +229,8 @@ impl Shared {
         let own = workers.flat_map(|worker| [self.worker_keep(worker), links.keep(worker)].concat());
         let boxes = self.boxes.fds().map(|end| end.as_raw_fd());
         let bells = self.task_bells.iter().chain(&self.process_bells).map(|bell| bell.as_fd().as_raw_fd());
-        own.chain(boxes).chain(bells).chain([control.as_fd().as_raw_fd()]).collect()
+        let letters = self.tasks.courier().map_or_else(Vec::new, Courier::task_worker_keep);
+        own.chain(boxes).chain(bells).chain(letters).chain([control.as_fd().as_raw_fd()]).collect()
     }
 
     /// Makes what this worker only reads, and what concerns other workers only, read-only in its process.
