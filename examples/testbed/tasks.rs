@@ -145,6 +145,10 @@ impl Timed {
         text: &[u8],
         means: &mut Means<'_>,
     ) -> Result<Vec<u8>> {
+        // Most tasks are none of these, and are not to pay for a complaint about that.
+        if !matches!(split_word(text).0, b"after" | b"tick" | b"clear") {
+            return work(worker, text, means);
+        }
         let (timer, promise) = match Command::parse(text) {
             Ok(Command::After(ms, text)) => (worker.after(Duration::from_millis(ms))?, (text.into(), 1)),
             Ok(Command::Tick(ms, times, text)) => {
