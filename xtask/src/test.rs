@@ -50,7 +50,6 @@ pub(crate) fn main(mut args: lexopt::Parser) -> Verdict {
     };
     let mut steps = steps();
     take(steps.remove(0))?;
-    cluster::build(false)?;
     let builds = build_ahead(&steps);
     let start = Instant::now();
     println!("=== test-cluster");

@@ -32,7 +32,7 @@ use crate::link::Lane;
 use crate::plan::Plan;
 use crate::post::Boxes;
 use crate::process::Processes;
-use crate::session::SessionTable;
+use crate::session::{Session, SessionTable};
 use crate::stats::Stats;
 use crate::task::Tasks;
 use crate::task::courier::{Courier, Record};
@@ -281,6 +281,13 @@ impl Shared {
         self.manager_bell
             .ring()
             .map_err(|error| Error::setup("ring for the manager", std::io::Error::from(error)))
+    }
+
+    /// Whether so many bytes may be sent to a session at once.
+    #[inline]
+    pub(crate) fn check_reply(&self, session: Session, len: usize) -> Result<()> {
+        let max = self.config.socket_buffer_size;
+        if len > max { Err(Error::ReplyTooLong { session, len, max }) } else { Ok(()) }
     }
 
     /// The server's counters.

@@ -231,7 +231,7 @@ fn run_words(words: &[&str]) -> Result<Tally> {
 /// Builds the examples as anybody does, for a sanitizer into the directory where `cargo xtask test` has built what they
 /// stand on. Beside them, under a name of its own, the testbed with breakpoints: what is measured and what is shown has
 /// none.
-pub(crate) fn build(asan: bool) -> Result<()> {
+fn build(asan: bool) -> Result<()> {
     const EXAMPLES: [&str; 4] = ["build", "--quiet", "--package", "swoole-examples"];
     const BREAKPOINTS: [&str; 4] = ["--example", "testbed_breakpoints", "--features", "breakpoints"];
     for what in [&["--examples"][..], &BREAKPOINTS] {

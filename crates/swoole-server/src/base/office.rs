@@ -12,7 +12,7 @@ use swoole_supervisor::{Child, Control, Exited, Program, Report, Scope, Settle, 
 use swoole_sys::signal::{self, SignalInfo, SignalSet};
 
 use super::{Premises, Stalls, life, raw};
-use crate::board::{Clients, Counter, Phase, Request};
+use crate::board::{Clients, Counter, Phase};
 use crate::config::{CloseListen, Listen};
 use crate::error::{Error, Result};
 use crate::handler::{Handler, Master};
@@ -312,13 +312,8 @@ impl<H: Handler> Program for Office<H> {
 
     fn readable(&mut self, fd: RawFd, control: &mut Control) {
         if self.staff.look(fd, control) {
-            for request in self.staff.requests(fd) {
-                match request {
-                    Request::Reload => self.hear(Signal::USR1, control),
-                    Request::ReloadTaskWorkers => self.hear(Signal::USR2, control),
-                    Request::Shutdown => self.hear(Signal::TERM, control),
-                    Request::Retire(worker) => self.staff.retire(worker, control),
-                }
+            for signal in self.staff.requests(fd, control) {
+                self.hear(signal, control);
             }
             return;
         }

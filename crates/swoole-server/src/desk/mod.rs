@@ -36,7 +36,7 @@ pub(crate) use replies::Replies;
 use topics::Topics;
 
 use crate::board::Counter;
-use crate::config::Framings;
+use crate::config::{DispatchMode, Framings};
 use crate::session::{Arrival, Generations, Session};
 use crate::shared::Shared;
 
@@ -261,7 +261,8 @@ impl Desk {
         let connection = &mut self.connections[slot];
         connection.framer = framer;
         connection.in_flight += if T::AT_ONCE { 0 } else { packets };
-        if packets > 0 {
+        // Nobody else asks who it was.
+        if packets > 0 && self.shared.config.dispatch_mode == DispatchMode::Uid {
             connection.uid = self.shared.sessions.uid(client.session);
         }
         self.count(Counter::Packets, packets as u64);

@@ -27,7 +27,6 @@ use swoole_sys::signal::{SignalInfo, SignalSet};
 
 use swoole_ipc::socketpair::Endpoint;
 
-use crate::board::Request;
 use crate::charter::Charter;
 use crate::control::{self, News, Order};
 use crate::crash::PacketInHand;
@@ -265,13 +264,8 @@ impl<H: Handler> Program for Office<H> {
         if !self.staff.look(fd, control) {
             self.take_orders(control);
         }
-        for request in self.staff.requests(fd) {
-            match request {
-                Request::Reload => self.hear(Signal::USR1, control),
-                Request::ReloadTaskWorkers => self.hear(Signal::USR2, control),
-                Request::Shutdown => self.hear(Signal::TERM, control),
-                Request::Retire(worker) => self.staff.retire(worker, control),
-            }
+        for signal in self.staff.requests(fd, control) {
+            self.hear(signal, control);
         }
     }
 }

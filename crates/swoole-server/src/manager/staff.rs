@@ -116,17 +116,28 @@ impl<H: Handler> Staff<H> {
         self.recycler.look(fd, &self.shared, control)
     }
 
-    /// What workers have asked for since this descriptor became readable. Each asks for what its own callbacks may.
-    pub(crate) fn requests(&self, fd: RawFd) -> Vec<Request> {
+    /// Does what workers have asked for since this descriptor became readable; what they ask of the whole server is for the
+    /// caller to hear, as if it were signaled. Each asks for what its own callbacks may.
+    pub(crate) fn requests(&self, fd: RawFd, control: &mut Control) -> Vec<Signal> {
         let Shared { board, config, manager_bell, .. } = &*self.shared;
         if fd != manager_bell.as_fd().as_raw_fd() {
             return Vec::new();
         }
-        (0..config.seats()).flat_map(|seat| board.take_requests(seat)).collect()
+        let requests = (0..config.seats()).flat_map(|seat| board.take_requests(seat));
+        let heard = requests.filter_map(|request| match request {
+            Request::Reload => Some(Signal::USR1),
+            Request::ReloadTaskWorkers => Some(Signal::USR2),
+            Request::Shutdown => Some(Signal::TERM),
+            Request::Retire(worker) => {
+                self.retire(worker, control);
+                None
+            }
+        });
+        heard.collect()
     }
 
     /// Has the worker of this slot leave as if another one had signaled it.
-    pub(crate) fn retire(&self, worker: u16, control: &mut Control) {
+    fn retire(&self, worker: u16, control: &mut Control) {
         if worker < self.shared.config.worker_num {
             control.signal(SlotId { group: WORKERS, slot: worker }, Signal::TERM);
         }

@@ -15,15 +15,12 @@ use crate::error::{Error, Result};
 use crate::link::{Lane, ReactorEnd};
 use crate::log::{Identity, Role};
 use crate::pace::{Pace, Part, Spin};
-use crate::post::Receiver;
+use crate::post::{POST_BUDGET, Receiver};
 use crate::shared::Shared;
 
 /// How long to sleep at first while packets are with workers, and at most. A worker wakes its reactors once per
 /// pass; this bounds what a slow packet can hold up of the replies before it.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(128));
-
-/// Parcels that are taken in one go: replies wait, too.
-const POST_BUDGET: usize = 256;
 
 /// What a reactor thread is given.
 pub(super) struct Seat {

@@ -43,6 +43,9 @@ pub(crate) use sender::Sender;
 /// What the kernel is asked to hold in one box.
 const BUFFER: usize = 512 * 1024;
 
+/// Parcels that a reactor takes in one go: clients and replies wait, too.
+pub(crate) const POST_BUDGET: usize = 256;
+
 /// Bytes of the longest message: 1 GiB.
 pub(crate) const MESSAGE_MAX: usize = 1 << 30;
 

@@ -91,15 +91,15 @@ impl Receiver {
         let Header { kind, first, last, sender, generation, about } = header;
         let config = &self.shared.config;
         let Some(peer) = Peer::of_sender(sender, config) else { return malformed(packet) };
-        let (max, is_whole): (_, &dyn Fn(usize) -> bool) = match kind {
+        let max = match kind {
             Kind::Close => return Some(Parcel::Close(Session::from_raw(about))),
             Kind::Bind => match bytes.try_into() {
                 Ok(uid) => return Some(Parcel::Bind(Session::from_raw(about), u64::from_le_bytes(uid))),
                 Err(_) => return malformed(packet),
             },
-            Kind::Send => (config.socket_buffer_size, &|_| true),
-            Kind::Order => (config.socket_buffer_size + ORDER_HEAD_MAX, &|_| true),
-            Kind::Message => (MESSAGE_MAX, &|len| len as u64 == about),
+            Kind::Send => config.socket_buffer_size,
+            Kind::Order => config.socket_buffer_size + ORDER_HEAD_MAX,
+            Kind::Message => MESSAGE_MAX,
         };
         let whole = if first && last {
             bytes.to_vec()
@@ -120,10 +120,8 @@ impl Receiver {
             }
             self.parts.remove(&sender)?.bytes
         };
-        if !is_whole(whole.len()) {
-            return malformed(packet);
-        }
         Some(match kind {
+            Kind::Message if whole.len() as u64 != about => return malformed(packet),
             Kind::Message => Parcel::Message(peer, whole),
             Kind::Order => Parcel::Order(whole),
             _ => Parcel::Send(Session::from_raw(about), whole),

@@ -17,15 +17,8 @@ macro_rules! posts {
             /// [`Error::PeerFull`](crate::Error::PeerFull) if the reactor that owns the client, in Base mode the worker, has
             /// not taken what this process has sent before. Nothing was sent then.
             pub fn send(&mut self, session: crate::Session, bytes: &[u8]) -> Result<()> {
-                let max = self.shared().config.socket_buffer_size;
-                if bytes.len() > max {
-                    return Err(crate::Error::ReplyTooLong { session, len: bytes.len(), max });
-                }
-                let reactor = self.shared().sessions.owner(session)?;
-                let sender = self.post();
-                sender.send(reactor, session, bytes)?;
-                sender.pump();
-                Ok(())
+                self.shared().check_reply(session, bytes.len())?;
+                self.post_to(session, |sender, reactor| sender.send(reactor, session, bytes))
             }
 
             /// Closes a client's connection, after what was sent to it before has gone out.
@@ -35,11 +28,7 @@ macro_rules! posts {
             /// [`Error::NoSuchSession`](crate::Error::NoSuchSession) if it is gone already;
             /// [`Error::PeerFull`](crate::Error::PeerFull) as for [`send`](Self::send).
             pub fn close(&mut self, session: crate::Session) -> Result<()> {
-                let reactor = self.shared().sessions.owner(session)?;
-                let sender = self.post();
-                sender.close(reactor, session)?;
-                sender.pump();
-                Ok(())
+                self.post_to(session, |sender, reactor| sender.close(reactor, session))
             }
 
             /// Sends `bytes` to many clients, see [`Worker::broadcast`](crate::Worker::broadcast). It leaves at once.
@@ -50,10 +39,7 @@ macro_rules! posts {
             pub fn broadcast(&mut self, audience: crate::Audience<'_>, bytes: &[u8]) -> Result<()> {
                 let order = crate::audience::Order::Broadcast(audience, bytes);
                 order.check(self.shared().config.socket_buffer_size)?;
-                let sender = self.post();
-                sender.order_all(&order, None)?;
-                sender.pump();
-                Ok(())
+                self.post_now(|sender| sender.order_all(&order, None))
             }
 
             /// Sends `bytes` to those who are subscribed to a topic.
@@ -83,14 +69,9 @@ macro_rules! posts {
                 self.order(session, &crate::audience::Order::Unsubscribe(session, topic.as_ref()))
             }
 
-            /// To the reactor of this session.
             fn order(&mut self, session: crate::Session, order: &crate::audience::Order<'_>) -> Result<()> {
                 order.check(0)?;
-                let reactor = self.shared().sessions.owner(session)?;
-                let sender = self.post();
-                sender.order(reactor, order)?;
-                sender.pump();
-                Ok(())
+                self.post_to(session, |sender, reactor| sender.order(reactor, order))
             }
 
             /// Binds a client's session to a user; see [`Worker::bind`](crate::Worker::bind). It takes effect when the
@@ -101,11 +82,7 @@ macro_rules! posts {
             /// [`Error::NoSuchSession`](crate::Error::NoSuchSession) if the client has left;
             /// [`Error::PeerFull`](crate::Error::PeerFull) as for [`send`](Self::send).
             pub fn bind(&mut self, session: crate::Session, uid: u64) -> Result<()> {
-                let reactor = self.shared().sessions.owner(session)?;
-                let sender = self.post();
-                sender.bind(reactor, session, uid)?;
-                sender.pump();
-                Ok(())
+                self.post_to(session, |sender, reactor| sender.bind(reactor, session, uid))
             }
 
             /// Binds a client's session to nobody.
@@ -124,8 +101,22 @@ macro_rules! posts {
             ///
             /// As for [`Worker::send_message`](crate::Worker::send_message).
             pub fn send_message(&mut self, to: crate::Peer, message: &[u8]) -> Result<()> {
+                self.post_now(|sender| sender.message(to, message))
+            }
+
+            /// Posts something to the reactor of this session.
+            fn post_to(
+                &mut self,
+                session: crate::Session,
+                put: impl FnOnce(&mut crate::post::Sender, u16) -> Result<()>,
+            ) -> Result<()> {
+                let reactor = self.shared().sessions.owner(session)?;
+                self.post_now(|sender| put(sender, reactor))
+            }
+
+            fn post_now(&mut self, put: impl FnOnce(&mut crate::post::Sender) -> Result<()>) -> Result<()> {
                 let sender = self.post();
-                sender.message(to, message)?;
+                put(sender)?;
                 sender.pump();
                 Ok(())
             }

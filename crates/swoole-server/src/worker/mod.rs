@@ -42,7 +42,7 @@ use crate::task::{Asker, Finished};
 pub(crate) use life::{LEAVE_WAIT, run};
 pub(crate) use lookout::Lookout;
 pub use timers::TimerId;
-pub(crate) use timers::Timers;
+pub(crate) use timers::{Timers, timed};
 pub(crate) use unfinished::OpenReplies;
 pub use unfinished::{OpenReply, Unfinished};
 
@@ -216,10 +216,7 @@ impl Worker<'_> {
     /// too much already. Nothing was sent then.
     #[inline]
     pub fn send(&mut self, session: Session, bytes: &[u8]) -> Result<()> {
-        let max = self.shared().config.socket_buffer_size;
-        if bytes.len() > max {
-            return Err(Error::ReplyTooLong { session, len: bytes.len(), max });
-        }
+        self.shared().check_reply(session, bytes.len())?;
         let reactor = self.reactor(session)?;
         match &mut self.way {
             Way::Links(outlets) => return outlets.to(reactor).send(session, bytes),

@@ -149,42 +149,52 @@ fn periods(late: Duration, period: Duration) -> u32 {
     u32::try_from(whole).map_or(u32::MAX, |whole| whole.saturating_add(1))
 }
 
-impl Worker<'_> {
-    /// Has [`on_timer`](crate::Handler::on_timer) called once, in this process, when `delay` has passed (on the clock that
-    /// nobody sets, `CLOCK_MONOTONIC`), and the callbacks before it have returned. While packets keep the worker busy,
-    /// timers are looked after between two of them.
-    ///
-    /// A timer ends with its process. One that retires is given time for it, see
-    /// [`on_worker_exit`](crate::Handler::on_worker_exit).
-    ///
-    /// # Errors
-    ///
-    /// [`Error::TooManyTimers`] at `max_timer`; [`Error::TimerTime`] if `delay` is longer than ten years.
-    pub fn after(&mut self, delay: Duration) -> Result<TimerId> {
-        self.duty.timers.after(delay, self.duty.shared.config.max_timer)
-    }
+/// What a process may do with timers, between whose `$work` they come, by which of its callbacks.
+macro_rules! timed {
+    ($role:ident, $work:literal, $on_timer:literal, $on_exit:literal) => {
+        impl $role<'_> {
+            #[doc = concat!("Has [`", $on_timer, "`](crate::Handler::", $on_timer, ") called once, in this process,")]
+            /// when `delay` has passed (on the clock that nobody sets, `CLOCK_MONOTONIC`), and the callbacks before it have
+            #[doc = concat!("returned. While ", $work, " keep the process busy, timers are looked after between two of them.")]
+            ///
+            /// A timer ends with its process. One that retires is given time for it, see
+            #[doc = concat!("[`", $on_exit, "`](crate::Handler::", $on_exit, ").")]
+            ///
+            /// # Errors
+            ///
+            /// [`Error::TooManyTimers`](crate::Error::TooManyTimers) at `max_timer`;
+            /// [`Error::TimerTime`](crate::Error::TimerTime) if `delay` is longer than ten years.
+            pub fn after(&mut self, delay: std::time::Duration) -> Result<crate::TimerId> {
+                self.duty.timers.after(delay, self.duty.shared.config.max_timer)
+            }
 
-    /// Has [`on_timer`](crate::Handler::on_timer) called each time that another `period` has passed, until it is
-    /// [cleared](Worker::clear). Does not drift: the n-th time is n periods after now. Does not pile up: periods that pass
-    /// while the worker is at something else are left out.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::TooManyTimers`] at `max_timer`; [`Error::TimerTime`] if `period` is nothing, or longer than ten years.
-    pub fn tick(&mut self, period: Duration) -> Result<TimerId> {
-        self.duty.timers.tick(period, self.duty.shared.config.max_timer)
-    }
+            #[doc = concat!("Has [`", $on_timer, "`](crate::Handler::", $on_timer, ") called each time that another")]
+            /// `period` has passed, until it is [cleared](Self::clear). Does not drift: the n-th time is n periods after now.
+            /// Does not pile up: periods that pass while the process is at something else are left out.
+            ///
+            /// # Errors
+            ///
+            /// [`Error::TooManyTimers`](crate::Error::TooManyTimers) at `max_timer`;
+            /// [`Error::TimerTime`](crate::Error::TimerTime) if `period` is nothing, or longer than ten years.
+            pub fn tick(&mut self, period: std::time::Duration) -> Result<crate::TimerId> {
+                self.duty.timers.tick(period, self.duty.shared.config.max_timer)
+            }
 
-    /// Forgets a timer; false if it is over already.
-    pub fn clear(&mut self, timer: TimerId) -> bool {
-        self.duty.timers.clear(timer)
-    }
+            /// Forgets a timer; false if it is over already.
+            pub fn clear(&mut self, timer: crate::TimerId) -> bool {
+                self.duty.timers.clear(timer)
+            }
 
-    /// Forgets all timers that [`tick`](Worker::tick) has set.
-    pub fn clear_ticks(&mut self) {
-        self.duty.timers.clear_ticks();
-    }
+            /// Forgets all timers that [`tick`](Self::tick) has set.
+            pub fn clear_ticks(&mut self) {
+                self.duty.timers.clear_ticks();
+            }
+        }
+    };
 }
+pub(crate) use timed;
+
+timed!(Worker, "packets", "on_timer", "on_worker_exit");
 
 #[cfg(test)]
 mod tests {

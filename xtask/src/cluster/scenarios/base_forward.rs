@@ -2,7 +2,6 @@
 
 use crate::cluster::bed::{Bed, PATIENCE};
 use crate::cluster::client::Client;
-use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, full};
 use anyhow::{Context, Result, anyhow, ensure};
 use rustix::process::Signal;
@@ -102,15 +101,24 @@ fn to_sleeper(cx: &Cx) -> Result<()> {
     Ok(())
 }
 
+/// Reads numbered lines, each with this text, until one says that it is the end: how many.
+pub(super) fn read_numbered(receiver: &mut Client, text: &str) -> Result<usize> {
+    let mut number = 0;
+    loop {
+        let line = receiver.line()?;
+        if line == "end" {
+            return Ok(number);
+        }
+        ensure!(line == format!("{number} {text}"), "{number} came as {line:.20}");
+        number += 1;
+    }
+}
+
 /// Sends numbered lines to a session until `rounds` reloads are over; how many.
 fn send_amid(bed: &Bed, sender: &mut Client, session: &str, rounds: usize, text: &str) -> Result<usize> {
-    let ended = |bed: &Bed| {
-        let lines = bed.log.texts(Source::Stdout);
-        lines.iter().filter(|line| line.starts_with("on_after_reload")).count()
-    };
     let (mut sent, mut asked) = (0, 0);
     loop {
-        let ended = ended(bed);
+        let ended = bed.count("on_after_reload");
         if ended == rounds {
             return Ok(sent);
         }
@@ -130,19 +138,10 @@ fn amid_reloads(cx: &Cx) -> Result<()> {
         let session = receiver.session()?;
         let text = "t".repeat(100_000);
         std::thread::scope(|scope| -> Result<()> {
-            let reading = scope.spawn(|| -> Result<usize> {
-                for number in 0.. {
-                    let line = receiver.line()?;
-                    if line == "end" {
-                        return Ok(number);
-                    }
-                    ensure!(line == format!("{number} {text}"), "{mode}: {number} came as {:.20}", line);
-                }
-                Ok(0)
-            });
+            let reading = scope.spawn(|| read_numbered(&mut receiver, &text));
             let sent = send_amid(&bed, &mut sender, &session, 12, &text)?;
             sender.expect(&format!("send {session} end"), "ok")?;
-            let came = reading.join().map_err(|_| anyhow!("the reader panicked"))??;
+            let came = reading.join().map_err(|_| anyhow!("the reader panicked"))?.context(mode)?;
             ensure!(came == sent, "{mode}: of {sent} came {came}");
             Ok(())
         })?;

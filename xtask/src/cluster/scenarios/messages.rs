@@ -1,5 +1,6 @@
 //! Messages between processes, and what task workers and the manager send to clients.
 
+use super::base_forward::read_numbered;
 use super::tasks::{task_workers_of, wait_task_worker};
 use crate::cluster::bed::PATIENCE;
 use crate::cluster::client::Client;
@@ -168,24 +169,10 @@ fn amid_reloads(cx: &Cx) -> Result<()> {
     let session = receiver.session()?;
     let text = "t".repeat(100_000);
     std::thread::scope(|scope| -> Result<()> {
-        let reading = scope.spawn(|| -> Result<usize> {
-            for number in 0.. {
-                let line = receiver.line()?;
-                if line == "end" {
-                    return Ok(number);
-                }
-                ensure!(line == format!("{number} {text}"), "{number} came as {line:.20}");
-            }
-            Ok(0)
-        });
+        let reading = scope.spawn(|| read_numbered(&mut receiver, &text));
         let (mut sent, mut asked) = (0, 0);
         loop {
-            let ended = bed
-                .log
-                .texts(Source::Stdout)
-                .iter()
-                .filter(|line| line.starts_with("on_after_reload"))
-                .count();
+            let ended = bed.count("on_after_reload");
             if ended == ROUNDS {
                 break;
             }

@@ -22,7 +22,7 @@ use crate::desk::{Desk, Heirloom, Replies, Taker as _};
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::pace::{Pace, Part, Spin};
-use crate::post::Parcel;
+use crate::post::{POST_BUDGET, Parcel};
 use crate::rest::Rest;
 use crate::session::Arrival;
 use crate::shared::Shared;
@@ -32,8 +32,6 @@ use crate::worker::{Duty, SIGNALS, callbacks, exit_code, introduce};
 
 /// How long a worker may take to leave when the manager is gone: the whole family has to be gone within a second.
 const ORPHAN_WAIT: Duration = Duration::from_millis(300);
-/// Parcels of other processes that are taken in one go: clients wait, too.
-const POST_BUDGET: usize = 256;
 
 /// Runs a worker to its end; the exit code.
 pub(super) fn run<H: Handler>(
