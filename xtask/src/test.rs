@@ -16,10 +16,15 @@ cargo xtask test [--fuzz SECONDS]
 Unit, integration and doc tests of the workspace, model checks of the shared-memory ring and table, AddressSanitizer over all that
 has system calls or shared memory, ThreadSanitizer over all that has threads, the deterministic twin, the fuzz targets
 (needs a C++ compiler), the counts of the hot paths (needs valgrind), some scenarios with AddressSanitizer in every
-process, and test-cluster on its full matrix. The last line is `N passed, M failed`; exit code 0 when none has failed.
+process, and test-cluster on its full matrix. What has failed is named once more at the end, where the last line is
+`N passed, M failed`; exit code 0 when none has failed.
 
   --fuzz SECONDS   Runs each fuzz target for so long (2); 0 leaves them out
 ";
+
+/// Scenarios side by side. They mostly wait, but what they then do should not take much longer than alone, so that a
+/// deadline means the same.
+const CLUSTER_JOBS: &str = "3";
 
 /// A command that runs tests and reports as cargo's own harness does.
 struct Step {
@@ -42,24 +47,26 @@ pub(crate) fn main(mut args: lexopt::Parser) -> Verdict {
         }
     }
     let mut rows = Vec::new();
-    let mut take = |step: Step| -> Result<()> {
+    let mut failures = Failures::default();
+    let mut take = |step: Step, failures: &mut Failures| -> Result<()> {
         let start = Instant::now();
         println!("=== {}: {}", step.name, words(&step.command));
-        rows.push((step.name, run(step.command)?, start.elapsed()));
+        rows.push((step.name, run_by(step.command, parse_result, failures)?, start.elapsed()));
         Ok(())
     };
     let mut steps = steps();
-    take(steps.remove(0))?;
+    take(steps.remove(0), &mut failures)?;
     let builds = build_ahead(&steps);
     let start = Instant::now();
     println!("=== test-cluster");
     // By itself: it looks after all processes below it, and the builds are none of its own.
     let mut all = Command::new(std::env::current_exe()?);
-    all.arg("test-cluster");
-    let cluster = ("test-cluster".to_owned(), run_by(all, cluster::parse_tally)?, start.elapsed());
+    all.args(["test-cluster", "--jobs", CLUSTER_JOBS]);
+    let cluster =
+        ("test-cluster".to_owned(), run_by(all, cluster::parse_tally, &mut failures)?, start.elapsed());
     // What has become of it, the steps will tell.
     let _ = builds.join();
-    steps.into_iter().try_for_each(&mut take)?;
+    steps.into_iter().try_for_each(|step| take(step, &mut failures))?;
     if fuzz_seconds > 0 {
         rows.push(part("fuzz", || fuzz::run_everything(fuzz_seconds)));
     }
@@ -67,6 +74,7 @@ pub(crate) fn main(mut args: lexopt::Parser) -> Verdict {
     rows.push(part("asan cluster", cluster::run_sanitized));
     rows.push(cluster);
 
+    failures.print();
     println!("\n{:<16} {:>7} {:>7} {:>9}", "", "passed", "failed", "seconds");
     let mut total = Tally::default();
     for (name, tally, took) in &rows {
@@ -199,25 +207,69 @@ fn thread() -> Vec<Step> {
     parts.map(step).into()
 }
 
-/// Runs one step, shows its output, and counts.
-fn run(command: Command) -> Result<Tally> {
-    run_by(command, parse_result)
+/// What the output said of failures, which is long gone from the reader's eyes at the end.
+#[derive(Debug, Default)]
+struct Failures {
+    lines: Vec<String>,
+    /// How many more lines belong to the last one.
+    more: usize,
 }
 
-/// The same for a program with closing lines of its own.
-fn run_by(mut command: Command, parse: impl Fn(&str) -> Option<Tally>) -> Result<Tally> {
+impl Failures {
+    /// Lines after that of a failed scenario, which say why.
+    const REASON: usize = 3;
+
+    fn read(&mut self, line: &str) {
+        let line = line.trim_end();
+        if line.starts_with("FAILED") {
+            self.lines.push(line.to_owned());
+            self.more = Self::REASON;
+        } else if line.starts_with("test ") && line.ends_with(" FAILED") {
+            self.lines.push(line.to_owned());
+        } else if self.more > 0 && line.starts_with("    ") && !line.starts_with("    ---") {
+            self.lines.push(line.to_owned());
+            self.more -= 1;
+        } else {
+            self.more = 0;
+        }
+    }
+
+    fn print(&self) {
+        if !self.lines.is_empty() {
+            println!("\n=== failed\n{}", self.lines.join("\n"));
+        }
+    }
+}
+
+/// Runs one step, shows its output, counts by its closing lines, and keeps what it says of failures.
+fn run_by(
+    mut command: Command,
+    parse: impl Fn(&str) -> Option<Tally>,
+    failures: &mut Failures,
+) -> Result<Tally> {
     let shown = words(&command);
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("start `{shown}`"))?;
-    let counted = count(child.stdout.take().context("stdout is piped")?, std::io::stdout(), parse)?;
+    let output = child.stdout.take().context("stdout is piped")?;
+    let read = |line: &str| {
+        failures.read(line);
+        parse(line)
+    };
+    let counted = count(output, std::io::stdout(), read)?;
     let status = child.wait()?;
     if !status.success() {
-        println!("FAILED: `{shown}`: {status}");
+        let line = format!("FAILED: `{shown}`: {status}");
+        println!("{line}");
+        failures.read(&line);
     }
     Ok(judge(status.success(), counted))
 }
 
 /// Copies a harness's output and sums up its closing lines.
-fn count(output: impl Read, mut shown: impl Write, parse: impl Fn(&str) -> Option<Tally>) -> Result<Tally> {
+fn count(
+    output: impl Read,
+    mut shown: impl Write,
+    mut parse: impl FnMut(&str) -> Option<Tally>,
+) -> Result<Tally> {
     let mut tally = Tally::default();
     for line in BufReader::new(output).split(b'\n') {
         let line = line?;
@@ -273,6 +325,16 @@ mod tests {
             Tally { passed: 3, failed: 3 }
         );
         assert_eq!(shown, output.as_bytes());
+    }
+
+    #[test]
+    fn failures_are_named_with_their_reason() {
+        let output = "ok      shape   0.03 s\nFAILED  drain  1.00 s\n    waited 5s\n    repeat: it\n    --- testbed\n    0.1 out\n\
+            test a::b ... FAILED\ntest c ... ok\n    not of it\n";
+        let mut failures = Failures::default();
+        output.lines().for_each(|line| failures.read(line));
+        let expected = ["FAILED  drain  1.00 s", "    waited 5s", "    repeat: it", "test a::b ... FAILED"];
+        assert_eq!(failures.lines, expected);
     }
 
     #[test]

@@ -76,6 +76,8 @@ pub(super) struct Scenario {
     pub(super) modes: &'static [&'static str],
     /// The ways of tasks on which it tells something new: the first on all combinations, each other one on one.
     task_ipcs: &'static [&'static str],
+    /// Whether it would disturb others beside it, or they it.
+    pub(super) alone: bool,
     /// When the watchdog ends it.
     pub(super) limit: Duration,
     pub(super) run: fn(&Cx) -> Result<()>,
@@ -89,12 +91,17 @@ impl Scenario {
         run: fn(&Cx) -> Result<()>,
     ) -> Self {
         let limit = Duration::from_secs(60);
-        Self { name, about, matrix, modes: &MODES, task_ipcs: &["ring"], limit, run }
+        Self { name, about, matrix, modes: &MODES, task_ipcs: &["ring"], alone: false, limit, run }
     }
 
     /// Only in Process mode: it is about what only that has, or about what the mode does not matter to.
     pub(super) const fn in_process(self) -> Self {
         Self { modes: &[PROCESS], ..self }
+    }
+
+    /// Not beside others: it takes all of something that the machine has once, or measures it.
+    pub(super) const fn alone(self) -> Self {
+        Self { alone: true, ..self }
     }
 
     /// On every way of tasks.

@@ -4,6 +4,7 @@ mod bed;
 mod client;
 mod disk;
 mod drought;
+mod lanes;
 mod leavings;
 mod load;
 mod log;
@@ -14,7 +15,7 @@ mod scenarios;
 
 use crate::{Verdict, shell, test};
 use anyhow::{Result, ensure};
-use matrix::{BACKENDS, Choice, IPCS, MODES, Scenario, Storm, TASK_IPCS, choose};
+use matrix::{BACKENDS, Choice, IPCS, MODES, Scenario, Setup, Storm, TASK_IPCS, choose};
 use runner::Runner;
 pub(crate) use runner::Tally;
 use std::path::PathBuf;
@@ -23,8 +24,8 @@ use std::time::Duration;
 pub(crate) const HELP: &str = "\
 cargo xtask test-cluster [OPTIONS]
 
-Builds the examples in release mode, then runs scenarios against them, one after another. Each is under a watchdog, and
-none may leave a process, a SysV queue, shared memory or a socket file behind. Exit code 0 when all have passed.
+Builds the examples in release mode, then runs scenarios against them. Each is under a watchdog, and none may leave a
+process, a SysV queue, shared memory or a socket file behind. Exit code 0 when all have passed.
 
   --list            Name the scenarios, their modes and what they show, and run none
   --scenario NAME   Only the one of this name, or all whose names contain it; may repeat
@@ -34,6 +35,7 @@ none may leave a process, a SysV queue, shared memory or a socket file behind. E
   --task-ipc NAME   Only ring, unix, msgqueue or msgqueue_preemptive, by which tasks go; may repeat; without it, those
                     that a scenario is about
   --asan            Builds them with AddressSanitizer, and fails what that reports in any process
+  --jobs N          So many side by side (1); more than one needs root. Those that would disturb others come last
   --repeat N        Everything N times, with another seed each time; stops after a round with a failure
   --seed N          The seed of what is random in them; a failure prints it
 ";
@@ -65,6 +67,16 @@ struct Options {
     repeat: u64,
     seed: u64,
     storm: Storm,
+    jobs: usize,
+    /// A part of such: reads what to run.
+    lane: bool,
+}
+
+/// A scenario on one combination.
+#[derive(Clone, Copy)]
+struct Run {
+    scenario: &'static Scenario,
+    setup: Setup,
 }
 
 impl Options {
@@ -84,6 +96,8 @@ impl Options {
             repeat: 1,
             seed: fastrand::u64(1..1_000_000),
             storm: Storm { length: Duration::from_secs(60), ..Storm::default() },
+            jobs: 1,
+            lane: false,
         };
         while let Some(arg) = args.next()? {
             let choice = &mut options.choice;
@@ -121,6 +135,8 @@ impl Options {
             repeat: 1,
             seed,
             storm: Storm::default(),
+            jobs: 1,
+            lane: false,
         };
         let choice = &mut options.choice;
         while let Some(arg) = args.next()? {
@@ -137,6 +153,8 @@ impl Options {
                     choice.task_ipcs.push(choose("--task-ipc", &TASK_IPCS, &args.value()?.string()?)?)
                 }
                 Long("asan") => options.asan = true,
+                Long("jobs") => options.jobs = args.value()?.parse::<usize>()?.max(1),
+                Long("lane") => options.lane = true,
                 Long("repeat") => options.repeat = args.value()?.parse()?,
                 Long("seed") => options.seed = args.value()?.parse()?,
                 other => return Err(other.unexpected().into()),
@@ -154,6 +172,16 @@ impl Options {
             }
         }
         self
+    }
+
+    fn runner(&self, seed: u64) -> Result<Runner> {
+        Runner::new(examples(self.asan), self.asan, seed, self.storm)
+    }
+
+    /// What a lane has to know beside the runs.
+    fn words_of_lane(&self, seed: u64) -> Vec<String> {
+        let asan = self.asan.then(|| "--asan".to_owned());
+        ["--seed".to_owned(), seed.to_string()].into_iter().chain(asan).collect()
     }
 
     fn chosen(&self) -> Result<Vec<&'static Scenario>> {
@@ -187,6 +215,10 @@ pub(crate) fn main(args: lexopt::Parser) -> Verdict {
         for scenario in options.chosen()? {
             println!("{:<26} {:<12} {}", scenario.name, scenario.modes.join(" "), scenario.about);
         }
+        return Ok(true);
+    }
+    if options.lane {
+        lanes::serve(&options.runner(options.seed)?)?;
         return Ok(true);
     }
     run_and_tell(&options)
@@ -254,14 +286,20 @@ fn examples(asan: bool) -> PathBuf {
 
 fn run(options: &Options) -> Result<Tally> {
     let chosen = options.chosen()?;
+    let setups = chosen.iter().map(|scenario| (*scenario, scenario.setups(&options.choice)));
+    let runs: Vec<Run> = setups
+        .flat_map(|(scenario, setups)| setups.into_iter().map(move |setup| Run { scenario, setup }))
+        .collect();
     let mut tally = Tally::default();
     for round in 0..options.repeat {
         let seed = options.seed + round;
         println!("test-cluster: {} scenarios, seed {seed}", chosen.len());
-        let runner = Runner::new(examples(options.asan), options.asan, seed, options.storm)?;
-        for scenario in &chosen {
-            for setup in scenario.setups(&options.choice) {
-                runner.run(scenario, setup, &mut tally)?;
+        if options.jobs > 1 && lanes::possible() {
+            tally += lanes::run(&runs, options.jobs, &options.words_of_lane(seed))?;
+        } else {
+            let runner = options.runner(seed)?;
+            for run in &runs {
+                runner.run(run.scenario, run.setup)?.print(&mut tally);
             }
         }
         if tally.failed > 0 {

@@ -1,4 +1,4 @@
-//! Runs scenarios one after another: each under a watchdog, each followed by a look at what it left behind.
+//! Runs one scenario: under a watchdog, and followed by a look at what it left behind.
 
 use super::leavings::Leavings;
 use super::log::{Log, Source};
@@ -6,6 +6,7 @@ use super::matrix::{Cx, Scenario, Setup, Storm};
 use super::proc;
 use anyhow::{Result, anyhow};
 use rustix::process::{Signal, getpid};
+use std::fmt::Write;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -20,6 +21,28 @@ const SHOWN_LINES: usize = 120;
 pub(crate) struct Tally {
     pub(crate) passed: usize,
     pub(crate) failed: usize,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
+/// What is to be told of a run.
+pub(super) struct Report {
+    pub(super) passed: bool,
+    /// Whole lines: one that says how it went, and everything about it when it failed.
+    pub(super) text: String,
+}
+
+impl Report {
+    pub(super) fn print(&self, tally: &mut Tally) {
+        tally.passed += usize::from(self.passed);
+        tally.failed += usize::from(!self.passed);
+        print!("{}", self.text);
+    }
 }
 
 pub(super) struct Runner {
@@ -44,8 +67,8 @@ impl Runner {
         Ok(Self { dir, examples, asan, seed, storm })
     }
 
-    /// Runs one scenario on one combination and prints its line, and everything about it when it failed.
-    pub(super) fn run(&self, scenario: &'static Scenario, setup: Setup, tally: &mut Tally) -> Result<()> {
+    /// Runs one scenario on one combination.
+    pub(super) fn run(&self, scenario: &'static Scenario, setup: Setup) -> Result<Report> {
         let dir = self.dir.join("run");
         fs::create_dir_all(&dir)?;
         let before = Leavings::look();
@@ -64,22 +87,17 @@ impl Runner {
             (_, task_ipc) => task_ipc,
         };
         let row = format!("{:<26} {:<8} {:<9} {ipc:<11}", scenario.name, setup.mode, setup.backend);
-        match outcome {
-            Ok(()) => {
-                tally.passed += 1;
-                println!("ok      {row} {:>7.2} s", took.as_secs_f64());
-            }
-            Err(error) => {
-                tally.failed += 1;
-                println!("FAILED  {row} {:>7.2} s", took.as_secs_f64());
-                println!("    {}", format!("{error:#}").replace('\n', "\n    "));
-                for log in cx.logs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-                    show(log, start);
-                }
-                println!("    repeat: cargo xtask {}", self.words(scenario, setup));
-            }
+        let seconds = took.as_secs_f64();
+        let Err(error) = outcome else {
+            return Ok(Report { passed: true, text: format!("ok      {row} {seconds:>7.2} s\n") });
+        };
+        let error = format!("{error:#}").replace('\n', "\n    ");
+        let mut text = format!("FAILED  {row} {seconds:>7.2} s\n    {error}\n");
+        text.push_str(&format!("    repeat: cargo xtask {}\n", self.words(scenario, setup)));
+        for log in cx.logs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            show(log, start, &mut text)?;
         }
-        Ok(())
+        Ok(Report { passed: false, text })
     }
 
     fn words(&self, scenario: &Scenario, setup: Setup) -> String {
@@ -152,16 +170,21 @@ fn sweep() {
     });
 }
 
-/// Prints the end of a server's output, with the time since the scenario's start.
-fn show(log: &Log, start: Instant) {
+/// Writes the end of a server's output, with the time since the scenario's start.
+fn show(log: &Log, start: Instant, report: &mut String) -> std::fmt::Result {
     let lines = log.all();
-    println!("    --- {}", log.title);
+    writeln!(report, "    --- {}", log.title)?;
     if lines.len() > SHOWN_LINES {
-        println!("    ... {} earlier lines", lines.len() - SHOWN_LINES);
+        writeln!(report, "    ... {} earlier lines", lines.len() - SHOWN_LINES)?;
     }
     for line in &lines[lines.len().saturating_sub(SHOWN_LINES)..] {
         let mark = if line.source == Source::Stdout { "out" } else { "err" };
         let text: String = line.text.chars().take(400).collect();
-        println!("    {:>8.3} {mark} {text}", line.at.saturating_duration_since(start).as_secs_f64());
+        writeln!(
+            report,
+            "    {:>8.3} {mark} {text}",
+            line.at.saturating_duration_since(start).as_secs_f64()
+        )?;
     }
+    Ok(())
 }

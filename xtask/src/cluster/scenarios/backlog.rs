@@ -31,7 +31,9 @@ pub(super) static ALL: &[Scenario] = &[
         "backlog_unread",
         "a stop answers what the kernel holds because the server has had no room for it",
         unread,
-    ),
+    )
+    // Of the memory that the kernel has for sockets.
+    .alone(),
     full("backlog_manager_death", "packets that come with the manager's death are answered", manager_death)
         .in_process(),
     full(

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use std::fs;
 
+// Alone where the program's own port is taken, as its reader would.
 pub(super) static ALL: &[Scenario] = &[
     once("lifecycle", "what each role sees of the others' state across the forks", lifecycle).in_process(),
     backends("reactor_echo", "an echo server on the bare reactor", reactor_echo).in_process(),
@@ -29,14 +30,17 @@ pub(super) static ALL: &[Scenario] = &[
         collector,
     )
     .in_process(),
-    once("multi_port", "the same service on three ports, framed in three ways", multi_port).in_process(),
+    once("multi_port", "the same service on three ports, framed in three ways", multi_port)
+        .in_process()
+        .alone(),
     once(
         "table",
         "workers count a client's requests together, and go on counting when one was killed",
         table,
     )
-    .in_process(),
-    once("echo", "the smallest server: under 25 lines, and it serves", echo).in_process(),
+    .in_process()
+    .alone(),
+    once("echo", "the smallest server: under 25 lines, and it serves", echo).in_process().alone(),
 ];
 
 const LIFECYCLE: &str = r#"
