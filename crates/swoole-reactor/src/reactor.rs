@@ -179,7 +179,21 @@ impl Reactor {
     pub fn accept(&mut self, socket: OwnedFd) -> Result<Token, Error> {
         self.check()?;
         ioctl_fionbio(&socket, true).map_err(Error::system("make a listener nonblocking (ioctl)"))?;
-        self.driver.accept(socket)
+        self.driver.accept(socket, false)
+    }
+
+    /// The same for a socket on which other processes accept or have accepted, too, by a descriptor of their own: what comes is
+    /// not lost on one that is stopped, or that has died. Each of those that wait is woken, and one of them accepts
+    /// the connection. (With io_uring [`accept`](Self::accept) waits exclusively, `EPOLLEXCLUSIVE` in `epoll_ctl(2)`: it saves
+    /// calls, and may wake whoever cannot answer, and nobody else.)
+    ///
+    /// # Errors
+    ///
+    /// As [`accept`](Self::accept).
+    pub fn accept_shared(&mut self, socket: OwnedFd) -> Result<Token, Error> {
+        self.check()?;
+        ioctl_fionbio(&socket, true).map_err(Error::system("make a listener nonblocking (ioctl)"))?;
+        self.driver.accept(socket, true)
     }
 
     /// Stops accepting until [`resume_accept`](Self::resume_accept). Connections wait in the backlog. Does

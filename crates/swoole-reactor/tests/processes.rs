@@ -30,6 +30,8 @@ tests!(
     epoll_idle_is_free,
     io_uring_idle_is_free,
     no_descriptors_for_a_reactor,
+    epoll_accepts_beside_a_process_that_is_stopped,
+    io_uring_accepts_beside_a_process_that_is_stopped,
 );
 
 /// `None` where this machine has no io_uring.
@@ -288,4 +290,45 @@ fn no_descriptors_for_a_reactor() {
             assert!(error.to_string().contains("Too many open files"), "{error}");
         }
     }
+}
+
+fn epoll_accepts_beside_a_process_that_is_stopped() {
+    accepts_beside_a_process_that_is_stopped(Backend::Epoll);
+}
+
+fn io_uring_accepts_beside_a_process_that_is_stopped() {
+    accepts_beside_a_process_that_is_stopped(Backend::IoUring);
+}
+
+fn accepts_beside_a_process_that_is_stopped(backend: Backend) {
+    let address = "tcp://127.0.0.1:0".parse().unwrap();
+    let socket = listener::listen(&address, &ListenOptions::default()).unwrap();
+    let Address::Tcp(address) = listener::local_address(&socket, &address).unwrap() else { unreachable!() };
+    let theirs = socket.try_clone().unwrap();
+    let (ready, mut is_ready) = UnixStream::pair().unwrap();
+    let child = fork_child(move || {
+        let Some(mut reactor) = reactor(backend) else { return };
+        reactor.accept_shared(theirs).unwrap();
+        // It waits before the other one does.
+        reactor.turn(Some(Duration::ZERO), |_, _| {}).unwrap();
+        (&ready).write_all(b"!").unwrap();
+        loop {
+            reactor.turn(None, |_, _| {}).unwrap();
+        }
+    });
+    if let Some(mut reactor) = reactor(backend) {
+        is_ready.read_exact(&mut [0]).unwrap();
+        kill_process(child, Signal::STOP).unwrap();
+        let (_, status) = waitpid(Some(child), WaitOptions::UNTRACED).unwrap().unwrap();
+        assert!(status.stopped());
+        reactor.accept_shared(socket).unwrap();
+        reactor.turn(Some(Duration::ZERO), |_, _| {}).unwrap();
+        let _client = TcpStream::connect(address).unwrap();
+        let mut accepted = false;
+        let handler = |_: &mut Reactor, event: Event<'_>| accepted |= matches!(event, Event::Accepted { .. });
+        reactor.turn(Some(Duration::from_secs(10)), handler).unwrap();
+        assert!(accepted, "the connection waits for the one that is stopped");
+    }
+    kill_process(child, Signal::KILL).unwrap();
+    waitpid(Some(child), WaitOptions::empty()).unwrap();
 }

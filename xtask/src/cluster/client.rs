@@ -314,7 +314,8 @@ impl Client {
         Ok(())
     }
 
-    /// Waits until the server's program has read every byte that was sent: nothing waits in its socket.
+    /// Waits until the server's program has read every byte that was sent: nothing waits in its socket. Or until it has closed
+    /// the connection, as it may when it has read something that it dies of: then there is no more to wait for.
     pub(super) fn wait_read(&self, server_port: u16) -> Result<()> {
         let port = self.port()?;
         proc::until("the server to read what was sent", TIMEOUT, || {
@@ -322,7 +323,10 @@ impl Client {
             let ours = |row: &&proc::TcpRow| (row.local_port, row.remote_port) == (server_port, port);
             let received = |row: &proc::TcpRow| row.established && row.unread == 0;
             // What the client's kernel has not got rid of yet shows as unsent on the other row.
-            rows.iter().find(ours).is_some_and(received).then_some(())
+            let is_read = rows.iter().find(ours).is_some_and(received);
+            let own = |row: &&proc::TcpRow| (row.local_port, row.remote_port) == (port, server_port);
+            let is_closed = !rows.iter().find(own).is_some_and(|row| row.established);
+            (is_read || is_closed).then_some(())
         })
     }
 

@@ -43,8 +43,8 @@ impl Scratch {
 }
 
 pub(crate) trait Driver {
-    /// Adopts a listening socket and starts to accept.
-    fn accept(&mut self, socket: OwnedFd) -> Result<Token, Error>;
+    /// Adopts a listening socket and starts to accept; where `shared`, other processes may accept on it, too.
+    fn accept(&mut self, socket: OwnedFd, shared: bool) -> Result<Token, Error>;
     /// Off: no `Accepted` from now on; connections that the driver has accepted already it keeps. On: undoes
     /// that, and the pause that `AcceptFailed` brings.
     fn set_accepting(&mut self, token: Token, on: bool);

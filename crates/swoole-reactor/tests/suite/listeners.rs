@@ -2,12 +2,13 @@
 
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::{FdFlags, fcntl_getfd};
 use swoole_reactor::listener::{Address, ListenOptions, listen, local_address};
-use swoole_reactor::{Backend, Token};
+use swoole_reactor::{Backend, Error, Reactor, Token};
 
 use crate::{Bed, Seen, TempDir};
 
@@ -15,15 +16,23 @@ on_each_backend!(
     accept_says_who_comes,
     accept_on_a_unix_socket,
     a_crowd_is_accepted,
+    a_crowd_is_accepted_on_a_shared_socket,
     a_paused_listener_accepts_nobody_until_it_is_resumed,
+    a_paused_listener_of_several_accepts_nobody_until_it_is_resumed,
 );
 
 /// A listener of the reactor, and where it listens.
 fn listener(bed: &mut Bed, address: &str) -> (Token, Address) {
+    listener_by(bed, address, Reactor::accept)
+}
+
+type Accept = fn(&mut Reactor, OwnedFd) -> Result<Token, Error>;
+
+fn listener_by(bed: &mut Bed, address: &str, accept: Accept) -> (Token, Address) {
     let address = address.parse().unwrap();
     let socket = listen(&address, &ListenOptions::default()).unwrap();
     let address = local_address(&socket, &address).unwrap();
-    (bed.reactor.accept(socket).unwrap(), address)
+    (accept(&mut bed.reactor, socket).unwrap(), address)
 }
 
 fn connect(address: &Address) -> TcpStream {
@@ -62,16 +71,32 @@ fn accept_on_a_unix_socket(backend: Backend) {
 }
 
 fn a_crowd_is_accepted(backend: Backend) {
+    crowd(backend, Reactor::accept);
+}
+
+fn a_crowd_is_accepted_on_a_shared_socket(backend: Backend) {
+    crowd(backend, Reactor::accept_shared);
+}
+
+fn crowd(backend: Backend, accept: Accept) {
     let mut bed = Bed::new(backend);
-    let (_, address) = listener(&mut bed, "tcp://127.0.0.1:0");
+    let (_, address) = listener_by(&mut bed, "tcp://127.0.0.1:0", accept);
     // More than the budget of a turn, and than one round of the kernel's.
     let clients: Vec<_> = (0..100).map(|_| connect(&address)).collect();
     bed.until("the connections", |bed| accepted(bed) == clients.len());
 }
 
 fn a_paused_listener_accepts_nobody_until_it_is_resumed(backend: Backend) {
+    pause(backend, Reactor::accept);
+}
+
+fn a_paused_listener_of_several_accepts_nobody_until_it_is_resumed(backend: Backend) {
+    pause(backend, Reactor::accept_shared);
+}
+
+fn pause(backend: Backend, accept: Accept) {
     let mut bed = Bed::new(backend);
-    let (token, address) = listener(&mut bed, "tcp://127.0.0.1:0");
+    let (token, address) = listener_by(&mut bed, "tcp://127.0.0.1:0", accept);
     let _first = connect(&address);
     bed.until("the first connection", |bed| accepted(bed) == 1);
     bed.reactor.pause_accept(token);

@@ -191,7 +191,7 @@ impl Epoll {
 }
 
 impl Driver for Epoll {
-    fn accept(&mut self, socket: OwnedFd) -> Result<Token, Error> {
+    fn accept(&mut self, socket: OwnedFd, _shared: bool) -> Result<Token, Error> {
         self.insert(Kind::Listener { socket, accepting: true })
     }
 

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use rustix::event::PollFlags;
 use rustix::io::Errno;
-use rustix::net::getpeername;
+use rustix::net::{SocketFlags, acceptfrom_with, getpeername};
 
 use super::super::{Scratch, is_accept_transient};
 use super::buffers::Piece;
@@ -68,13 +68,13 @@ impl Uring {
         source.armed = completion.is_more();
         source.cancelled = false;
         let found = match &source.kind {
-            Kind::Listener { .. } => self.accepted(token, completion.result()),
+            Kind::Listener { shared: false, .. } => self.accepted(token, completion.result()),
             Kind::Stream(stream) if stream.is_polled => {
                 self.readable(token, completion.result());
                 None
             }
             Kind::Stream(_) => self.received(token, completion),
-            Kind::Datagram { .. } | Kind::Signals(_) => {
+            Kind::Listener { .. } | Kind::Datagram { .. } | Kind::Signals(_) => {
                 // Read first and polled again after that.
                 if source.closing.is_none() {
                     self.current = Some((token, self.budget));
@@ -184,13 +184,15 @@ impl Uring {
         (readable || writable).then_some(Found::Event(Event::Ready { token, readable, writable }))
     }
 
-    /// Reads once from the datagram socket or the signals in hand.
+    /// Reads once from the datagram socket or the signals in hand, or accepts once.
     pub(super) fn read(&mut self, token: Token, left: usize, buffer: &mut [u8]) -> Option<Found> {
         if let Some(Source { kind: Kind::Stream(_), .. }) = self.sources.get(token) {
             return self.step(token, left, buffer);
         }
         self.current = None;
-        let found = match &self.source(token).ok()?.kind {
+        let found = match &mut self.source(token).ok()?.kind {
+            Kind::Listener { accepting: false, .. } => return None,
+            Kind::Listener { socket, accepting, .. } => accept_one(token, socket, accepting),
             Kind::Datagram { failed: true, .. } => return None,
             Kind::Datagram { socket, .. } => match datagram::receive(socket.as_fd(), buffer) {
                 Ok(received) => received.map(|received| Found::Datagram { token, received }),
@@ -267,6 +269,24 @@ impl Uring {
             }
             Found::Datagram { token, received: Received { length, truncated, peer } } => {
                 Event::Datagram { token, peer, bytes: &scratch.buffer[..length], truncated }
+            }
+        }
+    }
+}
+
+/// A connection, or why none can be accepted, which ends the accepting; `None` when nobody is there.
+fn accept_one(listener: Token, socket: &OwnedFd, accepting: &mut bool) -> Option<Found> {
+    loop {
+        match acceptfrom_with(socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+            Ok((socket, peer)) => {
+                let peer = peer.and_then(|peer| peer.try_into().ok());
+                return Some(Found::Event(Event::Accepted { listener, socket, peer }));
+            }
+            Err(Errno::AGAIN) => return None,
+            Err(error) if is_accept_transient(error) => {}
+            Err(error) => {
+                *accepting = false;
+                return Some(Found::Event(Event::AcceptFailed { listener, error: error.into() }));
             }
         }
     }

@@ -246,8 +246,8 @@ impl Uring {
 }
 
 impl Driver for Uring {
-    fn accept(&mut self, socket: OwnedFd) -> Result<Token, Error> {
-        self.insert(Kind::Listener { socket, accepting: true, held: VecDeque::new() })
+    fn accept(&mut self, socket: OwnedFd, shared: bool) -> Result<Token, Error> {
+        self.insert(Kind::Listener { socket, accepting: true, shared, held: VecDeque::new() })
     }
 
     fn set_accepting(&mut self, token: Token, on: bool) {

@@ -43,6 +43,10 @@ pub(super) enum Kind {
     Listener {
         socket: OwnedFd,
         accepting: bool,
+        /// The kernel tells that somebody is there, and the driver accepts. An accept in the kernel waits exclusively: the
+        /// kernel wakes one of those that wait and no other, and that may be a process that is stopped, or the ring of a
+        /// dead one, which is taken apart some time later.
+        shared: bool,
         /// Accepted by the kernel while it was paused.
         held: VecDeque<OwnedFd>,
     },
@@ -134,6 +138,7 @@ impl Source {
         let poll =
             |flags: PollFlags, multi| opcode::PollAdd::new(fd, flags.bits().into()).multi(multi).build();
         match &self.kind {
+            Kind::Listener { accepting, shared: true, .. } => accepting.then(|| poll(PollFlags::IN, false)),
             Kind::Listener { accepting, held, .. } => (*accepting && held.is_empty()).then(|| {
                 let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
                 opcode::AcceptMulti::new(fd).flags(flags.bits().cast_signed()).build()

@@ -200,7 +200,8 @@ impl<'a, H: Handler> Life<'a, H> {
         desk.inherit(reactor, &mut hands, heirlooms);
         for (socket, listen) in stalls.into_iter().zip(&shared.addresses) {
             let failed = |error| Error::setup(format!("accept on {listen}"), error);
-            self.listeners.push(reactor.accept(socket).map_err(failed)?);
+            // The manager keeps it, and the worker before this one may have died with it.
+            self.listeners.push(reactor.accept_shared(socket).map_err(failed)?);
         }
         self.pause_if_full(reactor);
         Ok(())
