@@ -134,6 +134,11 @@ impl std::fmt::Display for Closed {
 
 impl std::error::Error for Closed {}
 
+/// As much of a packet or line as a message can do with.
+fn start_of(text: &str) -> String {
+    text.chars().take(100).collect()
+}
+
 fn is_close(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
 }
@@ -230,7 +235,7 @@ impl Client {
 
     /// Sends a packet and reads its reply.
     pub(super) fn ask(&mut self, packet: &str) -> Result<String> {
-        let start: String = packet.chars().take(40).collect();
+        let start = start_of(packet);
         self.tell(packet).with_context(|| format!("ask {start:?}"))?;
         self.line().with_context(|| format!("reply to {start:?}"))
     }
@@ -238,14 +243,30 @@ impl Client {
     /// Sends a packet and compares its reply.
     pub(super) fn expect(&mut self, packet: &str, reply: &str) -> Result<()> {
         let got = self.ask(packet)?;
-        ensure!(got == reply, "{packet:?} got {got:?} instead of {reply:?}");
+        ensure!(
+            got == reply,
+            "{:?} got {:?} instead of {:?}",
+            start_of(packet),
+            start_of(&got),
+            start_of(reply)
+        );
+        Ok(())
+    }
+
+    /// Sends a packet that makes two processes send a line to this client: which of them is first is open.
+    pub(super) fn expect_both(&mut self, packet: &str, replies: [&str; 2]) -> Result<()> {
+        self.tell(packet)?;
+        let got = [self.line()?, self.line()?];
+        let [one, other] = replies;
+        let fits = got == [one, other] || got == [other, one];
+        ensure!(fits, "{:?} got {got:?} instead of {replies:?}", start_of(packet));
         Ok(())
     }
 
     /// Reads the next reply and compares it.
     pub(super) fn expect_line(&mut self, reply: &str) -> Result<()> {
         let got = self.line()?;
-        ensure!(got == reply, "got {got:?} instead of {reply:?}");
+        ensure!(got == reply, "got {:?} instead of {:?}", start_of(&got), start_of(reply));
         Ok(())
     }
 

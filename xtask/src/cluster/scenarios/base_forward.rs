@@ -3,6 +3,7 @@
 use crate::cluster::bed::{Bed, PATIENCE};
 use crate::cluster::client::Client;
 use crate::cluster::matrix::{Cx, Scenario, full};
+use crate::cluster::proc;
 use anyhow::{Context, Result, anyhow, ensure};
 use rustix::process::Signal;
 
@@ -126,7 +127,16 @@ fn send_amid(bed: &Bed, sender: &mut Client, session: &str, rounds: usize, text:
             bed.signal_master(Signal::USR1)?;
             asked += 1;
         }
-        sender.expect(&format!("send {session} {sent} {text}"), "ok")?;
+        // Who is away for a while takes up to socket_buffer_size, and then nothing until it is back.
+        proc::until("room in the other worker's box", PATIENCE, || {
+            let reply = sender.ask(&format!("send {session} {sent} {text}"));
+            let is_full = reply.as_ref().is_ok_and(|reply| reply.contains("does not take what is sent"));
+            (!is_full).then_some(reply)
+        })?
+        .and_then(|reply| {
+            ensure!(reply == "ok", "line {sent} got {reply:?}");
+            Ok(())
+        })?;
         sent += 1;
     }
 }
