@@ -78,6 +78,15 @@ pub(super) fn descendants(root: i32) -> Vec<i32> {
     family.into_iter().filter(running).collect()
 }
 
+/// Kills a process and all below it as if at one moment: none of them sees another one die.
+pub(super) fn kill_family(root: i32) -> Result<()> {
+    let family = [vec![root], descendants(root)].concat();
+    for number in [Signal::STOP, Signal::KILL] {
+        family.iter().try_for_each(|pid| signal(*pid, number))?;
+    }
+    Ok(())
+}
+
 /// The running children of a process.
 pub(super) fn children(parent: i32) -> Vec<i32> {
     let mine = |(pid, stat): (i32, Stat)| (stat.parent == parent && stat.state != 'Z').then_some(pid);

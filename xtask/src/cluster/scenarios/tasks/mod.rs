@@ -511,10 +511,7 @@ fn files(cx: &Cx) -> Result<()> {
     // Everybody is killed: the next server there puts them away.
     client.ask("task sleep 60000")?;
     client.ask(&format!("task {large}"))?;
-    let family = [proc::descendants(bed.ready.master), vec![bed.ready.master]].concat();
-    for pid in family {
-        proc::signal(pid, Signal::KILL)?;
-    }
+    proc::kill_family(bed.ready.master)?;
     ensure!(files_in(&cx.dir)?.len() == 1, "files: {:?}", files_in(&cx.dir)?);
     drop(bed);
     let bed = start(cx, 1, &[])?;
