@@ -62,6 +62,11 @@ pub enum Event<'a> {
         /// The stream.
         token: Token,
     },
+    /// No more bytes are queued for a stream than [`tell_low`](crate::Reactor::tell_low) was asked for.
+    Low {
+        /// The stream.
+        token: Token,
+    },
     /// The descriptor of a source that [`close`](crate::Reactor::close) was called for is released. The
     /// last event of a token, and after `close` the only one.
     Closed {

@@ -293,6 +293,14 @@ impl Reactor {
         self.driver.queued(stream)
     }
 
+    /// Asks for [`Event::Low`], once, when [`queued`](Self::queued) of a stream is at most `bytes`, at once if it is; the last
+    /// wish holds. Does nothing for a token that names no stream, and in a forked child.
+    pub fn tell_low(&mut self, stream: Token, bytes: usize) {
+        if self.check().is_ok() {
+            self.driver.tell_low(stream, bytes);
+        }
+    }
+
     /// Ends a source of any kind. From now on its token names nothing, and the only event of it is
     /// [`Event::Closed`], once, when the descriptor is released: in this turn or the next, except for
     /// [`Close::AfterSend`] on a stream with output left. Such a stream may be closed again with

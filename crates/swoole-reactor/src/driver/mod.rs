@@ -67,6 +67,9 @@ pub(crate) trait Driver {
     /// Bytes accepted and not taken by the kernel, also of a stream that is closing; 0 without a stream.
     fn queued(&self, token: Token) -> usize;
 
+    /// `Low` once when so many bytes are queued at most.
+    fn tell_low(&mut self, token: Token, bytes: usize);
+
     /// Adopts a datagram socket and starts to receive.
     fn datagram(&mut self, socket: OwnedFd) -> Result<Token, Error>;
     /// One datagram, now.
@@ -109,6 +112,7 @@ pub(crate) trait Driver {
 #[derive(Debug)]
 pub(crate) enum Pending {
     Sent(Token),
+    Low(Token),
     Eof(Token),
     Failed(Token, io::Error),
     AcceptFailed(Token, io::Error),

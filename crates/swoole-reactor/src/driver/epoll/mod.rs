@@ -124,6 +124,20 @@ impl Epoll {
         }
     }
 
+    /// Tells of it if no more is queued than somebody waits for.
+    pub(super) fn tell_if_low(&mut self, token: Token) {
+        let Ok(Source { kind: Kind::Stream(Stream { low: Some(low), .. }), .. }) = self.source(token) else {
+            return;
+        };
+        let low = *low;
+        if self.queued(token) <= low
+            && let Ok(Source { kind: Kind::Stream(stream), .. }) = self.source(token)
+        {
+            stream.low = None;
+            self.pending.push_back(Pending::Low(token));
+        }
+    }
+
     /// Ends a stream or datagram socket that met an error, and reports it.
     fn fail(&mut self, token: Token, error: std::io::Error) {
         let Some(source) = self.sources.get_mut(token) else { return };
@@ -179,6 +193,7 @@ impl Epoll {
         }
         stream.blocked = !stream.queue.is_empty();
         stream.was_blocked |= stream.blocked;
+        let tells = stream.low.is_some();
         if stream.blocked {
             self.update_stream(token);
         } else if stream.closing {
@@ -186,6 +201,9 @@ impl Epoll {
             self.release(token, false);
         } else {
             self.pending.push_back(Pending::Sent(token));
+        }
+        if tells {
+            self.tell_if_low(token);
         }
     }
 }
@@ -207,6 +225,7 @@ impl Driver for Epoll {
         self.insert(Kind::Stream(Stream {
             socket,
             queue: SendQueue::default(),
+            low: None,
             receiving: false,
             asks: false,
             readable: false,
@@ -320,6 +339,13 @@ impl Driver for Epoll {
         match self.sources.get(token).map(|source| &source.kind) {
             Some(Kind::Stream(stream)) => stream.queue.len(),
             _ => 0,
+        }
+    }
+
+    fn tell_low(&mut self, token: Token, bytes: usize) {
+        if let Ok(stream) = self.source(token).and_then(|source| source.stream(token)) {
+            stream.low = Some(bytes);
+            self.tell_if_low(token);
         }
     }
 
@@ -457,6 +483,7 @@ impl Driver for Epoll {
                 Pending::Closed(token) => return Some(Event::Closed { token }),
                 Pending::Detached(token, detached) => return Some(Event::Detached { token, detached }),
                 Pending::Sent(token) => (token, Event::Sent { token }),
+                Pending::Low(token) => (token, Event::Low { token }),
                 Pending::Eof(token) => (token, Event::Eof { token }),
                 Pending::Failed(token, error) => (token, Event::Failed { token, error }),
                 Pending::AcceptFailed(listener, error) => (listener, Event::AcceptFailed { listener, error }),

@@ -222,6 +222,20 @@ impl Uring {
         unsafe { self.ring.push(entry) };
     }
 
+    /// Tells of it if no more is queued than somebody waits for.
+    pub(super) fn tell_if_low(&mut self, token: Token) {
+        let Ok(Source { kind: Kind::Stream(Stream { low: Some(low), .. }), .. }) = self.source(token) else {
+            return;
+        };
+        let low = *low;
+        if self.queued(token) <= low
+            && let Ok(Source { kind: Kind::Stream(stream), .. }) = self.source(token)
+        {
+            stream.low = None;
+            self.pending.push_back(Pending::Low(token));
+        }
+    }
+
     /// Ends a stream or datagram socket that met an error, and reports it.
     fn fail(&mut self, token: Token, error: Errno) {
         let Some(source) = self.sources.get_mut(token) else { return };
@@ -265,6 +279,7 @@ impl Driver for Uring {
         self.insert(Kind::Stream(Stream {
             socket,
             queue: SendQueue::default(),
+            low: None,
             flight: None,
             dirty: false,
             receiving: false,
@@ -325,6 +340,13 @@ impl Driver for Uring {
                 stream.queue.len() + stream.flight.as_ref().map_or(0, Flight::remaining)
             }
             _ => 0,
+        }
+    }
+
+    fn tell_low(&mut self, token: Token, bytes: usize) {
+        if let Ok(stream) = self.source(token).and_then(|source| source.stream(token)) {
+            stream.low = Some(bytes);
+            self.tell_if_low(token);
         }
     }
 
@@ -454,6 +476,7 @@ impl Driver for Uring {
                 Pending::Closed(token) => return Some(Event::Closed { token }),
                 Pending::Detached(token, detached) => return Some(Event::Detached { token, detached }),
                 Pending::Sent(token) => (token, Event::Sent { token }),
+                Pending::Low(token) => (token, Event::Low { token }),
                 Pending::Eof(token) => (token, Event::Eof { token }),
                 Pending::Failed(token, error) => (token, Event::Failed { token, error }),
                 Pending::AcceptFailed(listener, error) => (listener, Event::AcceptFailed { listener, error }),

@@ -125,6 +125,11 @@ impl Uring {
 
     /// A send operation is over.
     pub(super) fn sent(&mut self, token: Token, result: Result<u32, Errno>) {
+        self.advance(token, result);
+        self.tell_if_low(token);
+    }
+
+    fn advance(&mut self, token: Token, result: Result<u32, Errno>) {
         let Some(source) = self.sources.get_mut(token) else { return };
         let Kind::Stream(stream) = &mut source.kind else { return };
         let Some(flight) = &mut stream.flight else { return };

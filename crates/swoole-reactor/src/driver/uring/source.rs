@@ -62,6 +62,8 @@ pub(super) enum Kind {
 pub(super) struct Stream {
     pub(super) socket: OwnedFd,
     pub(super) queue: SendQueue,
+    /// To be told when so much is left of it.
+    pub(super) low: Option<usize>,
     pub(super) flight: Option<Flight>,
     /// Listed in `Uring::dirty`.
     pub(super) dirty: bool,
