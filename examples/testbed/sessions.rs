@@ -2,7 +2,7 @@
 
 use swoole_server::{Result, Session, Worker};
 
-use crate::command::Measure;
+use super::command::Measure;
 
 /// What is known of it, on one line.
 pub(crate) fn describe(worker: &Worker, session: Session) -> Result<String> {
