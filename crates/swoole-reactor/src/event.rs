@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use bitflags::bitflags;
 use swoole_sys::signal::SignalInfo;
 
-use crate::{DatagramPeer, TimerId, Token};
+use crate::{DatagramPeer, FileRange, TimerId, Token};
 
 /// One thing that happened. Bytes are borrowed from the reactor for the time of the call.
 #[derive(Debug)]
@@ -126,6 +126,8 @@ pub struct Detached {
     pub unread: Vec<u8>,
     /// Of a stream: what was queued and not taken by the kernel. It comes before what is sent next.
     pub unsent: Vec<u8>,
+    /// Of a stream: files that were queued behind that, each with what was queued behind it.
+    pub files: Vec<(FileRange, Vec<u8>)>,
 }
 
 bitflags! {

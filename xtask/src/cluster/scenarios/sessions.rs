@@ -19,9 +19,17 @@ pub(super) static ALL: &[Scenario] = &[
         pause,
     ),
     full("session_pause_stop", "a stop does not wait for what paused clients have sent", pause_stop),
-    full("session_confirm", "nothing is read before the confirmation, on the addresses that want it", confirm),
+    full(
+        "session_confirm",
+        "nothing is read before the confirmation, on the addresses that want it",
+        confirm,
+    ),
     full("session_reset", "a reset drops what waits, and the client sees it", reset),
-    full("session_watermarks", "a slow client's worker hears of it once each way, round by round", watermarks),
+    full(
+        "session_watermarks",
+        "a slow client's worker hears of it once each way, round by round",
+        watermarks,
+    ),
 ];
 
 /// Two clients of which one asks about the other: that one's session.
@@ -78,7 +86,9 @@ fn pages(cx: &Cx) -> Result<()> {
         found.extend(page.split(',').map(str::to_owned));
         // The last of the page leaves, and somebody else may come to its place.
         let last = found.last().context("a page")?.clone();
-        if let Some(index) = sessions.iter().position(|session| *session == last).filter(|index| index % 2 == 0) {
+        if let Some(index) =
+            sessions.iter().position(|session| *session == last).filter(|index| index % 2 == 0)
+        {
             asker.expect(&format!("close {last}"), "ok")?;
             clients[index].expect_close()?;
             clients[index] = bed.connect()?;
@@ -180,9 +190,12 @@ fn confirm(cx: &Cx) -> Result<()> {
     let mut client = Client::connect(delayed)?;
     client.tell_all(&["echo one", "echo two"])?;
     client.wait_arrived(address.port())?;
-    let connected = bed.log.wait(&"its connect", PATIENCE, |lines| {
+    let connected = bed.log.wait("its connect", PATIENCE, |lines| {
         let connects = lines.iter().filter(|line| line.text.starts_with("on_connect"));
-        connects.filter_map(|line| field(&line.text, "session")).find(|session| *session != own).map(str::to_owned)
+        connects
+            .filter_map(|line| field(&line.text, "session"))
+            .find(|session| *session != own)
+            .map(str::to_owned)
     })?;
     for _ in 0..50 {
         asker.expect("sleep 5", "slept 5")?;
