@@ -121,7 +121,7 @@ impl SendQueue {
         }
         if !bytes.is_empty() {
             self.len += bytes.len();
-            self.parts.push_back(bytes);
+            self.tail().push_back(bytes);
         }
     }
 

@@ -18,7 +18,7 @@ on_each_backend!(
     what_is_closed_or_no_stream_is_refused,
 );
 
-fn detached(bed: &mut Bed, token: Token) -> Detached {
+pub(crate) fn detached(bed: &mut Bed, token: Token) -> Detached {
     let mut detached = None;
     bed.until_seen("Detached", |seen| matches!(seen, Seen::Detached(of, _) if *of == token));
     bed.seen.retain_mut(|seen| match seen {

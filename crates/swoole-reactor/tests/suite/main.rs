@@ -35,6 +35,7 @@ mod crowds;
 mod datagrams;
 mod descriptors;
 mod detaching;
+mod files;
 mod listeners;
 mod streams;
 mod timers;
