@@ -29,6 +29,8 @@ mod later;
 mod messages;
 #[path = "testbed/processes.rs"]
 mod processes;
+#[path = "testbed/sessions.rs"]
+mod sessions;
 #[path = "testbed/tasks.rs"]
 mod tasks;
 #[path = "testbed/wishes.rs"]
@@ -260,6 +262,14 @@ impl Handler for Testbed {
         say(format!("on_connect worker={} session={client}", worker.id()))
     }
 
+    fn on_buffer_full(&mut self, worker: &mut Worker, client: Session) -> Result<()> {
+        say(format!("on_buffer_full worker={} session={client}", worker.id()))
+    }
+
+    fn on_buffer_empty(&mut self, worker: &mut Worker, client: Session) -> Result<()> {
+        say(format!("on_buffer_empty worker={} session={client}", worker.id()))
+    }
+
     fn on_close(&mut self, worker: &mut Worker, client: Session) -> Result<()> {
         if self.connect_time.is_none() {
             return Ok(());
@@ -316,15 +326,9 @@ impl Testbed {
                 let (id, pid, generation) = (worker.id(), worker.pid(), worker.generation());
                 text(format!("worker={id} pid={pid} generation={generation} handled={}", worker.handled()))
             }
-            Command::Session => {
-                let info = worker.session(client)?;
-                let peer = info.peer.map_or("unix".into(), |peer| peer.to_string());
-                let uid = info.uid.map_or(String::new(), |uid| format!(" uid={uid}"));
-                text(format!(
-                    "session={} reactor={} port={} peer={peer} connected={} recv={} sent={}{uid}",
-                    info.session, info.reactor, info.port, info.connected_at, info.received, info.sent
-                ))
-            }
+            Command::Session(session) => text(sessions::describe(worker, session.unwrap_or(client))?),
+            Command::Sessions(after, count) => text(join(worker.sessions_after(after, count))),
+            Command::Measure(what, session) => sessions::measure(worker, what, session.unwrap_or(client)),
             Command::Bind(uid, session) => worker.bind(session.unwrap_or(client), uid).and_then(|()| ok()),
             Command::Unbind => worker.unbind(client).and_then(|()| ok()),
             Command::Send(session, line) => self.send_line(worker, session, line).and_then(|()| ok()),

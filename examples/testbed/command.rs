@@ -4,7 +4,9 @@
 //! | --- | --- |
 //! | `echo TEXT` | `TEXT` |
 //! | `whoami` | `worker=ID pid=PID generation=G handled=N` |
-//! | `session` | `session=ID reactor=R port=P peer=ADDR connected=UNIX_MS recv=BYTES sent=BYTES`, and `uid=UID` if it is bound |
+//! | `session`, `session SESSION` | `session=ID reactor=R port=P peer=ADDR connected=UNIX_MS recv=BYTES sent=BYTES`, `uid=UID` if it is bound, and more |
+//! | `sessions COUNT`, `sessions COUNT SESSION` | a page of so many sessions, the first or the one after SESSION: `ID,ID,...` |
+//! | `pause`, `resume`, `confirm`, `protect`, `unprotect`, `reset`, each also with a SESSION | does that with this session, or that one; `ok` |
 //! | `bind UID`, `bind UID SESSION` | binds this session, or that one, to a user; `ok` |
 //! | `unbind` | binds this session to nobody; `ok` |
 //! | `at WISH COMMAND` | COMMAND, wherever WISH sends it to ([`super::wishes`]) |
@@ -51,7 +53,9 @@ use swoole_server::{Peer, Session};
 pub(crate) enum Command<'a> {
     Echo(&'a [u8]),
     Whoami,
-    Session,
+    Session(Option<Session>),
+    Sessions(Option<Session>, usize),
+    Measure(Measure, Option<Session>),
     Bind(u64, Option<Session>),
     Unbind,
     Send(Session, &'a [u8]),
@@ -89,6 +93,16 @@ pub(crate) enum Command<'a> {
     ReloadTasks,
     Shutdown,
     Stop(Option<u16>),
+}
+
+/// What is to be done with a connection.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Measure {
+    Pause,
+    Resume,
+    Confirm,
+    Protect(bool),
+    Reset,
 }
 
 /// How a worker is to die.
@@ -136,6 +150,20 @@ impl<'a> Command<'a> {
                 Command::Bind(number(uid, usage)?, optional(session, usage)?)
             }
             b"close" => Command::Close(optional(rest, "close, or close SESSION")?),
+            b"session" => Command::Session(optional(rest, "session, or session SESSION")?),
+            b"sessions" => {
+                let usage = "sessions COUNT, or sessions COUNT SESSION";
+                let (count, after) = split_word(rest);
+                Command::Sessions(optional(after, usage)?, number(count, usage)?)
+            }
+            b"pause" => Command::Measure(Measure::Pause, optional(rest, "pause, or pause SESSION")?),
+            b"resume" => Command::Measure(Measure::Resume, optional(rest, "resume, or resume SESSION")?),
+            b"confirm" => Command::Measure(Measure::Confirm, optional(rest, "confirm, or confirm SESSION")?),
+            b"reset" => Command::Measure(Measure::Reset, optional(rest, "reset, or reset SESSION")?),
+            b"protect" | b"unprotect" => {
+                let measure = Measure::Protect(name == b"protect");
+                Command::Measure(measure, optional(rest, "protect or unprotect, or with a SESSION")?)
+            }
             b"stop" => Command::Stop(optional(rest, "stop, or stop WORKER")?),
             b"nap" => Command::Nap(number(rest, "nap US")?),
             b"sleep" => Command::Sleep(number(rest, "sleep MS")?),
@@ -198,7 +226,6 @@ impl<'a> Command<'a> {
             b"crash" => Command::Crash(Crash::parse(rest)?),
             _ if !rest.is_empty() => return Err(unknown()),
             b"whoami" => Command::Whoami,
-            b"session" => Command::Session,
             b"unbind" => Command::Unbind,
             b"forget" => Command::Forget,
             b"stats" => Command::Stats,
@@ -318,6 +345,11 @@ mod tests {
             (b"sum a b", Command::Sum(b"a b")),
             (b"bind 7", Command::Bind(7, None)),
             (b"unbind", Command::Unbind),
+            (b"session", Command::Session(None)),
+            (b"sessions 5", Command::Sessions(None, 5)),
+            (b"sessions 5 258", Command::Sessions(Some(session), 5)),
+            (b"pause", Command::Measure(Measure::Pause, None)),
+            (b"unprotect 258", Command::Measure(Measure::Protect(false), Some(session))),
             (b"nap 100", Command::Nap(100)),
             (b"at 2 whoami", Command::Whoami),
         ] {

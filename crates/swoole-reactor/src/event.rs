@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use bitflags::bitflags;
 use swoole_sys::signal::SignalInfo;
 
-use crate::{DatagramPeer, TimerId, Token};
+use crate::{DatagramPeer, FileRange, TimerId, Token};
 
 /// One thing that happened. Bytes are borrowed from the reactor for the time of the call.
 #[derive(Debug)]
@@ -59,6 +59,11 @@ pub enum Event<'a> {
     /// The send queue of a stream, which held something, is empty: the kernel has taken all. Bytes that
     /// the kernel took at once from [`send_slices`](crate::Reactor::send_slices) were never queued.
     Sent {
+        /// The stream.
+        token: Token,
+    },
+    /// No more bytes are queued for a stream than [`tell_low`](crate::Reactor::tell_low) was asked for.
+    Low {
         /// The stream.
         token: Token,
     },
@@ -121,6 +126,8 @@ pub struct Detached {
     pub unread: Vec<u8>,
     /// Of a stream: what was queued and not taken by the kernel. It comes before what is sent next.
     pub unsent: Vec<u8>,
+    /// Of a stream: files that were queued behind that, each with what was queued behind it.
+    pub files: Vec<(FileRange, Vec<u8>)>,
 }
 
 bitflags! {

@@ -86,7 +86,7 @@ pub use error::Error;
 pub use event::{Detached, Event, Interest, Trigger};
 pub use options::{Backend, Choice, Options, UnknownBackend};
 pub use reactor::Reactor;
-pub use stream::Close;
+pub use stream::{Close, FileRange};
 pub use timer::TimerId;
 pub use token::Token;
 pub use waker::Waker;

@@ -15,7 +15,8 @@ use crate::driver::{Driver, Scratch};
 use crate::fork::ForkGuard;
 use crate::timer::Timers;
 use crate::{
-    Backend, Choice, Close, DatagramPeer, Error, Event, Interest, Options, TimerId, Token, Trigger, Waker,
+    Backend, Choice, Close, DatagramPeer, Error, Event, FileRange, Interest, Options, TimerId, Token,
+    Trigger, Waker,
 };
 
 /// Why io_uring is what [`Backend::Auto`] means where receives can share buffers: CPU per request, relative to epoll in
@@ -300,11 +301,39 @@ impl Reactor {
         self.driver.send_slices(stream, parts)
     }
 
+    /// Queues part of a file behind what is queued, to be sent with `sendfile(2)`, some of it per turn. It does not count as
+    /// [`queued`](Self::queued), since it takes no memory. A file that has become shorter by the time ends the stream:
+    /// [`Event::Failed`] with `ENODATA`, after what there was. While the file has to be fetched from a disk, all other
+    /// streams wait.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send); [`Error::System`] if the socket cannot be made nonblocking.
+    pub fn send_file(&mut self, stream: Token, range: FileRange) -> Result<(), Error> {
+        self.check()?;
+        let socket = self.driver.socket(stream).ok_or(Error::NoSuchToken(stream))?;
+        ioctl_fionbio(socket, true).map_err(Error::system("make a stream nonblocking (ioctl)"))?;
+        self.driver.send_file(stream, range)
+    }
+
+    /// As [`queued`](Self::queued), with what is queued of files.
+    pub fn unsent(&self, stream: Token) -> u64 {
+        self.driver.queued(stream) as u64 + self.driver.queued_of_files(stream)
+    }
+
     /// Bytes that were accepted by [`send`](Self::send) or [`send_slices`](Self::send_slices) and that the
     /// kernel has not taken; 0 for a token that names no stream. Goes on counting down after
     /// [`Close::AfterSend`].
     pub fn queued(&self, stream: Token) -> usize {
         self.driver.queued(stream)
+    }
+
+    /// Asks for [`Event::Low`], once, when [`queued`](Self::queued) of a stream is at most `bytes`, at once if it is; the last
+    /// wish holds. Does nothing for a token that names no stream, and in a forked child.
+    pub fn tell_low(&mut self, stream: Token, bytes: usize) {
+        if self.check().is_ok() {
+            self.driver.tell_low(stream, bytes);
+        }
     }
 
     /// Ends a source of any kind. From now on its token names nothing, and the only event of it is

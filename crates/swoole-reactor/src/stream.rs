@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::io::Errno;
+use rustix::fs::sendfile;
+use rustix::io::{Errno, pread};
 use rustix::net::{
     RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmsg, shutdown, sockopt,
 };
@@ -26,6 +27,26 @@ pub enum Close {
     Reset,
 }
 
+/// Bytes of a file that are to be sent. Its own position in the file plays no part.
+#[derive(Debug)]
+pub struct FileRange {
+    /// The file, open for reading. Anything that has no positions cannot be sent.
+    pub file: OwnedFd,
+    /// Where they begin.
+    pub offset: u64,
+    /// How many.
+    pub length: u64,
+}
+
+/// What is sent of a file in one turn at most, so that other streams have theirs.
+const FILE_PIECE: u64 = 256 << 10;
+
+/// What is copied at once where the kernel cannot send from the file itself.
+const COPY_PIECE: usize = 64 << 10;
+
+/// A file that has become shorter than what is to be sent of it.
+pub(crate) const FILE_ENDED: Errno = Errno::NODATA;
+
 /// Parts handed to the kernel in one call at most; `IOV_MAX` is 1024, and few big parts need no more.
 pub(crate) const PARTS_MAX: usize = 64;
 
@@ -39,8 +60,10 @@ pub(crate) struct SendQueue {
     parts: VecDeque<Vec<u8>>,
     /// Bytes of the first part that are sent already.
     sent: usize,
-    /// Bytes not sent in all parts.
+    /// Bytes not sent in all parts, those behind files included.
     len: usize,
+    /// Files, and what comes after each of them.
+    behind: VecDeque<(FileRange, VecDeque<Vec<u8>>)>,
 }
 
 impl SendQueue {
@@ -49,17 +72,56 @@ impl SendQueue {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len == 0 && self.behind.is_empty()
+    }
+
+    /// Bytes of files that are not sent.
+    pub(crate) fn file_bytes(&self) -> u64 {
+        self.behind.iter().map(|(range, _)| range.length).sum()
+    }
+
+    /// Whether a file comes next.
+    pub(crate) fn is_at_file(&self) -> bool {
+        self.parts.is_empty() && !self.behind.is_empty()
+    }
+
+    /// Where the next bytes go.
+    fn tail(&mut self) -> &mut VecDeque<Vec<u8>> {
+        self.behind.back_mut().map_or(&mut self.parts, |(_, parts)| parts)
+    }
+
+    /// Appends what is to be sent of a file.
+    pub(crate) fn push_file(&mut self, range: FileRange) {
+        if range.length > 0 {
+            self.behind.push_back((range, VecDeque::new()));
+        }
+    }
+
+    /// Sends a piece of the file that comes next.
+    pub(crate) fn send_file(&mut self, socket: BorrowedFd<'_>) -> Result<(), Errno> {
+        let Some((range, _)) = self.behind.front_mut() else { return Ok(()) };
+        let taken = transfer(socket, range, range.length.min(FILE_PIECE) as usize)?;
+        range.offset += taken as u64;
+        range.length -= taken as u64;
+        if taken == 0 {
+            return Err(FILE_ENDED);
+        }
+        if range.length == 0
+            && let Some((_, parts)) = self.behind.pop_front()
+        {
+            self.parts = parts;
+        }
+        Ok(())
     }
 
     /// Appends a buffer, which is copied only when it is short.
     pub(crate) fn push(&mut self, bytes: Vec<u8>) {
-        if bytes.len() <= COPY_MAX && !self.parts.is_empty() {
+        if bytes.len() <= COPY_MAX && !self.tail().is_empty() {
             return self.push_slice(&bytes);
         }
         if !bytes.is_empty() {
             self.len += bytes.len();
-            self.parts.push_back(bytes);
+            self.tail().push_back(bytes);
         }
     }
 
@@ -74,14 +136,15 @@ impl SendQueue {
     /// Appends a copy, to `room` where the last part has none.
     fn push_slice_to(&mut self, bytes: &[u8], room: impl FnOnce() -> Vec<u8>) {
         self.len += bytes.len();
-        match self.parts.back_mut() {
+        let tail = self.tail();
+        match tail.back_mut() {
             Some(last) if last.len() + bytes.len() <= last.capacity().max(COPY_MAX) => {
                 last.extend_from_slice(bytes);
             }
             _ => {
                 let mut room = room();
                 room.extend_from_slice(bytes);
-                self.parts.push_back(room);
+                tail.push_back(room);
             }
         }
     }
@@ -132,11 +195,12 @@ impl SendQueue {
         into.extend(parts.inspect(|part| self.len -= part.len()));
     }
 
-    /// All that is not sent, as one.
-    pub(crate) fn into_bytes(self) -> Vec<u8> {
-        let mut bytes = self.parts.into_iter().flatten().collect::<Vec<u8>>();
+    /// All that is not sent: as one, until the first file, and each file with what comes after it.
+    pub(crate) fn into_rest(self) -> (Vec<u8>, Vec<(FileRange, Vec<u8>)>) {
+        let join = |parts: VecDeque<Vec<u8>>| parts.into_iter().flatten().collect::<Vec<u8>>();
+        let mut bytes = join(self.parts);
         bytes.drain(..self.sent);
-        bytes
+        (bytes, self.behind.into_iter().map(|(range, parts)| (range, join(parts))).collect())
     }
 
     pub(crate) fn clear(&mut self) {
@@ -204,6 +268,22 @@ pub(crate) fn send_parts(socket: BorrowedFd<'_>, parts: &[IoSlice<'_>]) -> Resul
     match parts {
         [part] => send(socket, part, flags),
         parts => sendmsg(socket, parts, &mut SendAncillaryBuffer::default(), flags),
+    }
+}
+
+/// Sends up to `count` bytes from the beginning of `range`: how many the kernel has taken; 0 at the end of the file. The
+/// socket is nonblocking, and SIGPIPE ignored, as Rust programs have it. Whoever encrypts what it sends has to copy here.
+fn transfer(socket: BorrowedFd<'_>, range: &FileRange, count: usize) -> Result<usize, Errno> {
+    let mut offset = range.offset;
+    match sendfile(socket, &range.file, Some(&mut offset), count) {
+        // The file system has no pages to send from.
+        Err(Errno::INVAL | Errno::NOSYS) => {}
+        taken => return taken,
+    }
+    let mut copy = vec![0; count.min(COPY_PIECE)];
+    match pread(&range.file, &mut copy[..], range.offset)? {
+        0 => Ok(0),
+        count => send_parts(socket, &[IoSlice::new(&copy[..count])]),
     }
 }
 
@@ -311,7 +391,7 @@ mod tests {
                 prop_assert_eq!(&contents[..], &model[..contents.len()]);
                 prop_assert!(!contents.is_empty() || model.is_empty());
             }
-            prop_assert_eq!(queue.into_bytes(), model);
+            prop_assert_eq!(queue.into_rest().0, model);
         }
     }
 }

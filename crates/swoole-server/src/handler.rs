@@ -31,7 +31,7 @@ use crate::worker::{TimerId, Worker};
 /// |---|---|---|
 /// | master | [`Master`] | `on_start`, `on_ready`, `on_before_shutdown`, `on_shutdown` |
 /// | manager | [`Manager`] | `on_manager_start`, `on_manager_stop`, `on_worker_error`, `on_before_reload`, `on_after_reload` |
-/// | worker | [`Worker`] | `on_worker_start`, `on_worker_exit`, `on_worker_stop`, `on_connect`, `on_receive`, `on_close`, `on_timer`, `on_finish`, `on_pipe_message` |
+/// | worker | [`Worker`] | `on_worker_start`, `on_worker_exit`, `on_worker_stop`, `on_connect`, `on_receive`, `on_close`, `on_buffer_full`, `on_buffer_empty`, `on_timer`, `on_finish`, `on_pipe_message` |
 /// | task worker | [`TaskWorker`] | `on_task_worker_start`, `on_task_worker_exit`, `on_task_worker_stop`, `on_task`, `on_task_worker_timer`, `on_task_worker_pipe_message` |
 /// | user process | [`UserProcess`](crate::UserProcess) | none: the function that [`Server::add_process`](crate::Server::add_process) was given |
 ///
@@ -44,7 +44,7 @@ use crate::worker::{TimerId, Worker};
 /// worker has something to finish, `on_worker_stop`; when all workers are gone, `on_task_worker_stop`; when all task workers are
 /// gone, user processes are asked to leave; `on_manager_stop`, `on_shutdown`.
 ///
-/// **Errors.** An error from `on_receive`, `on_connect` or `on_close` is logged with its session, and closes it; it is
+/// **Errors.** An error from `on_receive`, `on_connect`, `on_close`, `on_buffer_full` or `on_buffer_empty` is logged with its session, and closes it; it is
 /// no crash. An error from a start callback stops that process from starting. Others are logged.
 ///
 /// **Panics** end the worker, whose state may be broken: message and backtrace are logged, a successor takes its place,
@@ -160,6 +160,24 @@ pub trait Handler {
     ///
     /// This is what a server is for, so it has no default.
     fn on_receive(&mut self, worker: &mut Worker, session: Session, packet: &[u8]) -> Result<()>;
+
+    /// As many bytes wait for a client as
+    /// [`buffer_high_watermark`](crate::Config::buffer_high_watermark) says, because it reads more slowly than it is sent
+    /// to: who goes on will have it closed at `socket_buffer_size`. Called in the connection's home worker, once until
+    /// [`on_buffer_empty`](Handler::on_buffer_empty) has been; by then it may have changed again
+    /// ([`SessionInfo::pending`](crate::SessionInfo::pending)). Swoole: `BufferFull`.
+    fn on_buffer_full(&mut self, worker: &mut Worker, session: Session) -> Result<()> {
+        let _ = (worker, session);
+        Ok(())
+    }
+
+    /// What waited for a client when [`on_buffer_full`](Handler::on_buffer_full) was called has gone down to
+    /// [`buffer_low_watermark`](crate::Config::buffer_low_watermark). Not called for one that is closed before. Swoole:
+    /// `BufferEmpty`.
+    fn on_buffer_empty(&mut self, worker: &mut Worker, session: Session) -> Result<()> {
+        let _ = (worker, session);
+        Ok(())
+    }
 
     /// A timer that [`Worker::after`] or [`Worker::tick`] has set. Its replies become visible when this returns. An error
     /// is logged, and no more.

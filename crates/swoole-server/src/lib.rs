@@ -138,6 +138,7 @@ mod link;
 mod log;
 mod manager;
 mod master;
+mod measure;
 mod pace;
 mod plan;
 mod post;

@@ -13,6 +13,7 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::time::{ClockId, clock_gettime};
 use swoole_ipc::Memory;
 use swoole_ipc::words::Words;
 
@@ -105,6 +106,30 @@ pub struct SessionInfo {
     pub sent: u64,
     /// The user that it is bound to ([`Worker::bind`](crate::Worker::bind)), 1..; `None` if to nobody.
     pub uid: Option<u64>,
+    /// When it was read from last, and sent to last: milliseconds since the Unix epoch, as exact as the kernel's tick (1 to
+    /// 10 ms); `None` if never.
+    pub received_at: Option<u64>,
+    /// See `received_at`.
+    pub sent_at: Option<u64>,
+    /// Bytes of replies that its reactor had for it, and the kernel had not taken, when it was last sent to, or when all
+    /// of them were taken: what counts against `socket_buffer_size`.
+    pub pending: u64,
+    /// It is not read from ([`Worker::pause`](crate::Worker::pause), or `enable_delay_receive`).
+    pub paused: bool,
+    /// Limits on how long a client may be silent do not apply to it ([`Worker::protect`](crate::Worker::protect)).
+    pub protected: bool,
+}
+
+/// What holds for a session or does not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub(crate) enum Flag {
+    /// Its client is not read from.
+    Paused = 1,
+    /// Limits on how long a client may be silent do not apply to it.
+    Protected = 2,
+    /// Its home worker was told that too much waits for it.
+    High = 4,
 }
 
 /// What the reactor knows when it opens a session.
@@ -159,6 +184,10 @@ const LAST: usize = 6; // the place's last tenant, also when it is gone
 const UID: usize = 7; // 0 if it is bound to nobody
 const RECEIVED: usize = 8;
 const SENT: usize = 9;
+const FLAGS: usize = 10;
+const RECEIVED_AT: usize = 11; // 0 if nothing was
+const SENT_AT: usize = 12; // 0 if nothing was
+const PENDING: usize = 13;
 
 /// All sessions of a server, in shared memory.
 #[derive(Clone)]
@@ -258,7 +287,9 @@ impl SessionTable {
             entry[ADDRESS_HIGH].store(high, Ordering::Relaxed);
             entry[ADDRESS_LOW].store(low, Ordering::Relaxed);
             entry[RECEIVED].store(0, Ordering::Relaxed);
-            entry[SENT].store(0, Ordering::Relaxed);
+            for word in [SENT, FLAGS, RECEIVED_AT, SENT_AT, PENDING] {
+                entry[word].store(0, Ordering::Relaxed);
+            }
             entry[UID].store(0, Ordering::Relaxed);
             entry[SESSION].store(session.raw(), Ordering::Relaxed);
             entry[LAST].store(session.raw(), Ordering::Release);
@@ -272,16 +303,46 @@ impl SessionTable {
         }
     }
 
-    /// The owning reactor's counters; it is their only writer.
+    /// The owning reactor has received so many bytes; it is the only writer of these counters. The times cost it a reading
+    /// of the coarse clock, some 5 ns, once for all packets that came together, and their words lie beside the counters, so
+    /// no cache line more is written.
     #[inline]
-    pub(crate) fn count(&self, session: Session, received: usize, sent: usize) {
-        let Some(entry) = self.entry(session) else { return };
-        for (word, more) in [(RECEIVED, received), (SENT, sent)] {
-            if more > 0 {
-                let sum = entry[word].load(Ordering::Relaxed).wrapping_add(more as u64);
-                entry[word].store(sum, Ordering::Relaxed);
-            }
+    pub(crate) fn received(&self, session: Session, bytes: usize) {
+        if let Some(entry) = self.entry(session).filter(|_| bytes > 0) {
+            add(&entry[RECEIVED], bytes);
+            entry[RECEIVED_AT].store(coarse_now(), Ordering::Relaxed);
         }
+    }
+
+    /// It has sent so many bytes, after which so many in all have not been taken by the kernel.
+    #[inline]
+    pub(crate) fn sent(&self, session: Session, bytes: usize, pending: usize) {
+        if let Some(entry) = self.entry(session) {
+            add(&entry[SENT], bytes);
+            entry[SENT_AT].store(coarse_now(), Ordering::Relaxed);
+            entry[PENDING].store(pending as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// So many bytes wait for the client.
+    #[inline]
+    pub(crate) fn set_pending(&self, session: Session, pending: usize) {
+        if let Some(entry) = self.entry(session) {
+            entry[PENDING].store(pending as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// The owning reactor says what holds for a session that it has.
+    pub(crate) fn set_flag(&self, session: Session, flag: Flag, on: bool) {
+        if let Some(entry) = self.entry(session) {
+            let others = entry[FLAGS].load(Ordering::Relaxed) & !(flag as u64);
+            entry[FLAGS].store(others | if on { flag as u64 } else { 0 }, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether that holds, for the owning reactor.
+    pub(crate) fn has_flag(&self, session: Session, flag: Flag) -> bool {
+        self.entry(session).is_some_and(|entry| entry[FLAGS].load(Ordering::Relaxed) & flag as u64 != 0)
     }
 
     /// The owning reactor binds a session that it has to a user, or to nobody if that is 0.
@@ -308,8 +369,11 @@ impl SessionTable {
         // so the number of tries only bounds a lie.
         for _ in 0..1_000_000 {
             let before = entry[SEQUENCE].load(Ordering::Acquire);
-            let facts = [SESSION, CONNECTED_AT, WHERE, ADDRESS_HIGH, ADDRESS_LOW, UID]
-                .map(|word| entry[word].load(Ordering::Relaxed));
+            let read = |word: usize| entry[word].load(Ordering::Relaxed);
+            let facts = [SESSION, CONNECTED_AT, WHERE, ADDRESS_HIGH, ADDRESS_LOW, UID].map(read);
+            let time = |word| Some(read(word)).filter(|time| *time != 0);
+            let (received_at, sent_at) = (time(RECEIVED_AT), time(SENT_AT));
+            let [received, sent, pending, flags] = [RECEIVED, SENT, PENDING, FLAGS].map(read);
             fence(Ordering::Acquire);
             if before & 1 == 1 || entry[SEQUENCE].load(Ordering::Relaxed) != before {
                 std::hint::spin_loop();
@@ -326,9 +390,14 @@ impl SessionTable {
                 port: (place >> 32) as u16,
                 peer: address(place, high, low),
                 connected_at,
-                received: entry[RECEIVED].load(Ordering::Relaxed),
-                sent: entry[SENT].load(Ordering::Relaxed),
+                received,
+                sent,
                 uid: (uid != 0).then_some(uid),
+                received_at,
+                sent_at,
+                pending,
+                paused: flags & Flag::Paused as u64 != 0,
+                protected: flags & Flag::Protected as u64 != 0,
             });
         }
         Err(missing)
@@ -352,6 +421,15 @@ impl SessionTable {
         self.tables.iter().flat_map(tenants)
     }
 
+    /// Sessions in the order of their places, those first that come after the place of `after`, whether or not that is
+    /// connected.
+    pub(crate) fn iter_after(&self, after: Option<Session>) -> impl Iterator<Item = Session> + '_ {
+        let (reactor, slot) =
+            after.map_or((0, 0), |after| (self.reactor(after).into(), self.slot(after) + 1));
+        let tables = self.tables.iter().enumerate().skip(reactor);
+        tables.flat_map(move |(index, table)| tenants_from(table, if index == reactor { slot } else { 0 }))
+    }
+
     /// Those of one reactor.
     pub(crate) fn of_reactor(&self, reactor: u16) -> impl Iterator<Item = Session> + '_ {
         tenants(&self.tables[usize::from(reactor)])
@@ -359,12 +437,29 @@ impl SessionTable {
 }
 
 fn tenants(table: &Words) -> impl Iterator<Item = Session> + '_ {
+    tenants_from(table, 0)
+}
+
+fn tenants_from(table: &Words, slot: usize) -> impl Iterator<Item = Session> + '_ {
     let used = table[USED].load(Ordering::Relaxed);
     let used = usize::try_from(used).unwrap_or(usize::MAX);
-    table.chunks_exact(ENTRY).skip(1).take(used).filter_map(|entry| {
+    table.chunks_exact(ENTRY).skip(1).take(used).skip(slot).filter_map(|entry| {
         let raw = entry[SESSION].load(Ordering::Acquire);
         (raw != 0).then(|| Session::from_raw(raw))
     })
+}
+
+/// Its owner alone writes it.
+#[inline]
+fn add(counter: &AtomicU64, more: usize) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(more as u64), Ordering::Relaxed);
+}
+
+/// Milliseconds since the Unix epoch, as of the kernel's last tick.
+#[inline]
+fn coarse_now() -> u64 {
+    let now = clock_gettime(ClockId::RealtimeCoarse);
+    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
 /// The writer's half of the sequence lock: odd while the facts change (Boehm, "Can seqlocks get
@@ -412,13 +507,25 @@ mod tests {
         for peer in ["127.0.0.1:5000", "[2001:db8::7]:6000", "none"] {
             let session = table.name(1, 3, 7);
             table.open(session, &arrival(peer));
-            table.count(session, 10, 20);
-            table.count(session, 1, 0);
+            table.received(session, 10);
+            table.sent(session, 20, 5);
+            table.received(session, 1);
+            table.set_flag(session, Flag::Protected, true);
             let info = table.info(session).unwrap();
             assert_eq!((info.listener, info.port), (2, 9501));
             assert_eq!(info.peer, peer.parse().ok());
             assert_eq!(info.connected_at, 1_700_000_000_123);
             assert_eq!((info.received, info.sent, info.uid), (11, 20, None));
+            assert_eq!((info.pending, info.paused, info.protected), (5, false, true));
+            let now = coarse_now();
+            for time in [info.received_at, info.sent_at] {
+                assert!(time.is_some_and(|time| now - 60_000 < time && time <= now), "{time:?}, now {now}");
+            }
+            table.set_flag(session, Flag::Paused, true);
+            table.set_flag(session, Flag::Protected, false);
+            table.set_pending(session, 0);
+            let info = table.info(session).unwrap();
+            assert_eq!((info.pending, info.paused, info.protected), (0, true, false));
             table.bind(session, 42);
             assert_eq!((table.info(session).unwrap().uid, table.uid(session)), (Some(42), 42));
             assert_eq!(table.iter().collect::<Vec<_>>(), [session]);
@@ -448,6 +555,37 @@ mod tests {
         // Whoever may write there may lie.
         table.tables[1][USED].store(u64::MAX, Ordering::Relaxed);
         assert_eq!(table.iter().count(), 0);
+    }
+
+    proptest::proptest! {
+        /// Who is there all the time is in one page, whatever comes and goes between two of them.
+        #[test]
+        fn pages_miss_nobody_and_repeat_nobody(
+            stable in proptest::collection::btree_set((0..3_u16, 0..20_usize), 0..30),
+            changes in proptest::collection::vec((0..3_u16, 0..20_usize), 0..200),
+            count in 1..7_usize,
+        ) {
+            let table = SessionTable::create(3, 20).unwrap();
+            stable.iter().for_each(|(reactor, slot)| table.open(table.name(*reactor, *slot, 1), &arrival("none")));
+            let mut changes = changes.iter().filter(|place| !stable.contains(place));
+            let (mut after, mut generation, mut found) = (None, 1, Vec::new());
+            loop {
+                let page: Vec<Session> = table.iter_after(after).take(count).collect();
+                found.extend(&page);
+                after = page.last().copied();
+                if after.is_none() {
+                    break;
+                }
+                for (reactor, slot) in changes.by_ref().take(5) {
+                    generation += 1;
+                    table.close(table.name(*reactor, *slot, table.last_generation(*reactor, *slot).max(1)));
+                    table.open(table.name(*reactor, *slot, generation), &arrival("none"));
+                }
+            }
+            found.retain(|session| stable.contains(&(table.reactor(*session), table.slot(*session))));
+            let expected: Vec<Session> = stable.iter().map(|(reactor, slot)| table.name(*reactor, *slot, 1)).collect();
+            proptest::prop_assert_eq!(found, expected);
+        }
     }
 
     #[test]

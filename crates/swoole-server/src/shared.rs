@@ -197,6 +197,12 @@ impl Shared {
         Options { backend: self.config.backend, ..Options::default() }
     }
 
+    /// Whether those who come by this address are read from only when a worker has confirmed them.
+    pub(crate) fn delays_receive(&self, listener: u16) -> bool {
+        let own = self.addresses.get(usize::from(listener)).and_then(|listen| listen.enable_delay_receive);
+        own.unwrap_or(self.config.enable_delay_receive)
+    }
+
     /// What a worker keeps open besides its standard streams and its links.
     pub(crate) fn worker_keep(&self, worker: u16) -> Vec<RawFd> {
         let own = [&self.bells, &self.rooms].into_iter().filter_map(|bells| bells.get(usize::from(worker)));

@@ -8,13 +8,14 @@
 //! |---|---|---|
 //! | request | session: u64, total: u64 (bytes of the whole packet) | the packet, or a fragment of it |
 //! | batch of requests | session: u64, total: u64 (packets) | what was received, then for each packet in it where it begins and ends: u32, u32 |
-//! | reply | session: u64, ack: u64 (requests finished) | bytes for the client; of a bind, the user: u64; or an order ([`crate::audience`]) |
+//! | reply | session: u64, ack: u64 (requests finished) | bytes for the client; of a bind, the user: u64; or an order ([`crate::audience`]), or a measure ([`crate::measure`]) |
 //!
 //! All integers are little-endian. What comes from a worker is checked before it is believed.
 
 use std::ops::Range;
 
 use crate::audience::Order;
+use crate::measure::Measure;
 use crate::session::Session;
 
 /// Bytes of either header.
@@ -32,6 +33,10 @@ pub(crate) enum RequestKind {
     Close = 3,
     /// Several whole packets of one connection.
     Batch = 4,
+    /// As much waits for a client as [`buffer_high_watermark`](crate::Config::buffer_high_watermark) says.
+    BufferFull = 5,
+    /// And that has gone down.
+    BufferEmpty = 6,
 }
 
 /// What a reply record asks of the reactor.
@@ -48,6 +53,8 @@ pub(crate) enum ReplyKind {
     Order = 4,
     /// Bind the session to the user that the payload names.
     Bind = 8,
+    /// Do something with the session's connection: [`Measure`].
+    Measure = 16,
 }
 
 /// The last fragment of its packet (a whole packet is its own last fragment).
@@ -143,6 +150,8 @@ impl Request {
             2 => RequestKind::Connect,
             3 => RequestKind::Close,
             4 => RequestKind::Batch,
+            5 => RequestKind::BufferFull,
+            6 => RequestKind::BufferEmpty,
             _ => return Err(Malformed { tag, len: record.len() }),
         };
         let request = Request {
@@ -186,6 +195,7 @@ fn rare(kind: u32, payload: &[u8]) -> Option<ReplyKind> {
     match kind {
         4 if Order::decode(payload).is_some() => Some(ReplyKind::Order),
         8 if payload.len() == size_of::<u64>() => Some(ReplyKind::Bind),
+        16 if Measure::decode(payload).is_some() => Some(ReplyKind::Measure),
         _ => None,
     }
 }

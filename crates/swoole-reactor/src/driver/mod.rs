@@ -18,7 +18,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use swoole_sys::signal::SignalFd;
 
-use crate::{Close, DatagramPeer, Detached, Error, Event, Interest, Token, Trigger};
+use crate::{Close, DatagramPeer, Detached, Error, Event, FileRange, Interest, Token, Trigger};
 
 pub(crate) mod epoll;
 pub(crate) mod uring;
@@ -67,6 +67,13 @@ pub(crate) trait Driver {
     /// Bytes accepted and not taken by the kernel, also of a stream that is closing; 0 without a stream.
     fn queued(&self, token: Token) -> usize;
 
+    /// Queues part of a file; the socket is nonblocking.
+    fn send_file(&mut self, token: Token, range: FileRange) -> Result<(), Error>;
+    /// Bytes of files that are queued.
+    fn queued_of_files(&self, token: Token) -> u64;
+    /// `Low` once when so many bytes are queued at most.
+    fn tell_low(&mut self, token: Token, bytes: usize);
+
     /// Adopts a datagram socket and starts to receive.
     fn datagram(&mut self, socket: OwnedFd) -> Result<Token, Error>;
     /// One datagram, now.
@@ -109,6 +116,7 @@ pub(crate) trait Driver {
 #[derive(Debug)]
 pub(crate) enum Pending {
     Sent(Token),
+    Low(Token),
     Eof(Token),
     Failed(Token, io::Error),
     AcceptFailed(Token, io::Error),

@@ -18,7 +18,7 @@ on_each_backend!(
     what_is_closed_or_no_stream_is_refused,
 );
 
-fn detached(bed: &mut Bed, token: Token) -> Detached {
+pub(crate) fn detached(bed: &mut Bed, token: Token) -> Detached {
     let mut detached = None;
     bed.until_seen("Detached", |seen| matches!(seen, Seen::Detached(of, _) if *of == token));
     bed.seen.retain_mut(|seen| match seen {
@@ -65,7 +65,7 @@ fn a_stream_goes_on_elsewhere_without_gap_or_repetition(backend: Backend) {
         }
         bed.reactor.detach(token).unwrap();
         assert!(matches!(bed.reactor.send(token, vec![1]), Err(Error::NoSuchToken(_))));
-        let Detached { socket, unread, unsent } = detached(bed, token);
+        let Detached { socket, unread, unsent, .. } = detached(bed, token);
         for seen in bed.seen.drain(..) {
             match seen {
                 Seen::Data(_, bytes) => received.extend(bytes),

@@ -35,6 +35,7 @@ mod crowds;
 mod datagrams;
 mod descriptors;
 mod detaching;
+mod files;
 mod listeners;
 mod streams;
 mod timers;
@@ -63,6 +64,7 @@ enum Seen {
     Eof(Token),
     Failed(Token, io::ErrorKind),
     Sent(Token),
+    Low(Token),
     Closed(Token),
     Detached(Token, Detached),
     Datagram { token: Token, peer: DatagramPeer, bytes: Vec<u8>, truncated: bool },
@@ -80,6 +82,7 @@ impl Seen {
             Event::Eof { token } => Self::Eof(token),
             Event::Failed { token, error } => Self::Failed(token, error.kind()),
             Event::Sent { token } => Self::Sent(token),
+            Event::Low { token } => Self::Low(token),
             Event::Closed { token } => Self::Closed(token),
             Event::Detached { token, detached } => Self::Detached(token, detached),
             Event::Datagram { token, peer, bytes, truncated } => {
@@ -101,6 +104,7 @@ impl Seen {
             | Self::Eof(token)
             | Self::Failed(token, _)
             | Self::Sent(token)
+            | Self::Low(token)
             | Self::Closed(token)
             | Self::Detached(token, _)
             | Self::Datagram { token, .. }

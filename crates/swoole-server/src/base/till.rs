@@ -8,6 +8,7 @@ use swoole_reactor::Reactor;
 use crate::audience::Order;
 use crate::desk::{Desk, Replies};
 use crate::link::{ReplySink as _, UNCOMMITTED_MAX};
+use crate::measure::Measure;
 use crate::session::Session;
 
 /// Memory that an empty outbox keeps, in bytes.
@@ -42,6 +43,7 @@ enum What {
     /// For many, whoever the session is.
     Order(Vec<u8>),
     Bind(u64),
+    Measure(Measure),
 }
 
 impl Outbox {
@@ -71,9 +73,14 @@ impl Outbox {
         self.acts.push(Act { session, what: What::Bind(uid) });
     }
 
+    fn measure(&mut self, session: Session, measure: Measure) {
+        self.acts.push(Act { session, what: What::Measure(measure) });
+    }
+
     /// Whether the callback wants this session closed.
     pub(super) fn closes(&self, session: Session) -> bool {
-        self.acts.iter().any(|act| act.session == session && matches!(act.what, What::Close))
+        let closes = |what: &What| matches!(what, What::Close | What::Measure(Measure::Reset));
+        self.acts.iter().any(|act| act.session == session && closes(&act.what))
     }
 
     fn deliver(&mut self, desk: &mut Desk, reactor: &mut Reactor) {
@@ -89,6 +96,7 @@ impl Outbox {
                 What::Close => replies.close(session),
                 What::Order(order) => replies.order(&order),
                 What::Bind(uid) => replies.bind(session, uid),
+                What::Measure(measure) => replies.measure(session, measure),
             }
         }
         self.large = 0;
@@ -135,6 +143,10 @@ impl Till<'_> {
 
     pub(crate) fn bind(&mut self, session: Session, uid: u64) {
         self.outbox.bind(session, uid);
+    }
+
+    pub(crate) fn measure(&mut self, session: Session, measure: Measure) {
+        self.outbox.measure(session, measure);
     }
 
     /// What was sent so far leaves now, though the callback goes on.

@@ -158,6 +158,13 @@ pub(super) static KEYS: &[Key] = &[
     key("backlog", Count(1, 65535), "connections that wait in the kernel to be accepted"),
     key("open_tcp_nodelay", Switch, "send small replies at once"),
     key("socket_buffer_size", Size(64 * KIB, GIB), "bytes of replies that may wait for one slow client"),
+    key(
+        "buffer_high_watermark",
+        Size(0, GIB),
+        "bytes that wait for a client when its worker is told, 0 for 4/5 of socket_buffer_size",
+    ),
+    key("buffer_low_watermark", Size(0, GIB - 1), "bytes that are left when its worker is told again"),
+    key("enable_delay_receive", Switch, "read nothing from a client before a worker has confirmed it"),
     key("open_cpu_affinity", Switch, "keep each reactor and worker on one core"),
     key(
         "busy_poll",

@@ -74,10 +74,12 @@ pub struct Listen {
     pub package_length_func: Option<String>,
     /// [`package_max_length`](super::Config::package_max_length) of this address.
     pub package_max_length: Option<usize>,
+    /// [`enable_delay_receive`](super::Config::enable_delay_receive) of this address.
+    pub enable_delay_receive: Option<bool>,
 }
 
 /// The options of an address, in the order in which they are written.
-const OPTIONS: [&str; 10] = [
+const OPTIONS: [&str; 11] = [
     "on_crash",
     "crash_retries",
     "framing",
@@ -88,6 +90,7 @@ const OPTIONS: [&str; 10] = [
     "package_body_offset",
     "package_length_func",
     "package_max_length",
+    "enable_delay_receive",
 ];
 
 /// How an address is written where types can be told apart.
@@ -145,6 +148,7 @@ impl From<Address> for Listen {
             package_body_offset: None,
             package_length_func: None,
             package_max_length: None,
+            enable_delay_receive: None,
         }
     }
 }
@@ -199,6 +203,7 @@ impl Listen {
             "package_body_offset" => self.package_body_offset = Some(value.parse().ok()?),
             "package_length_func" => self.package_length_func = Some(value.into()),
             "package_max_length" => self.package_max_length = Some(size::parse(value)?),
+            "enable_delay_receive" => self.enable_delay_receive = Some(value.parse().ok()?),
             _ => return None,
         }
         Some(())
@@ -220,6 +225,7 @@ impl Listen {
             "package_body_offset" => text(&self.package_body_offset),
             "package_length_func" => self.package_length_func.clone(),
             "package_max_length" => self.package_max_length.map(size::format),
+            "enable_delay_receive" => text(&self.enable_delay_receive),
             _ => None,
         }
     }

@@ -283,6 +283,22 @@ pub struct Config {
     #[serde(with = "value::size")]
     pub socket_buffer_size: usize,
 
+    /// Bytes of replies that wait for a client when its worker is told so
+    /// ([`on_buffer_full`](crate::Handler::on_buffer_full)), at most `socket_buffer_size`. Default 0: four fifths of that.
+    /// Swoole: `buffer_high_watermark`.
+    #[serde(with = "value::size")]
+    pub buffer_high_watermark: usize,
+
+    /// Bytes that are left of them when it is told again ([`on_buffer_empty`](crate::Handler::on_buffer_empty)), less than
+    /// `buffer_high_watermark`. Default 0: all were taken. Swoole: `buffer_low_watermark`.
+    #[serde(with = "value::size")]
+    pub buffer_low_watermark: usize,
+
+    /// Whether nothing is read from a client before a worker, as a rule in or after
+    /// [`on_connect`](crate::Handler::on_connect), has [confirmed](crate::Worker::confirm) it. Default `false`. That such a
+    /// client leaves is not noticed before either. Swoole: `enable_delay_receive`.
+    pub enable_delay_receive: bool,
+
     /// Whether reactors and workers are each kept on a core of their own, a reactor and its workers on neighbouring cores
     /// of one NUMA node. Default `false`: they run where the scheduler puts them, and while there are no more cores than
     /// reactors and workers, one whose core others take for long goes to another one by itself. Which cores there are,
@@ -410,6 +426,9 @@ impl Default for Config {
             backlog: 511,
             open_tcp_nodelay: true,
             socket_buffer_size: 8 * MIB,
+            buffer_high_watermark: 0,
+            buffer_low_watermark: 0,
+            enable_delay_receive: false,
             open_cpu_affinity: false,
             busy_poll: 0,
             reload_mode: ReloadMode::Rolling,

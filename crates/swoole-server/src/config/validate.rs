@@ -49,6 +49,7 @@ impl Config {
         check_count("busy_poll", self.busy_poll.into())?;
         check_count("crash_retries", self.crash_retries.into())?;
         check_size("socket_buffer_size", self.socket_buffer_size)?;
+        self.check_watermarks()?;
         check_seconds("request_slow_time", self.request_slow_time.as_secs_f64())?;
         check_seconds("request_terminate_time", self.request_terminate_time.as_secs_f64())?;
         check_seconds("worker_start_timeout", self.worker_start_timeout.as_secs_f64())?;
@@ -157,6 +158,28 @@ impl Config {
             return Err(ConfigError::value("message_queue_key", self.message_queue_key, expected));
         }
         Ok(())
+    }
+
+    fn check_watermarks(&self) -> Result<(), ConfigError> {
+        let (high, max) = (self.high_watermark(), self.socket_buffer_size);
+        if high > max {
+            let expected = format!("must be at most socket_buffer_size = {}", size::format(max));
+            return Err(ConfigError::value("buffer_high_watermark", size::format(high), expected));
+        }
+        if self.buffer_low_watermark >= high {
+            let expected = format!("must be less than buffer_high_watermark = {}", size::format(high));
+            let low = size::format(self.buffer_low_watermark);
+            return Err(ConfigError::value("buffer_low_watermark", low, expected));
+        }
+        Ok(())
+    }
+
+    /// Bytes that wait for a client when its worker is told.
+    pub(crate) fn high_watermark(&self) -> usize {
+        match self.buffer_high_watermark {
+            0 => self.socket_buffer_size / 5 * 4,
+            high => high,
+        }
     }
 
     fn check_rings(&self) -> Result<(), ConfigError> {

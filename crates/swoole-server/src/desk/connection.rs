@@ -5,6 +5,7 @@ use std::time::Duration;
 use swoole_protocol::{Cut, FrameError, Framer};
 use swoole_reactor::{TimerId, Token};
 
+use super::flow::Level;
 use crate::session::Session;
 
 /// How long a connection that is on its way out may stand still: a client that has shut down its side waits for
@@ -34,6 +35,9 @@ pub(super) struct Connection {
     pub(super) uid: u64,
     /// Not read from, because its worker's link is full.
     pub(super) parked: bool,
+    /// Not read from, because a worker wants that, or has not confirmed it yet.
+    pub(super) paused: bool,
+    pub(super) level: Level,
     /// The client will send no more.
     pub(super) ended: bool,
     /// On its way out: nothing more is taken from it or sent to it.
@@ -59,10 +63,19 @@ impl Connection {
             greeted: false,
             uid: 0,
             parked: true,
+            paused: false,
+            level: Level::default(),
             ended: false,
             closing: false,
             linger: None,
         }
+    }
+
+    /// Whether it is read from, when there is nothing else to say: not while somebody wants that it is not, and without room
+    /// only if nobody knows of it, until it says something.
+    pub(super) fn is_read(&self, draining: bool) -> bool {
+        let is_unknown = !self.announced && self.input.is_empty();
+        (!self.parked || is_unknown) && !self.paused && !self.ended && !self.closing && !draining
     }
 
     pub(super) fn client(&self) -> Client {

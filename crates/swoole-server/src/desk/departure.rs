@@ -71,9 +71,10 @@ impl Desk {
         }
     }
 
-    /// Whose socket holds bytes that were not read, and how many the session has received when they are.
+    /// Whose socket holds bytes that were not read and are to be, and how many the session has received when they are.
     pub(crate) fn unread(&self, reactor: &Reactor) -> Vec<(Session, u64)> {
-        let open = self.connections.iter().filter(|(_, connection)| !connection.closing);
+        let open =
+            self.connections.iter().filter(|(_, connection)| !connection.closing && !connection.paused);
         open.filter_map(|(_, Connection { session, token, .. })| {
             let waiting = ioctl_fionread(reactor.socket(*token)?).ok().filter(|bytes| *bytes > 0)?;
             Some((*session, self.shared.sessions.info(*session).ok()?.received + waiting))

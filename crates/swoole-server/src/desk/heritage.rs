@@ -6,9 +6,10 @@ use std::rc::Rc;
 use rustix::fd::OwnedFd;
 use swoole_reactor::{Close, Detached, Reactor, Token};
 
+use super::flow::Level;
 use super::{Connection, Desk, Taker};
 use crate::board::Counter;
-use crate::session::Session;
+use crate::session::{Flag, Session};
 
 /// A connection between two workers.
 #[derive(Debug)]
@@ -100,6 +101,8 @@ impl Desk {
                     let mut connection = Connection::new(session, token, taker.home(None), framer);
                     (connection.announced, connection.ended, connection.input) = (true, ended, input.into());
                     connection.closing = closing;
+                    connection.paused = self.shared.sessions.has_flag(session, Flag::Paused);
+                    connection.level = Level::inherited(self.shared.sessions.has_flag(session, Flag::High));
                     connections.push((slot, connection));
                     topics.iter().for_each(|topic| _ = self.topics.subscribe(session, topic));
                     bytes.push((slot, output));
@@ -124,6 +127,9 @@ impl Desk {
                 self.linger(reactor, slot);
                 reactor.close(token, Close::AfterSend);
             } else {
+                if self.connections[slot].level.is_high() {
+                    reactor.tell_low(token, self.shared.config.buffer_low_watermark);
+                }
                 self.resume(reactor, taker, slot);
             }
         }

@@ -72,7 +72,7 @@ impl Desk {
     pub(crate) fn readable(&mut self, reactor: &mut Reactor, taker: &mut impl Taker, token: Token) {
         let Some(slot) = self.slot_of(token) else { return };
         let connection = &mut self.connections[slot];
-        if connection.closing || connection.parked && connection.announced {
+        if connection.closing || connection.paused || connection.parked && connection.announced {
             return reactor.pause(token);
         }
         // Who has waited longer comes first. (They are woken when something that is under way is finished.) Who leaves
@@ -179,7 +179,7 @@ impl Desk {
     }
 
     pub(super) fn count_received(&self, slot: usize, bytes: usize) {
-        self.shared.sessions.count(self.connections[slot].session, bytes, 0);
+        self.shared.sessions.received(self.connections[slot].session, bytes);
         self.count(Counter::Received, bytes as u64);
     }
 }

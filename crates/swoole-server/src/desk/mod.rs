@@ -9,12 +9,14 @@
 //! | `intake` | bytes in: where they are read to, and how they get on |
 //! | `connection` | one connection, and the cutting of its stream |
 //! | `replies` | what is sent to them |
+//! | `flow` | whether they are read from, and keep up |
 //! | `topics` | who is subscribed to what |
 //! | `departure` | how they end |
 //! | `heritage` | how they change hands |
 
 mod connection;
 mod departure;
+mod flow;
 mod heritage;
 mod intake;
 mod replies;
@@ -31,6 +33,7 @@ use swoole_reactor::{Close, Error as ReactorError, Reactor, TimerId, Token};
 
 pub(crate) use connection::{Client, Fed, Offer, feed};
 use connection::{Connection, LINGER};
+pub(crate) use flow::Crossing;
 pub(crate) use heritage::Heirloom;
 pub(crate) use replies::Replies;
 use topics::Topics;
@@ -120,6 +123,9 @@ pub(crate) struct Desk {
     topics: Topics,
     /// Closed, and their home workers not told yet.
     departed: Vec<(u16, Session)>,
+    /// Their home workers have not been told yet; and from how many waiting bytes on they are.
+    crossings: Vec<Crossing>,
+    high: usize,
     /// Closed, while other workers have packets of theirs: their home workers, and how many those are.
     leaving: HashMap<Session, (u16, usize)>,
     /// Connections are read from here, not by the driver.
@@ -148,6 +154,8 @@ impl Desk {
             lingering: HashMap::new(),
             topics: Topics::new(shared.config.max_subscription),
             departed: Vec::new(),
+            crossings: Vec::new(),
+            high: shared.config.high_watermark(),
             leaving: HashMap::new(),
             reads,
             scratch: Vec::new(),
@@ -198,6 +206,9 @@ impl Desk {
         vacancy.insert(Connection::new(session, token, home, framer));
         self.remember(slot);
         self.shared.sessions.open(session, arrival);
+        if self.shared.delays_receive(arrival.listener) {
+            self.pause(reactor, slot);
+        }
         self.count(Counter::Accepted, 1);
         if self.draining || session.is_last() {
             self.close(reactor, slot, Close::Now);
@@ -275,7 +286,7 @@ impl Desk {
         match fed {
             Fed::All { missing } if connection.parked => {
                 (connection.parked, connection.missing) = (false, missing);
-                if !connection.ended {
+                if !connection.ended && !connection.paused {
                     let token = connection.token;
                     if self.draining {
                         self.glances.push(token);
@@ -288,7 +299,7 @@ impl Desk {
             Fed::All { missing } => connection.missing = missing,
             Fed::Blocked(queue) => {
                 connection.parked = true;
-                if connection.announced || !connection.input.is_empty() || connection.ended || self.draining {
+                if !connection.is_read(self.draining) {
                     reactor.pause(connection.token);
                 } else {
                     // Read from until it says something, so that one which leaves again takes nobody's place.
@@ -323,7 +334,7 @@ impl Desk {
                 let connection =
                     self.connections.get(slot).filter(|connection| connection.session == session);
                 let Some(connection) = connection else { continue };
-                if self.reads && !connection.parked {
+                if self.reads && !connection.parked && !connection.paused {
                     // Now, before somebody else takes the room.
                     self.read(reactor, taker, slot);
                 }

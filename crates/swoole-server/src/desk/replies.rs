@@ -9,8 +9,9 @@ use super::topics::Subscribed;
 use crate::audience::{Audience, Order};
 use crate::board::Counter;
 use crate::link::{ReplySink, Sent};
+use crate::measure::Measure;
 use crate::post::Parcel;
-use crate::session::Session;
+use crate::session::{Flag, Session};
 use crate::wire::RequestKind;
 
 /// Where replies arrive.
@@ -27,6 +28,7 @@ impl Replies<'_> {
             Parcel::Close(session) => self.close(session),
             Parcel::Order(order) => self.order(&order),
             Parcel::Bind(session, uid) => self.bind(session, uid),
+            Parcel::Measure(session, measure) => self.measure(session, measure),
             Parcel::Message(from, _) => tracing::error!("a message from {from} has come to a reactor"),
         }
     }
@@ -72,7 +74,9 @@ impl Replies<'_> {
             tracing::debug!(%session, "connection lost: {error}");
             return self.desk.close(self.reactor, slot, Close::Now);
         }
-        self.desk.shared.sessions.count(session, 0, len);
+        let queued = self.reactor.queued(token);
+        self.desk.shared.sessions.sent(session, len, queued);
+        self.desk.rise(self.reactor, slot, queued);
         self.desk.count(Counter::Sent, len as u64);
     }
 }
@@ -105,6 +109,16 @@ impl ReplySink for Replies<'_> {
     fn bind(&mut self, session: Session, uid: u64) {
         if self.desk.is_open(session) {
             self.desk.shared.sessions.bind(session, uid);
+        }
+    }
+
+    fn measure(&mut self, session: Session, measure: Measure) {
+        let Some(slot) = self.desk.find(session) else { return };
+        match measure {
+            Measure::Pause => self.desk.pause(self.reactor, slot),
+            Measure::Resume => self.desk.unpause(self.reactor, slot),
+            Measure::Protect(on) => self.desk.shared.sessions.set_flag(session, Flag::Protected, on),
+            Measure::Reset => self.desk.close(self.reactor, slot, Close::Reset),
         }
     }
 

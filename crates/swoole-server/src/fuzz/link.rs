@@ -10,6 +10,7 @@ use crate::audience::Order;
 use crate::config::{Config, Ipc, OnCrash};
 use crate::crash::CrashPolicy;
 use crate::link::{Inbox, Lane, Next, Parcel, ReactorEnd, ReplySink, Sent};
+use crate::measure::Measure;
 use crate::session::Session;
 use crate::wire::{COMMIT, HEADER, Reply, ReplyKind, RequestKind};
 
@@ -43,6 +44,8 @@ impl ReplySink for Replies {
     }
 
     fn bind(&mut self, _: Session, _: u64) {}
+
+    fn measure(&mut self, _: Session, _: Measure) {}
 
     fn finished(&mut self, sent: &Sent, count: u32) {
         if sent.last && matches!(sent.kind, RequestKind::Packet | RequestKind::Batch) {

@@ -16,6 +16,7 @@ use super::window::{FalseAck, Parcel, Sent, Window};
 use super::{Lane, SOCKET_PIECE, UNCOMMITTED_MAX};
 use crate::crash::{CrashPolicy, Fate};
 use crate::dispatch::Gauge;
+use crate::measure::Measure;
 use crate::session::Session;
 use crate::wire::{HEADER, Malformed, Reply, Request, RequestKind, packet_of};
 
@@ -49,6 +50,8 @@ pub(crate) trait ReplySink {
     fn order(&mut self, order: &[u8]);
     /// The session belongs to this user from now on, or to nobody if it is 0.
     fn bind(&mut self, session: Session, uid: u64);
+    /// Something is to be done with its connection.
+    fn measure(&mut self, session: Session, measure: Measure);
     /// So many messages of a record are finished; the replies to them have been delivered here before.
     fn finished(&mut self, sent: &Sent, count: u32);
 }

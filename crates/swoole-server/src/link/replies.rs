@@ -4,6 +4,7 @@ use std::io::IoSlice;
 
 use super::reactor_end::{Fault, ReplySink};
 use super::reply_cost;
+use crate::measure::Measure;
 use crate::session::Session;
 use crate::wire::{Reply, ReplyKind, uid_of};
 
@@ -35,6 +36,7 @@ impl<'a> Gather<'a> {
             ReplyKind::Close => sink.close(reply.session),
             ReplyKind::Order => sink.order(payload),
             ReplyKind::Bind => sink.bind(reply.session, uid_of(payload)),
+            ReplyKind::Measure => measure(sink, reply.session, payload),
             ReplyKind::Send => {
                 self.parts[self.count] = IoSlice::new(payload);
                 self.count += 1;
@@ -49,6 +51,14 @@ impl<'a> Gather<'a> {
             sink.send(self.to, &self.parts[..self.count]);
             self.count = 0;
         }
+    }
+}
+
+/// One that cannot be decoded has not come so far.
+#[cold]
+fn measure(sink: &mut dyn ReplySink, session: Session, payload: &[u8]) {
+    if let Some(measure) = Measure::decode(payload) {
+        sink.measure(session, measure);
     }
 }
 
@@ -81,6 +91,7 @@ impl Staging {
                 ReplyKind::Close => sink.close(reply.session),
                 ReplyKind::Order => sink.order(&payload),
                 ReplyKind::Bind => sink.bind(reply.session, uid_of(&payload)),
+                ReplyKind::Measure => measure(sink, reply.session, &payload),
                 ReplyKind::Send => sink.send_owned(reply.session, payload),
             }
         }

@@ -12,6 +12,7 @@ use rustix::fd::OwnedFd;
 use super::*;
 use crate::config::{Config, OnCrash};
 use crate::crash::{CrashPolicy, Fate};
+use crate::measure::Measure;
 use crate::session::Session;
 use crate::shared::Shared;
 use crate::wire::RequestKind;
@@ -41,6 +42,8 @@ impl ReplySink for Replies {
     }
 
     fn bind(&mut self, _: Session, _: u64) {}
+
+    fn measure(&mut self, _: Session, _: Measure) {}
 
     fn finished(&mut self, _: &Sent, count: u32) {
         self.finished += count as usize;

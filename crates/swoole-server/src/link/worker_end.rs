@@ -18,6 +18,7 @@ use crate::audience::Order;
 use crate::breakpoint::{self, Point};
 use crate::crash::{CrashPolicies, CrashPolicy};
 use crate::error::Error;
+use crate::measure::Measure;
 use crate::session::{Session, SessionTable};
 use crate::shared::{Lifeline, Shared};
 use crate::wire::{COMMIT, HEADER, Reply, ReplyKind, Request, RequestKind, packet_of};
@@ -298,6 +299,10 @@ impl Outlet {
 
     pub(crate) fn bind(&mut self, session: Session, uid: u64) -> Result<(), Error> {
         self.push(ReplyKind::Bind, session, self.ack, &uid.to_le_bytes())
+    }
+
+    pub(crate) fn measure(&mut self, session: Session, measure: Measure) -> Result<(), Error> {
+        self.push(ReplyKind::Measure, session, self.ack, &measure.encode())
     }
 
     /// What was sent so far stands, although its packet is not finished.

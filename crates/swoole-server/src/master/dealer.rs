@@ -8,7 +8,7 @@ use swoole_protocol::Framer;
 use swoole_reactor::Reactor;
 
 use crate::config::{Config, DispatchMode, Ipc};
-use crate::desk::{Client, Desk, Fed, Intake, Offer, Taker, feed};
+use crate::desk::{Client, Crossing, Desk, Fed, Intake, Offer, Taker, feed};
 use crate::dispatch::{Dispatcher, Gauge, Load, Query, Scene, Verdict};
 use crate::link::{BATCH_MAX, Parcel, ReactorEnd};
 use crate::session::Session;
@@ -54,6 +54,11 @@ impl Dealer {
     /// Tells it that the connection is gone.
     pub(super) fn dismiss(&mut self, session: Session, home: u16) {
         self.links[usize::from(home)].enqueue(Parcel::new(RequestKind::Close, session, Vec::new()));
+    }
+
+    /// Tells it that too much waits for the connection, or does not any more.
+    pub(super) fn tell_crossing(&mut self, (home, session, kind): Crossing) {
+        self.links[usize::from(home)].enqueue(Parcel::new(kind, session, Vec::new()));
     }
 
     pub(super) fn deal(&mut self, client: &Client, packet: &[u8]) -> Offer {

@@ -239,6 +239,9 @@ impl ReactorThread {
 
     /// Makes visible to the workers what this pass has for them.
     fn hand_over(&mut self) {
+        for crossing in self.desk.take_crossings() {
+            self.dealer.tell_crossing(crossing);
+        }
         for (home, session) in self.desk.take_departed() {
             self.dealer.dismiss(session, home);
         }
@@ -250,6 +253,8 @@ impl ReactorThread {
             Event::Data { token, bytes } => self.desk.received(reactor, &mut self.dealer, token, bytes),
             Event::Readable { token } => self.desk.readable(reactor, &mut self.dealer, token),
             Event::Eof { token } => self.desk.ended(reactor, token),
+            Event::Sent { token } => self.desk.sent(token),
+            Event::Low { token } => self.desk.sunk(reactor, token),
             Event::Failed { token, error } => self.desk.failed(reactor, token, &error),
             Event::Closed { token } if self.desk.closed(reactor, token) => self.left(),
             Event::Timer { id } if self.stop == Stop::Finishing(id) => {

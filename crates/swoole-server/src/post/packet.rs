@@ -23,6 +23,8 @@ pub(crate) enum Kind {
     Order = 4,
     /// A client's session is to be bound to the user that the bytes name.
     Bind = 8,
+    /// Something is to be done with a client's connection: a [`Measure`](crate::measure::Measure).
+    Measure = 16,
 }
 
 /// What stands before the bytes.
@@ -61,6 +63,7 @@ impl Header {
             3 => Kind::Message,
             4 => Kind::Order,
             8 => Kind::Bind,
+            16 => Kind::Measure,
             _ => return None,
         };
         let header = Header {

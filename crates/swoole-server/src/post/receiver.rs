@@ -9,6 +9,7 @@ use swoole_ipc::socketpair::Endpoint;
 use super::packet::{HEADER, Header, Kind, PIECE};
 use super::{MESSAGE_MAX, Peer};
 use crate::audience::ORDER_HEAD_MAX;
+use crate::measure::Measure;
 use crate::session::Session;
 use crate::shared::Shared;
 
@@ -23,6 +24,8 @@ pub(crate) enum Parcel {
     Order(Vec<u8>),
     /// It is bound to this user, or to nobody if that is 0.
     Bind(Session, u64),
+    /// Its connection is to be treated so.
+    Measure(Session, Measure),
     /// For this process.
     Message(Peer, Vec<u8>),
 }
@@ -96,6 +99,10 @@ impl Receiver {
             Kind::Bind => match bytes.try_into() {
                 Ok(uid) => return Some(Parcel::Bind(Session::from_raw(about), u64::from_le_bytes(uid))),
                 Err(_) => return malformed(packet),
+            },
+            Kind::Measure => match Measure::decode(bytes) {
+                Some(measure) => return Some(Parcel::Measure(Session::from_raw(about), measure)),
+                None => return malformed(packet),
             },
             Kind::Send => config.socket_buffer_size,
             Kind::Order => config.socket_buffer_size + ORDER_HEAD_MAX,

@@ -94,6 +94,56 @@ macro_rules! posts {
                 self.bind(session, 0)
             }
 
+            /// Reads nothing more from a client; see [`Worker::pause`](crate::Worker::pause). Like all that is sent from here
+            /// it leaves at once.
+            ///
+            /// # Errors
+            ///
+            /// As for [`close`](Self::close).
+            pub fn pause(&mut self, session: crate::Session) -> Result<()> {
+                self.measure(session, crate::measure::Measure::Pause)
+            }
+
+            /// Reads from a client again; see [`Worker::resume`](crate::Worker::resume).
+            ///
+            /// # Errors
+            ///
+            /// As for [`close`](Self::close).
+            pub fn resume(&mut self, session: crate::Session) -> Result<()> {
+                self.measure(session, crate::measure::Measure::Resume)
+            }
+
+            /// Reads from a client for the first time; see [`Worker::confirm`](crate::Worker::confirm).
+            ///
+            /// # Errors
+            ///
+            /// As for [`close`](Self::close).
+            pub fn confirm(&mut self, session: crate::Session) -> Result<()> {
+                self.resume(session)
+            }
+
+            /// Exempts a client from limits on its silence; see [`Worker::protect`](crate::Worker::protect).
+            ///
+            /// # Errors
+            ///
+            /// As for [`close`](Self::close).
+            pub fn protect(&mut self, session: crate::Session, on: bool) -> Result<()> {
+                self.measure(session, crate::measure::Measure::Protect(on))
+            }
+
+            /// Closes a client's connection at once, with a reset; see [`Worker::reset`](crate::Worker::reset).
+            ///
+            /// # Errors
+            ///
+            /// As for [`close`](Self::close).
+            pub fn reset(&mut self, session: crate::Session) -> Result<()> {
+                self.measure(session, crate::measure::Measure::Reset)
+            }
+
+            fn measure(&mut self, session: crate::Session, measure: crate::measure::Measure) -> Result<()> {
+                self.post_to(session, |sender, reactor| sender.measure(reactor, session, measure))
+            }
+
             /// Sends a message to a worker or a task worker, after all that this process has sent to it before; see
             /// [`Worker::send_message`](crate::Worker::send_message). It leaves at once.
             ///
@@ -136,13 +186,21 @@ macro_rules! clients {
                 self.shared().sessions.exists(session)
             }
 
-            /// What is known of a session.
+            /// What is known of a session, read from shared memory, which costs nobody else anything. Swoole:
+            /// `getClientInfo()`.
             ///
             /// # Errors
             ///
             /// [`Error::NoSuchSession`](crate::Error::NoSuchSession) if it is not connected.
             pub fn session(&self, session: crate::Session) -> Result<crate::SessionInfo> {
                 self.shared().sessions.info(session)
+            }
+
+            /// The next page of the server's sessions: up to `count` of them, after the last one of the page before (`None` for
+            /// the first page). A session that is connected all the while is in exactly one page, whatever comes and goes
+            /// meanwhile, `after` included. An empty page is the end. Swoole: `getClientList()`.
+            pub fn sessions_after(&self, after: Option<crate::Session>, count: usize) -> Vec<crate::Session> {
+                self.shared().sessions.iter_after(after).take(count).collect()
             }
 
             /// Every session of the server. Those that come or go meanwhile may or may not be among them.

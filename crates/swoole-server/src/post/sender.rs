@@ -13,6 +13,7 @@ use super::packet::{Header, Kind, PIECE};
 use super::{MESSAGE_MAX, Peer};
 use crate::audience::Order;
 use crate::error::{Error, Result};
+use crate::measure::Measure;
 use crate::session::Session;
 use crate::shared::Shared;
 
@@ -94,6 +95,16 @@ impl Sender {
     pub(crate) fn bind(&mut self, reactor: u16, session: Session, uid: u64) -> Result<()> {
         let number = self.shared.config.box_of_reactor(reactor);
         self.queue(Kind::Bind, number, session.raw(), &uid.to_le_bytes())
+    }
+
+    /// Does something with a client of this reactor's.
+    pub(crate) fn measure(&mut self, reactor: u16, session: Session, measure: Measure) -> Result<()> {
+        self.queue(
+            Kind::Measure,
+            self.shared.config.box_of_reactor(reactor),
+            session.raw(),
+            &measure.encode(),
+        )
     }
 
     pub(crate) fn message(&mut self, to: Peer, message: &[u8]) -> Result<()> {

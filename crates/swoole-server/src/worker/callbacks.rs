@@ -28,6 +28,8 @@ pub(crate) fn message<H: Handler>(
         RequestKind::Batch => Ok(()),
         RequestKind::Connect => handler.on_connect(worker, session),
         RequestKind::Close => handler.on_close(worker, session),
+        RequestKind::BufferFull => handler.on_buffer_full(worker, session),
+        RequestKind::BufferEmpty => handler.on_buffer_empty(worker, session),
     };
     worker.publish_tasks();
     if let Err(error) = result {

@@ -33,6 +33,7 @@ use crate::error::{Error, Result};
 use crate::handler::common;
 use crate::link::Outlets;
 use crate::log::{Identity, Role};
+use crate::measure::Measure;
 use crate::post::Post;
 use crate::post::role::clients;
 use crate::session::Session;
@@ -270,6 +271,68 @@ impl Worker<'_> {
     /// As for [`bind`](Worker::bind).
     pub fn unbind(&mut self, session: Session) -> Result<()> {
         self.bind(session, 0)
+    }
+
+    /// Reads nothing more from a client: what it sends waits in its kernel and ours, and slows it down, whatever becomes of
+    /// this worker, until it is [resumed](Worker::resume). Packets that were read before may still come. It can be sent to and
+    /// closed as ever, and a stop or a reload does not wait for what it has not been read of. That it hangs up shows when it is
+    /// sent to, or resumed. Takes effect like a reply: when the callback returns, or at [`flush`](Worker::flush), and not if
+    /// the worker dies before. Swoole: `pause()`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchSession`] if it is gone already; [`Error::PeerFull`] as for [`send`](Worker::send).
+    pub fn pause(&mut self, session: Session) -> Result<()> {
+        self.measure(session, Measure::Pause)
+    }
+
+    /// Reads from a client again after [`pause`](Worker::pause); nothing happens if that has not been. Swoole: `resume()`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`pause`](Worker::pause).
+    pub fn resume(&mut self, session: Session) -> Result<()> {
+        self.measure(session, Measure::Resume)
+    }
+
+    /// Reads from a client for the first time, where [`enable_delay_receive`](crate::Config::enable_delay_receive) has it
+    /// wait for that. The same as [`resume`](Worker::resume). Swoole: `confirm()`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`pause`](Worker::pause).
+    pub fn confirm(&mut self, session: Session) -> Result<()> {
+        self.resume(session)
+    }
+
+    /// Exempts a client from limits on how long it may be silent, or does not any more. Shows in
+    /// [`SessionInfo::protected`](crate::SessionInfo::protected), and takes effect like a reply. Swoole: `protect()`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`pause`](Worker::pause).
+    pub fn protect(&mut self, session: Session, on: bool) -> Result<()> {
+        self.measure(session, Measure::Protect(on))
+    }
+
+    /// Closes a client's connection at once, with a reset on TCP: what waits for it is dropped, also what this worker has sent to it
+    /// before. Takes effect like a reply. Swoole: `close($fd, true)`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`close`](Worker::close).
+    pub fn reset(&mut self, session: Session) -> Result<()> {
+        self.measure(session, Measure::Reset)
+    }
+
+    fn measure(&mut self, session: Session, measure: Measure) -> Result<()> {
+        let reactor = self.reactor(session)?;
+        match &mut self.way {
+            Way::Links(outlets) => return outlets.to(reactor).measure(session, measure),
+            Way::Own(till) if till.id() == reactor => till.measure(session, measure),
+            Way::Own(_) => self.duty.post.sender.measure(reactor, session, measure)?,
+        }
+        Ok(())
     }
 
     /// Lets out what this callback has sent, to clients and to other processes, and asked of task workers, so far, before it returns. If the worker dies later in the same callback,

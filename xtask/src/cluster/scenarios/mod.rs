@@ -30,6 +30,7 @@ mod processes;
 mod programs;
 mod recycle;
 mod reload;
+mod sessions;
 mod shape;
 mod shortage;
 mod stop;
@@ -59,6 +60,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         tasks::ALL,
         messages::ALL,
         groups::ALL,
+        sessions::ALL,
         processes::ALL,
         boot::ALL,
         config::ALL,

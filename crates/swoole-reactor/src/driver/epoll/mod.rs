@@ -24,7 +24,7 @@ use super::{Driver, Pending, PendingQueue, Scratch, WAKER};
 use crate::datagram;
 use crate::stream::{self, PARTS_MAX, Rooms, SendQueue};
 use crate::token::Slots;
-use crate::{Close, DatagramPeer, Detached, Error, Event, Interest, Token, Trigger, Waker};
+use crate::{Close, DatagramPeer, Detached, Error, Event, FileRange, Interest, Token, Trigger, Waker};
 
 mod input;
 mod source;
@@ -47,6 +47,8 @@ pub(crate) struct Epoll {
     due: Vec<Token>,
     /// Streams with output that was not tried yet.
     dirty: Vec<Token>,
+    /// Streams that go on with a file in the next turn.
+    sending: Vec<Token>,
     /// Where small parts become one.
     gathered: Vec<u8>,
     pending: PendingQueue,
@@ -69,6 +71,7 @@ impl Epoll {
             ready: Vec::new(),
             due: Vec::new(),
             dirty: Vec::new(),
+            sending: Vec::new(),
             gathered: Vec::new(),
             pending: PendingQueue::new(),
         })
@@ -124,6 +127,20 @@ impl Epoll {
         }
     }
 
+    /// Tells of it if no more is queued than somebody waits for.
+    pub(super) fn tell_if_low(&mut self, token: Token) {
+        let Ok(Source { kind: Kind::Stream(Stream { low: Some(low), .. }), .. }) = self.source(token) else {
+            return;
+        };
+        let low = *low;
+        if self.queued(token) <= low
+            && let Ok(Source { kind: Kind::Stream(stream), .. }) = self.source(token)
+        {
+            stream.low = None;
+            self.pending.push_back(Pending::Low(token));
+        }
+    }
+
     /// Ends a stream or datagram socket that met an error, and reports it.
     fn fail(&mut self, token: Token, error: std::io::Error) {
         let Some(source) = self.sources.get_mut(token) else { return };
@@ -154,14 +171,44 @@ impl Epoll {
         }
     }
 
-    /// Sends as much of the queue as the kernel takes.
+    /// Queues something by `push`.
+    fn enqueue(&mut self, token: Token, push: impl FnOnce(&mut SendQueue)) -> Result<(), Error> {
+        let stream = self.source(token)?.stream(token)?;
+        if stream.failed {
+            return Err(Error::Ended(token));
+        }
+        push(&mut stream.queue);
+        if !stream.queue.is_empty() && !stream.blocked && !stream.dirty {
+            stream.dirty = true;
+            self.dirty.push(token);
+        }
+        Ok(())
+    }
+
+    /// Sends as much of the queue as the kernel takes, of a file one piece.
     fn write(&mut self, token: Token) {
         let Ok(Source { kind: Kind::Stream(stream), .. }) = self.source(token) else { return };
         stream.dirty = false;
         if stream.failed {
             return;
         }
+        let (mut has_turn, mut goes_on) = (true, false);
         while !stream.queue.is_empty() {
+            if stream.queue.is_at_file() {
+                if !std::mem::take(&mut has_turn) {
+                    goes_on = true;
+                    break;
+                }
+                match stream.queue.send_file(stream.socket.as_fd()) {
+                    Ok(()) => continue,
+                    Err(Errno::AGAIN) => break,
+                    Err(Errno::INTR) => {
+                        has_turn = true;
+                        continue;
+                    }
+                    Err(error) => return self.fail(token, error.into()),
+                }
+            }
             let mut slices = [IoSlice::new(&[]); PARTS_MAX];
             let count = stream.queue.slices(&mut slices);
             let offered: usize = slices[..count].iter().map(|slice| slice.len()).sum();
@@ -177,15 +224,22 @@ impl Epoll {
                 Err(error) => return self.fail(token, error.into()),
             }
         }
-        stream.blocked = !stream.queue.is_empty();
+        stream.blocked = !stream.queue.is_empty() && !goes_on;
         stream.was_blocked |= stream.blocked;
+        stream.dirty = goes_on;
+        let tells = stream.low.is_some();
         if stream.blocked {
             self.update_stream(token);
+        } else if goes_on {
+            self.sending.push(token);
         } else if stream.closing {
             stream::finish(stream.socket.as_fd());
             self.release(token, false);
         } else {
             self.pending.push_back(Pending::Sent(token));
+        }
+        if tells {
+            self.tell_if_low(token);
         }
     }
 }
@@ -207,6 +261,7 @@ impl Driver for Epoll {
         self.insert(Kind::Stream(Stream {
             socket,
             queue: SendQueue::default(),
+            low: None,
             receiving: false,
             asks: false,
             readable: false,
@@ -268,16 +323,7 @@ impl Driver for Epoll {
     }
 
     fn send(&mut self, token: Token, bytes: Vec<u8>) -> Result<(), Error> {
-        let stream = self.source(token)?.stream(token)?;
-        if stream.failed {
-            return Err(Error::Ended(token));
-        }
-        stream.queue.push(bytes);
-        if !stream.queue.is_empty() && !stream.blocked && !stream.dirty {
-            stream.dirty = true;
-            self.dirty.push(token);
-        }
-        Ok(())
+        self.enqueue(token, |queue| queue.push(bytes))
     }
 
     fn send_slices(&mut self, token: Token, parts: &[IoSlice<'_>]) -> Result<(), Error> {
@@ -320,6 +366,24 @@ impl Driver for Epoll {
         match self.sources.get(token).map(|source| &source.kind) {
             Some(Kind::Stream(stream)) => stream.queue.len(),
             _ => 0,
+        }
+    }
+
+    fn send_file(&mut self, token: Token, range: FileRange) -> Result<(), Error> {
+        self.enqueue(token, |queue| queue.push_file(range))
+    }
+
+    fn queued_of_files(&self, token: Token) -> u64 {
+        match self.sources.get(token).map(|source| &source.kind) {
+            Some(Kind::Stream(stream)) => stream.queue.file_bytes(),
+            _ => 0,
+        }
+    }
+
+    fn tell_low(&mut self, token: Token, bytes: usize) {
+        if let Ok(stream) = self.source(token).and_then(|source| source.stream(token)) {
+            stream.low = Some(bytes);
+            self.tell_if_low(token);
         }
     }
 
@@ -369,12 +433,12 @@ impl Driver for Epoll {
         if !source.registered.is_empty() {
             let _infallible = epoll::delete(&self.epoll, source.fd());
         }
-        let (socket, unsent) = match source.kind {
-            Kind::Stream(stream) => (stream.socket, stream.queue.into_bytes()),
-            Kind::Listener { socket, .. } => (socket, Vec::new()),
+        let (socket, (unsent, files)) = match source.kind {
+            Kind::Stream(stream) => (stream.socket, stream.queue.into_rest()),
+            Kind::Listener { socket, .. } => (socket, (Vec::new(), Vec::new())),
             _ => return Err(Error::NoSuchToken(token)),
         };
-        let detached = Detached { socket, unread: Vec::new(), unsent };
+        let detached = Detached { socket, unread: Vec::new(), unsent, files };
         self.pending.push_back(Pending::Detached(token, detached));
         Ok(())
     }
@@ -393,7 +457,8 @@ impl Driver for Epoll {
 
     fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         self.flush();
-        let idle = self.pending.is_empty() && self.ready.is_empty();
+        let idle = self.pending.is_empty() && self.ready.is_empty() && self.sending.is_empty();
+        self.dirty.append(&mut self.sending);
         let timeout = if idle { timeout } else { Some(Duration::ZERO) };
         // A wait may end early, so one that is too long for the kernel's milliseconds is cut.
         let timeout = timeout.map(|timeout| timeout.min(Duration::from_secs(1 << 20)));
@@ -439,7 +504,7 @@ impl Driver for Epoll {
         for token in dirty.drain(..) {
             self.write(token);
         }
-        // Nothing became dirty meanwhile: only the caller makes streams dirty. Keep the allocation.
+        // Nothing became dirty meanwhile: only the caller makes streams dirty, and the next turn. Keep the allocation.
         self.dirty = dirty;
     }
 
@@ -457,6 +522,7 @@ impl Driver for Epoll {
                 Pending::Closed(token) => return Some(Event::Closed { token }),
                 Pending::Detached(token, detached) => return Some(Event::Detached { token, detached }),
                 Pending::Sent(token) => (token, Event::Sent { token }),
+                Pending::Low(token) => (token, Event::Low { token }),
                 Pending::Eof(token) => (token, Event::Eof { token }),
                 Pending::Failed(token, error) => (token, Event::Failed { token, error }),
                 Pending::AcceptFailed(listener, error) => (listener, Event::AcceptFailed { listener, error }),

@@ -59,6 +59,10 @@ impl Uring {
             self.sent(token, completion.result());
             return None;
         }
+        if operation == Operation::Room as u8 {
+            self.has_room(token);
+            return None;
+        }
         if operation == Operation::Cancel as u8 {
             source.cancelling = false;
             source.cancelled = true;

@@ -35,7 +35,7 @@ use crate::datagram;
 use crate::fork::ForkGuard;
 use crate::stream::{self, Rooms, SendQueue};
 use crate::token::Slots;
-use crate::{Close, DatagramPeer, Error, Event, Interest, Token, Trigger, Waker};
+use crate::{Close, DatagramPeer, Error, Event, FileRange, Interest, Token, Trigger, Waker};
 
 mod buffers;
 mod flight;
@@ -72,6 +72,8 @@ pub(crate) struct Uring {
     due: Vec<Token>,
     /// Streams with output that waits for the next submission.
     dirty: Vec<Token>,
+    /// Streams that go on with a file in the next turn.
+    sending: Vec<Token>,
     /// Where small parts become one.
     gathered: Vec<u8>,
     /// Empty ones for the next sends.
@@ -93,6 +95,8 @@ enum Operation {
     Waker = 4,
     /// The last cancellation, for everything.
     Quiesce = 5,
+    /// A poll for room for more of a file.
+    Room = 6,
 }
 
 /// Slot, kind, and as much of the generation as fits, to notice what cannot be.
@@ -131,6 +135,7 @@ impl Uring {
             ready: Vec::new(),
             due: Vec::new(),
             dirty: Vec::new(),
+            sending: Vec::new(),
             gathered: Vec::new(),
             flights: Vec::new(),
             rooms: Rooms::default(),
@@ -222,6 +227,20 @@ impl Uring {
         unsafe { self.ring.push(entry) };
     }
 
+    /// Tells of it if no more is queued than somebody waits for.
+    pub(super) fn tell_if_low(&mut self, token: Token) {
+        let Ok(Source { kind: Kind::Stream(Stream { low: Some(low), .. }), .. }) = self.source(token) else {
+            return;
+        };
+        let low = *low;
+        if self.queued(token) <= low
+            && let Ok(Source { kind: Kind::Stream(stream), .. }) = self.source(token)
+        {
+            stream.low = None;
+            self.pending.push_back(Pending::Low(token));
+        }
+    }
+
     /// Ends a stream or datagram socket that met an error, and reports it.
     fn fail(&mut self, token: Token, error: Errno) {
         let Some(source) = self.sources.get_mut(token) else { return };
@@ -265,7 +284,9 @@ impl Driver for Uring {
         self.insert(Kind::Stream(Stream {
             socket,
             queue: SendQueue::default(),
+            low: None,
             flight: None,
+            waits_for_room: false,
             dirty: false,
             receiving: false,
             asks: false,
@@ -325,6 +346,24 @@ impl Driver for Uring {
                 stream.queue.len() + stream.flight.as_ref().map_or(0, Flight::remaining)
             }
             _ => 0,
+        }
+    }
+
+    fn send_file(&mut self, token: Token, range: FileRange) -> Result<(), Error> {
+        self.enqueue(token, |queue, _| queue.push_file(range))
+    }
+
+    fn queued_of_files(&self, token: Token) -> u64 {
+        match self.sources.get(token).map(|source| &source.kind) {
+            Some(Kind::Stream(stream)) => stream.queue.file_bytes(),
+            _ => 0,
+        }
+    }
+
+    fn tell_low(&mut self, token: Token, bytes: usize) {
+        if let Ok(stream) = self.source(token).and_then(|source| source.stream(token)) {
+            stream.low = Some(bytes);
+            self.tell_if_low(token);
         }
     }
 
@@ -403,6 +442,8 @@ impl Driver for Uring {
     fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         self.write_all();
         let is_ready = !self.pending.is_empty() || !self.replay.is_empty() || !self.ready.is_empty();
+        let is_ready = is_ready || !self.sending.is_empty();
+        self.dirty.append(&mut self.sending);
         mem::swap(&mut self.ready, &mut self.due);
         let timeout = if is_ready { Some(Duration::ZERO) } else { timeout };
         self.ring.enter(timeout).map_err(Error::system("wait for events (io_uring_enter)"))?;
@@ -454,11 +495,13 @@ impl Driver for Uring {
                 Pending::Closed(token) => return Some(Event::Closed { token }),
                 Pending::Detached(token, detached) => return Some(Event::Detached { token, detached }),
                 Pending::Sent(token) => (token, Event::Sent { token }),
+                Pending::Low(token) => (token, Event::Low { token }),
                 Pending::Eof(token) => (token, Event::Eof { token }),
                 Pending::Failed(token, error) => (token, Event::Failed { token, error }),
                 Pending::AcceptFailed(listener, error) => (listener, Event::AcceptFailed { listener, error }),
             };
-            let is_stale = matches!(event, Event::Sent { .. }) && self.queued(token) > 0;
+            let is_stale = matches!(event, Event::Sent { .. })
+                && (self.queued(token) > 0 || self.queued_of_files(token) > 0);
             if !is_stale && self.source(token).is_ok() {
                 return Some(event);
             }

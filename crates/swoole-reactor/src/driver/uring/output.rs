@@ -32,7 +32,9 @@
 use std::io::IoSlice;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
+use io_uring::opcode;
 use io_uring::types::Fd;
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 
 use super::super::Pending;
@@ -107,10 +109,65 @@ impl Uring {
         if stream.failed || stream.flight.is_some() || stream.queue.is_empty() {
             return;
         }
+        if stream.queue.is_at_file() {
+            return self.write_file(token);
+        }
         let mut flight = self.flights.pop().unwrap_or_default();
         flight.load(&mut stream.queue);
         stream.flight = Some(flight);
         self.submit_flight(token);
+    }
+
+    /// Sends a piece of a file, or has the kernel tell when there is room for one.
+    fn write_file(&mut self, token: Token) {
+        let Some(source) = self.sources.get_mut(token) else { return };
+        let fd = Fd(source.fd().as_raw_fd());
+        let Kind::Stream(stream) = &mut source.kind else { return };
+        if stream.waits_for_room {
+            return;
+        }
+        match stream.queue.send_file(stream.socket.as_fd()) {
+            Ok(()) if stream.queue.is_empty() => self.written(token),
+            Ok(()) if stream.queue.is_at_file() => {
+                stream.dirty = true;
+                self.sending.push(token);
+            }
+            Ok(()) => self.write(token),
+            Err(Errno::INTR) => {
+                stream.dirty = true;
+                self.sending.push(token);
+            }
+            Err(Errno::AGAIN) => {
+                stream.waits_for_room = true;
+                source.operations += 1;
+                let poll = opcode::PollAdd::new(fd, PollFlags::OUT.bits().into()).build();
+                // SAFETY: it points to no memory, and the source, which owns the descriptor, is kept until `operations`
+                // is 0.
+                unsafe { self.ring.push(poll.user_data(user_data(token, Operation::Room))) };
+            }
+            Err(error) => self.fail(token, error),
+        }
+    }
+
+    /// The poll for room is over: there is some, or the stream has ended.
+    pub(super) fn has_room(&mut self, token: Token) {
+        let Some(source) = self.sources.get_mut(token) else { return };
+        let Kind::Stream(stream) = &mut source.kind else { return };
+        stream.waits_for_room = false;
+        if matches!(source.closing, None | Some(Closing::AfterSend)) {
+            self.write(token);
+        }
+        self.settle(token);
+    }
+
+    /// All that was queued is sent.
+    fn written(&mut self, token: Token) {
+        let Some(source) = self.sources.get_mut(token) else { return };
+        match source.closing {
+            None => self.pending.push_back(Pending::Sent(token)),
+            Some(_) => source.closing = Some(Closing::Now { gracefully: true, silent: false }),
+        }
+        self.settle(token);
     }
 
     fn submit_flight(&mut self, token: Token) {
@@ -125,6 +182,11 @@ impl Uring {
 
     /// A send operation is over.
     pub(super) fn sent(&mut self, token: Token, result: Result<u32, Errno>) {
+        self.advance(token, result);
+        self.tell_if_low(token);
+    }
+
+    fn advance(&mut self, token: Token, result: Result<u32, Errno>) {
         let Some(source) = self.sources.get_mut(token) else { return };
         let Kind::Stream(stream) = &mut source.kind else { return };
         let Some(flight) = &mut stream.flight else { return };
@@ -154,10 +216,7 @@ impl Uring {
             if !stream.queue.is_empty() {
                 return self.write(token);
             }
-            match source.closing {
-                None => self.pending.push_back(Pending::Sent(token)),
-                Some(_) => source.closing = Some(Closing::Now { gracefully: true, silent: false }),
-            }
+            return self.written(token);
         }
         self.settle(token);
     }

@@ -66,8 +66,12 @@ pub(super) enum Kind {
 pub(super) struct Stream {
     pub(super) socket: OwnedFd,
     pub(super) queue: SendQueue,
+    /// To be told when so much is left of it.
+    pub(super) low: Option<usize>,
     pub(super) flight: Option<Flight>,
-    /// Listed in `Uring::dirty`.
+    /// The kernel had no room for more of a file: a poll waits for some.
+    pub(super) waits_for_room: bool,
+    /// Listed in `Uring::dirty` or `Uring::sending`.
     pub(super) dirty: bool,
     /// The caller wants data; with `asks`, it wants to be asked where to.
     pub(super) receiving: bool,
@@ -102,17 +106,18 @@ impl Kind {
     pub(super) fn detached(self) -> Option<Detached> {
         match self {
             Kind::Listener { socket, .. } => {
-                Some(Detached { socket, unread: Vec::new(), unsent: Vec::new() })
+                Some(Detached { socket, unread: Vec::new(), unsent: Vec::new(), files: Vec::new() })
             }
             Kind::Stream(Stream { socket, queue, flight, held, .. }) => {
                 let mut unsent = flight.map_or_else(Vec::new, Flight::into_bytes);
-                unsent.extend(queue.into_bytes());
+                let (rest, files) = queue.into_rest();
+                unsent.extend(rest);
                 // An end or an error is met again by whoever reads next.
                 let unread = held.into_iter().filter_map(|held| match held {
                     Held::Data(bytes) => Some(bytes),
                     Held::Eof | Held::Failed(_) => None,
                 });
-                Some(Detached { socket, unread: unread.flatten().collect(), unsent })
+                Some(Detached { socket, unread: unread.flatten().collect(), unsent, files })
             }
             _ => None,
         }

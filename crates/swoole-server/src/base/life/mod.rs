@@ -278,6 +278,7 @@ impl<'a, H: Handler> Life<'a, H> {
         if self.duty.tasks.is_some() {
             self.duty.shared.bells[usize::from(self.duty.id)].disarm();
         }
+        self.tell_crossings(reactor);
         match self.voice {
             Voice::Silent => drop(self.desk.take_departed()),
             _ => self.tell_departed(reactor),
@@ -314,6 +315,8 @@ impl<'a, H: Handler> Life<'a, H> {
                 desk.readable(reactor, &mut hands, token);
             }
             Event::Eof { token } => self.desk.ended(reactor, token),
+            Event::Sent { token } => self.desk.sent(token),
+            Event::Low { token } => self.desk.sunk(reactor, token),
             Event::Failed { token, error } => self.desk.failed(reactor, token, &error),
             Event::Closed { token } => self.closed(reactor, token),
             Event::Detached { token, detached } => {
@@ -399,6 +402,22 @@ impl<'a, H: Handler> Life<'a, H> {
                 }
                 Some(parcel) => (Replies { desk: &mut self.desk, reactor }).take(parcel),
             }
+        }
+    }
+
+    /// Calls `on_buffer_full` and `on_buffer_empty`.
+    fn tell_crossings(&mut self, reactor: &mut Reactor) {
+        let is_told = self.voice == Voice::All;
+        let (mut hands, desk) = self.hands();
+        loop {
+            let crossings = desk.take_crossings();
+            if crossings.is_empty() {
+                return;
+            }
+            for (_, session, kind) in crossings.into_iter().filter(|_| is_told) {
+                hands.message(desk, reactor, kind, session, &[]);
+            }
+            hands.deliver(desk, reactor);
         }
     }
 

@@ -96,15 +96,22 @@ fn every_range_holds_at_both_ends_and_no_further() {
         if key == "message_queue_key" {
             flags.push("--task-ipc-mode=msgqueue".to_owned());
         }
+        if key.ends_with("watermark") {
+            flags.push("--socket-buffer-size=1G".to_owned());
+        }
+        if key == "buffer_low_watermark" {
+            flags.push("--buffer-high-watermark=1G".to_owned());
+        }
         flags.push(format!("--{}={value}", key.replace('_', "-")));
         let outcome = load(&flags.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
         if let Err(error) = &outcome {
-            assert!(
-                error
-                    .to_string()
-                    .starts_with(&format!("flag --{}: {key} = {value}: must be ", key.replace('_', "-"))),
-                "{error}"
-            );
+            // What was read is told as it would be written best.
+            let best = value::size::parse(&value).map(value::size::format);
+            let begins = |value: &String| {
+                let start = format!("flag --{}: {key} = {value}: must be ", key.replace('_', "-"));
+                error.to_string().starts_with(&start)
+            };
+            assert!(begins(&value) || best.as_ref().is_some_and(begins), "{error}");
         }
         outcome.is_ok()
     };
@@ -132,6 +139,20 @@ fn every_range_holds_at_both_ends_and_no_further() {
         assert!(!accepts(key.name, below), "{}", key.name);
         assert!(!accepts(key.name, above), "{}", key.name);
     }
+}
+
+#[test]
+fn watermarks_bound_each_other() {
+    assert_eq!(load(&["--socket-buffer-size=1M"], &[]).unwrap().high_watermark(), (1 << 20) / 5 * 4);
+    assert_eq!(load(&["--buffer-high-watermark=64K"], &[]).unwrap().high_watermark(), 64 << 10);
+    assert_eq!(
+        error(&["--socket-buffer-size=64K", "--buffer-high-watermark=65537"], &[]),
+        "flag --buffer-high-watermark: buffer_high_watermark = 65537: must be at most socket_buffer_size = 64K"
+    );
+    assert_eq!(
+        error(&["--buffer-high-watermark=64K", "--buffer-low-watermark=64K"], &[]),
+        "flag --buffer-low-watermark: buffer_low_watermark = 64K: must be less than buffer_high_watermark = 64K"
+    );
 }
 
 #[test]

@@ -17,6 +17,7 @@ use crate::config::LengthFuncs;
 use crate::crash::{CrashPolicy, Fate, PacketInHand};
 use crate::desk::{Client, Fed, Offer, Taker as _, feed};
 use crate::link::{Casualty, Lane, ReactorEnd, ReplySink, Sent};
+use crate::measure::Measure;
 use crate::session::{Arrival, Generations, Session};
 use crate::shared::Shared;
 use crate::wire::RequestKind;
@@ -108,6 +109,11 @@ impl ReplySink for Sink<'_> {
         if self.find(session).is_some() {
             self.counter.shared.sessions.bind(session, uid);
         }
+    }
+
+    fn measure(&mut self, session: Session, measure: Measure) {
+        let what = format!("{measure:?} of {session:?}, which nobody asked for");
+        self.wrong.get_or_insert(Breach { kind: Kind::Misdelivered, what });
     }
 
     fn finished(&mut self, sent: &Sent, count: u32) {
