@@ -132,6 +132,7 @@ mod error;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod fuzz;
+mod gate;
 mod handler;
 mod image;
 mod link;

@@ -79,6 +79,7 @@ impl<H: Handler> Taker for Hands<'_, H> {
         self.duty.shared.board.hold(self.duty.id, None);
         Till { desk, reactor, outbox: self.outbox }.deliver();
         self.duty.post.sender.pump();
+        desk.time_passes();
     }
 
     fn is_clear(&self, _: usize) -> bool {

@@ -1,10 +1,12 @@
 //! One client's connection: what its reactor keeps of it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use swoole_protocol::{Cut, FrameError, Framer};
 use swoole_reactor::{TimerId, Token};
 
+use super::patience::{Patience, Pulse};
 use crate::session::Session;
 
 /// How long a connection that is on its way out may stand still: a client that has shut down its side waits for
@@ -40,6 +42,12 @@ pub(super) struct Connection {
     pub(super) closing: bool,
     /// When it has to be gone, and what waited for the client when that was set: progress puts it off.
     pub(super) linger: Option<(TimerId, usize)>,
+    /// Where it came in and from where, if that is counted.
+    pub(super) visit: Option<(u16, Option<SocketAddr>)>,
+    /// How long it may take, and when it has done what; and what waited for it when it was looked at.
+    pub(super) patience: Patience,
+    pub(super) pulse: Pulse,
+    pub(super) queued: usize,
 }
 
 impl Connection {
@@ -62,6 +70,18 @@ impl Connection {
             ended: false,
             closing: false,
             linger: None,
+            visit: None,
+            patience: Patience::default(),
+            pulse: Pulse::default(),
+            queued: 0,
+        }
+    }
+
+    /// So many packets of it are complete: if there is something behind them, it began only now.
+    #[inline]
+    pub(super) fn cut_off(&mut self, packets: usize) {
+        if packets > 0 {
+            self.pulse.begun = None;
         }
     }
 

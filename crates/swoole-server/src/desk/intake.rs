@@ -137,6 +137,7 @@ impl Desk {
                     // One that is offered again is cut again.
                     connection.framer = framer;
                     connection.in_flight += 1;
+                    connection.cut_off(1);
                     return self.count(Counter::Packets, 1);
                 }
                 Err(packet) => connection.input = packet.into(),
@@ -162,6 +163,7 @@ impl Desk {
         self.count(Counter::Packets, packets as u64);
         let connection = &mut self.connections[slot];
         connection.in_flight += packets;
+        connection.cut_off(packets);
         if let Some(read) = read {
             if let Some(usual) = (begun + read - rest.len()).checked_div(packets) {
                 connection.usual = usual;
@@ -178,7 +180,10 @@ impl Desk {
         Some(read.unwrap_or(0))
     }
 
-    pub(super) fn count_received(&self, slot: usize, bytes: usize) {
+    pub(super) fn count_received(&mut self, slot: usize, bytes: usize) {
+        if bytes > 0 {
+            self.has_received(slot);
+        }
         self.shared.sessions.count(self.connections[slot].session, bytes, 0);
         self.count(Counter::Received, bytes as u64);
     }

@@ -11,12 +11,15 @@
 //! | `replies` | what is sent to them |
 //! | `topics` | who is subscribed to what |
 //! | `departure` | how they end |
+//! | `idle`, `patience` | which of them take too long |
 //! | `heritage` | how they change hands |
 
 mod connection;
 mod departure;
 mod heritage;
+mod idle;
 mod intake;
+mod patience;
 mod replies;
 mod topics;
 
@@ -33,10 +36,12 @@ pub(crate) use connection::{Client, Fed, Offer, feed};
 use connection::{Connection, LINGER};
 pub(crate) use heritage::Heirloom;
 pub(crate) use replies::Replies;
+use idle::Watch;
 use topics::Topics;
 
 use crate::board::Counter;
 use crate::config::{DispatchMode, Framings};
+use crate::gate::Visitors;
 use crate::session::{Arrival, Generations, Session};
 use crate::shared::Shared;
 
@@ -118,6 +123,8 @@ pub(crate) struct Desk {
     stale: usize,
     lingering: HashMap<TimerId, Session>,
     topics: Topics,
+    watch: Watch,
+    visitors: Visitors,
     /// Closed, and their home workers not told yet.
     departed: Vec<(u16, Session)>,
     /// Closed, while other workers have packets of theirs: their home workers, and how many those are.
@@ -147,6 +154,8 @@ impl Desk {
             stale: 0,
             lingering: HashMap::new(),
             topics: Topics::new(shared.config.max_subscription),
+            watch: Watch::new(&shared),
+            visitors: Visitors::default(),
             departed: Vec::new(),
             leaving: HashMap::new(),
             reads,
@@ -156,6 +165,11 @@ impl Desk {
             glanced: Vec::new(),
             shared,
         }
+    }
+
+    /// From now on it tells who has left.
+    pub(crate) fn tell_departures(&mut self, visitors: Visitors) {
+        self.visitors = visitors;
     }
 
     /// The reactor that it belongs to.
@@ -195,10 +209,13 @@ impl Desk {
         let session = self.generations.next(&self.shared.sessions, self.id, slot);
         let home = taker.home(arrival.peer.map(|peer| peer.ip()));
         let framer = self.framings.framer(Some(arrival.listener));
-        vacancy.insert(Connection::new(session, token, home, framer));
+        let mut connection = Connection::new(session, token, home, framer);
+        connection.visit = self.visitors.is_on().then_some((arrival.listener, arrival.peer));
+        vacancy.insert(connection);
         self.remember(slot);
         self.shared.sessions.open(session, arrival);
         self.count(Counter::Accepted, 1);
+        self.watch(reactor, slot);
         if self.draining || session.is_last() {
             self.close(reactor, slot, Close::Now);
         } else {
@@ -261,6 +278,7 @@ impl Desk {
         let connection = &mut self.connections[slot];
         connection.framer = framer;
         connection.in_flight += if T::AT_ONCE { 0 } else { packets };
+        connection.cut_off(packets);
         // Nobody else asks who it was.
         if packets > 0 && self.shared.config.dispatch_mode == DispatchMode::Uid {
             connection.uid = self.shared.sessions.uid(client.session);
@@ -275,6 +293,8 @@ impl Desk {
         match fed {
             Fed::All { missing } if connection.parked => {
                 (connection.parked, connection.missing) = (false, missing);
+                self.has_cut(reactor, slot);
+                let connection = &self.connections[slot];
                 if !connection.ended {
                     let token = connection.token;
                     if self.draining {
@@ -285,7 +305,10 @@ impl Desk {
                     }
                 }
             }
-            Fed::All { missing } => connection.missing = missing,
+            Fed::All { missing } => {
+                connection.missing = missing;
+                self.has_cut(reactor, slot);
+            }
             Fed::Blocked(queue) => {
                 connection.parked = true;
                 if connection.announced || !connection.input.is_empty() || connection.ended || self.draining {

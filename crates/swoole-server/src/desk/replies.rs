@@ -72,6 +72,7 @@ impl Replies<'_> {
             tracing::debug!(%session, "connection lost: {error}");
             return self.desk.close(self.reactor, slot, Close::Now);
         }
+        self.desk.has_sent(slot);
         self.desk.shared.sessions.count(session, 0, len);
         self.desk.count(Counter::Sent, len as u64);
     }
