@@ -147,6 +147,7 @@ mod rest;
 mod server;
 mod session;
 mod shared;
+mod shed;
 mod stats;
 mod stop;
 mod task;

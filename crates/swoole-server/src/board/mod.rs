@@ -89,7 +89,8 @@ const RETRIED: usize = 7;
 const IDLE: usize = 8;
 const SLOW: usize = 9;
 const REFUSED: usize = 10;
-const REACTOR_ROW: usize = 11;
+const SHED: usize = 11;
+const REACTOR_ROW: usize = 12;
 
 // The head: the phase, then when the server started, then the pids of master and manager. Behind it, three words for each
 // worker slot: the process in it, its state, and when it has to be gone, if it was asked to leave (as below).
@@ -464,6 +465,8 @@ impl Board {
         };
         let accepted: u64 = sum(Counter::Accepted);
         let closed: u64 = sum(Counter::Closed);
+        let of_workers: u64 =
+            (0..config.worker_num).map(|worker| self.shed(worker).load(Ordering::Relaxed)).sum();
         Stats {
             start_time: self.facts[STARTED_AT].load(Ordering::Relaxed),
             master_pid: self.master_pid(),
@@ -478,7 +481,7 @@ impl Board {
             idle_count: sum(Counter::Idle),
             slow_count: sum(Counter::Slow),
             refuse_count: sum(Counter::Refused) + self.facts[REFUSED_THERE].load(Ordering::Relaxed),
-            shed_count: (0..config.worker_num).map(|worker| self.shed(worker).load(Ordering::Relaxed)).sum(),
+            shed_count: sum(Counter::Shed) + of_workers,
             received_bytes: sum(Counter::Received),
             sent_bytes: sum(Counter::Sent),
             respawn_count: self.facts[RESPAWNS].load(Ordering::Relaxed),
@@ -508,6 +511,8 @@ pub(crate) enum Counter {
     Slow = SLOW,
     /// Clients that were not taken, as there were too many of one address; in Base mode.
     Refused = REFUSED,
+    /// Packets that a reactor has shed by itself.
+    Shed = SHED,
 }
 
 #[cfg(test)]

@@ -87,7 +87,7 @@ impl Connection {
 
     pub(super) fn client(&self) -> Client {
         let Connection { session, home, greeted, in_flight, uid, .. } = *self;
-        Client { session, home, greeted, in_flight, uid }
+        Client { session, home, greeted, in_flight, uid, is_clear: greeted && in_flight == 0 }
     }
 }
 
@@ -183,6 +183,8 @@ pub(crate) struct Client {
     /// Packets that workers have and have not finished, and the user that it was bound to when they went there.
     pub(crate) in_flight: usize,
     pub(crate) uid: u64,
+    /// No worker has anything of it, so that it can be answered at once.
+    pub(crate) is_clear: bool,
 }
 
 /// Cuts `input` into packets and offers each, until one is not taken or is the last. Yields how many bytes are done

@@ -10,7 +10,6 @@ use swoole_reactor::{Reactor, Token};
 use super::connection::{Connection, Fed};
 use super::{Desk, Intake, Taker};
 use crate::board::Counter;
-use crate::link::BATCH_MAX;
 
 /// Bytes that are read at once from a connection whose packets do not go elsewhere.
 const SCRATCH: usize = 256 * 1024;
@@ -159,7 +158,7 @@ impl Desk {
         let begun = input.bytes().len();
         let mut fill = |space: &mut [u8]| fill(reactor, space);
         let intake = taker.take_in(session, home, framer, input.bytes(), least, &mut fill)?;
-        let Intake { read, packets, rest, fed } = intake;
+        let Intake { read, packets, rest, fed, cut_short } = intake;
         self.count(Counter::Packets, packets as u64);
         let connection = &mut self.connections[slot];
         connection.in_flight += packets;
@@ -171,8 +170,7 @@ impl Desk {
             connection.input = rest.into();
             connection.last_read = if read > 0 { read } else { connection.last_read };
         }
-        // As many as one batch holds were taken, and there may be more.
-        if packets == BATCH_MAX && !self.connections[slot].input.is_empty() {
+        if cut_short && !self.connections[slot].input.is_empty() {
             self.resume(reactor, taker, slot);
         } else {
             self.settle_feed(reactor, slot, fed);

@@ -104,6 +104,8 @@ pub(crate) struct Intake {
     /// What is no whole packet yet, `begun` included.
     pub(crate) rest: Vec<u8>,
     pub(crate) fed: Fed,
+    /// No more were taken, though there may be.
+    pub(crate) cut_short: bool,
 }
 
 pub(crate) struct Desk {
@@ -271,6 +273,7 @@ impl Desk {
         let (mut framer, client) = (connection.framer.clone(), connection.client());
         let mut packets = 0;
         let result = feed(&mut framer, input, |packet| {
+            let client = Client { is_clear: client.is_clear && packets == 0, ..client };
             let offer = taker.packet(self, reactor, &client, packet);
             packets += usize::from(matches!(offer, Offer::Taken | Offer::Last));
             offer
