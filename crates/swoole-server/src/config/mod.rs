@@ -310,8 +310,8 @@ pub struct Config {
     #[serde(with = "value::seconds")]
     pub package_max_time: Duration,
 
-    /// Packets that may be with one worker, waiting or in hand, 0..=1000000; 0 (default) for no limit but room
-    /// (`ring_size`), at which clients are not read from. One more is shed: the worker answers it with `busy_reply` in its
+    /// Packets that may be with one worker, waiting or in hand, 0..=1000000 (connects and closes count as well, and the pieces
+    /// of large packets); 0 (default) for no limit but room (`ring_size`), at which clients are not read from. One more is shed: the worker answers it with `busy_reply` in its
     /// turn, without running the handler, or closes its connection if there is none. Where any worker will do
     /// (`dispatch_mode`), it is shed when all have so many. Only in Process mode: in Base mode packets wait in the kernel. An
     /// address may have its own, see [`Listen`]. (Swoole has no such key.)

@@ -220,16 +220,22 @@ fn shed_queue(cx: &Cx) -> Result<()> {
 }
 
 fn shed_close(cx: &Cx) -> Result<()> {
-    let bed = cx.testbed().flag("worker-num", 1).flag("max-queue", 1).start()?;
-    let (mut blocker, mut other) = (bed.connect()?, bed.connect()?);
-    other.expect("echo hello", "hello")?;
+    let bed = cx.testbed().flag("worker-num", 1).flag("max-queue", 4).start()?;
+    let (mut blocker, mut crowd, mut alone) = (bed.connect()?, bed.connect()?, bed.connect()?);
+    for client in [&mut crowd, &mut alone] {
+        client.expect("echo hello", "hello")?;
+    }
     bed.occupy(&mut blocker, 2000)?;
-    other.tell("echo one too many")?;
-    other.expect_close()?;
-    // Its own packets are shed as well, behind the one that is under way.
-    blocker.tell("echo behind")?;
+    crowd.tell_all(&["echo 1", "echo 2", "echo 3", "echo 4"])?;
+    bed.wait_accepted(&crowd)?;
+    alone.tell("echo alone")?;
+    alone.expect_close()?;
     blocker.expect_line("slept 2000")?;
-    blocker.expect_close()?;
+    // Closed after what came before is answered.
+    for reply in ["1", "2", "3"] {
+        crowd.expect_line(reply)?;
+    }
+    crowd.expect_close()?;
     let mut next = bed.connect()?;
     next.expect("echo next", "next")?;
     ensure!(stat(&mut next, "shed_count")? == 2, "two were shed");
