@@ -132,6 +132,7 @@ mod error;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod fuzz;
+mod gate;
 mod handler;
 mod image;
 mod link;
@@ -147,6 +148,7 @@ mod rest;
 mod server;
 mod session;
 mod shared;
+mod shed;
 mod stats;
 mod stop;
 mod task;

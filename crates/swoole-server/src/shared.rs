@@ -23,7 +23,7 @@ use swoole_reactor::Options;
 
 use crate::affinity::Placement;
 use crate::board::{Board, Request};
-use crate::config::{Config, Ipc, Listen, Mode};
+use crate::config::{ByListener, Config, Ipc, Listen, Mode};
 use crate::confine::{self, Account};
 use crate::crash::CrashPolicies;
 use crate::dispatch::Rule;
@@ -33,6 +33,7 @@ use crate::plan::Plan;
 use crate::post::Boxes;
 use crate::process::Processes;
 use crate::session::{Session, SessionTable};
+use crate::shed::Shed;
 use crate::stats::Stats;
 use crate::task::Tasks;
 use crate::task::courier::{Courier, Record};
@@ -45,6 +46,7 @@ pub(crate) struct Shared {
     /// Who workers are, if not who the manager is.
     pub(crate) account: Option<Account>,
     pub(crate) crash_policies: CrashPolicies,
+    pub(crate) sheds: ByListener<Shed>,
     /// What the master's reactors dispatch by; nobody else uses it.
     pub(crate) rule: Rule,
     pub(crate) placement: Placement,
@@ -185,6 +187,7 @@ impl Shared {
             lifeline,
             keep,
             crash_policies: CrashPolicies::new(&config, &addresses),
+            sheds: Shed::of(&config),
             rule: Rule::new(&config),
             addresses,
             config,

@@ -28,6 +28,16 @@ pub struct Stats {
     pub lost_count: u64,
     /// Times that a packet was given to another worker because one had died on it, since the start.
     pub retry_count: u64,
+    /// Connections that were closed because nothing came or went on them (`heartbeat_idle_time`, `max_idle_time`), since the
+    /// start.
+    pub idle_count: u64,
+    /// Connections that were closed because a packet took too long to come (`package_max_time`), since the start.
+    pub slow_count: u64,
+    /// Clients that were closed as soon as they were accepted, because there were too many of their address
+    /// (`max_connection_per_ip`), since the start. They are not among those accepted.
+    pub refuse_count: u64,
+    /// Packets that were shed (`max_queue`, `max_queue_time`), since the start.
+    pub shed_count: u64,
     /// Bytes received from clients since the start.
     pub received_bytes: u64,
     /// Bytes sent to clients since the start.
@@ -125,6 +135,10 @@ impl Stats {
             ("packet_count", self.packet_count),
             ("lost_count", self.lost_count),
             ("retry_count", self.retry_count),
+            ("idle_count", self.idle_count),
+            ("slow_count", self.slow_count),
+            ("refuse_count", self.refuse_count),
+            ("shed_count", self.shed_count),
             ("received_bytes", self.received_bytes),
             ("sent_bytes", self.sent_bytes),
             ("respawn_count", self.respawn_count),

@@ -6,8 +6,8 @@
 //!
 //! | direction | header after the tag | payload |
 //! |---|---|---|
-//! | request | session: u64, total: u64 (bytes of the whole packet) | the packet, or a fragment of it |
-//! | batch of requests | session: u64, total: u64 (packets) | what was received, then for each packet in it where it begins and ends: u32, u32 |
+//! | request | session: u64, total: u32 (bytes of the whole packet), stamp: u32 (when it came, or 0) | the packet, or a fragment of it |
+//! | batch of requests | session: u64, total: u32 (packets), stamp: u32 | what was received, then for each packet in it where it begins and ends: u32, u32 |
 //! | reply | session: u64, ack: u64 (requests finished) | bytes for the client; of a bind, the user: u64; or an order ([`crate::audience`]), or a measure ([`crate::measure`]) |
 //!
 //! All integers are little-endian. What comes from a worker is checked before it is believed.
@@ -17,6 +17,7 @@ use std::ops::Range;
 use crate::audience::Order;
 use crate::measure::Measure;
 use crate::session::Session;
+use crate::shed::Stamp;
 
 /// Bytes of either header.
 pub(crate) const HEADER: usize = 16;
@@ -37,6 +38,16 @@ pub(crate) enum RequestKind {
     BufferFull = 5,
     /// And that has gone down.
     BufferEmpty = 6,
+    /// A packet that is shed, in its place among the others; without its bytes.
+    Shed = 9,
+}
+
+impl RequestKind {
+    /// Whether it stands for packets, so that the connection waits for them to be finished.
+    #[inline]
+    pub(crate) fn is_packet(self) -> bool {
+        matches!(self, RequestKind::Packet | RequestKind::Batch | RequestKind::Shed)
+    }
 }
 
 /// What a reply record asks of the reactor.
@@ -71,8 +82,10 @@ pub(crate) struct Request {
     pub(crate) first: bool,
     pub(crate) last: bool,
     pub(crate) session: Session,
-    /// Bytes of the whole packet; of a batch, how many packets.
+    /// Bytes of the whole packet; of a batch, how many packets. Less than 4 GiB.
     pub(crate) total: usize,
+    /// When it came; 0 where that matters to nobody.
+    pub(crate) stamp: Stamp,
 }
 
 /// Bytes that say where one packet of a batch stands.
@@ -139,7 +152,7 @@ impl Request {
 
     #[inline]
     pub(crate) fn header(&self) -> [u8; HEADER] {
-        words(self.session.raw(), self.total as u64)
+        words(self.session.raw(), self.total as u64 & u64::from(u32::MAX) | u64::from(self.stamp) << 32)
     }
 
     #[inline]
@@ -152,6 +165,7 @@ impl Request {
             4 => RequestKind::Batch,
             5 => RequestKind::BufferFull,
             6 => RequestKind::BufferEmpty,
+            9 => RequestKind::Shed,
             _ => return Err(Malformed { tag, len: record.len() }),
         };
         let request = Request {
@@ -159,7 +173,8 @@ impl Request {
             first: tag & FIRST != 0,
             last: tag & LAST != 0,
             session: Session::from_raw(session),
-            total: usize::try_from(total).map_err(|_| Malformed { tag, len: record.len() })?,
+            total: total as u32 as usize,
+            stamp: (total >> 32) as Stamp,
         };
         Ok((request, payload))
     }
@@ -252,6 +267,7 @@ mod tests {
             last: false,
             session: Session::new(7, 9),
             total: 1_500_000,
+            stamp: 77,
         };
         let mut record = request.header().to_vec();
         record.extend_from_slice(b"abc");

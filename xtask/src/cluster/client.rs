@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, SendFlags, SocketType, sockopt};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -175,6 +175,20 @@ impl Client {
         let stream = Stream::Tcp(stream);
         stream.set_timeout(TIMEOUT)?;
         Ok(Self { stream: BufReader::with_capacity(1, stream) })
+    }
+
+    /// Connects from this address of the loopback, and leaves with an abort.
+    pub(super) fn connect_from(address: &Address, from: Ipv4Addr) -> Result<Self> {
+        let Address::Tcp(to) = address else { bail!("no address to come from for {address:?}") };
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        rustix::net::bind(&socket, &SocketAddr::from((from, 0)))?;
+        rustix::net::connect(&socket, to).with_context(|| format!("connect to {address:?} from {from}"))?;
+        let stream = TcpStream::from(socket);
+        stream.set_nodelay(true)?;
+        sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?;
+        let stream = Stream::Tcp(stream);
+        stream.set_timeout(TIMEOUT)?;
+        Ok(Self { stream: BufReader::with_capacity(256, stream) })
     }
 
     /// A second handle for writing while this one reads.

@@ -235,6 +235,11 @@ pub(super) fn memory(pid: i32, key: &str) -> Result<u64> {
     status_value(&text, key).map(|kib| kib * 1024).ok_or_else(|| anyhow!("{file} has no line {key}"))
 }
 
+/// Bytes of a process's memory, what it shares with others divided by them; `None` if it is gone.
+pub(super) fn proportional(pid: i32) -> Option<u64> {
+    status_value(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?, "Pss").map(|kib| kib * 1024)
+}
+
 fn status_value(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     line.split_whitespace().next()?.parse().ok()

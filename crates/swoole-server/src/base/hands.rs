@@ -77,6 +77,8 @@ impl<H: Handler> Taker for Hands<'_, H> {
 
     fn deliver(&mut self, desk: &mut Desk, reactor: &mut Reactor) {
         self.duty.shared.board.hold(self.duty.id, None);
+        // Handlers may have taken their time.
+        desk.time_passes();
         Till { desk, reactor, outbox: self.outbox }.deliver();
         self.duty.post.sender.pump();
     }

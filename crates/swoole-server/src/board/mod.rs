@@ -73,7 +73,7 @@ const LEASE: usize = 6;
 // The generation that has had its share of packets; a process of any other one has not.
 const DUE: usize = 7;
 // Process mode: the record in hand, by reactor. Behind it, the stack of the worker; see `swoole_sys::stack`. Then a word for
-// what it asks of the manager; see `ask`.
+// what it asks of the manager; see `ask`. Then the packets that the slot's workers have shed.
 const STARTED: usize = 8;
 
 // A reactor's row.
@@ -86,11 +86,15 @@ const LOST: usize = 5;
 // The core that it was on last, plus 1; 0 before it has said so.
 const CORE: usize = 6;
 const RETRIED: usize = 7;
-const REACTOR_ROW: usize = 8;
+const IDLE: usize = 8;
+const SLOW: usize = 9;
+const REFUSED: usize = 10;
+const SHED: usize = 11;
+const REACTOR_ROW: usize = 12;
 
 // The head: the phase, then when the server started, then the pids of master and manager. Behind it, three words for each
 // worker slot: the process in it, its state, and when it has to be gone, if it was asked to leave (as below).
-const HEAD: usize = 8;
+const HEAD: usize = 9;
 const PHASE: usize = 0;
 const STARTED_AT: usize = 1;
 const MASTER: usize = 2;
@@ -101,6 +105,8 @@ const REIGN: usize = 5;
 const RELOADING: usize = 6;
 // When a stop has to be over, in nanoseconds of CLOCK_MONOTONIC; 0 if there is none.
 const STOP_AT: usize = 7;
+// Clients that the master has not taken; see `Counter::Refused`.
+const REFUSED_THERE: usize = 8;
 const SLOT: usize = 3;
 
 /// A worker that gets on has another one.
@@ -130,7 +136,7 @@ impl Board {
 
     /// The rows of each part, and the words of a row: facts, workers, reactors.
     fn parts(workers: usize, reactors: usize, links: usize) -> [(usize, usize); 3] {
-        [(1, HEAD + SLOT * workers), (workers, STARTED + links + stack::WORDS + 1), (reactors, REACTOR_ROW)]
+        [(1, HEAD + SLOT * workers), (workers, STARTED + links + stack::WORDS + 2), (reactors, REACTOR_ROW)]
     }
 
     /// The board in the part of `memory` that begins at `start`, for so many workers, each of which is linked to the
@@ -211,6 +217,11 @@ impl Board {
         self.facts[MANAGER].load(Ordering::Relaxed) as i32
     }
 
+    /// The master has not taken a client, as there were too many of one address.
+    pub(crate) fn count_refused(&self) {
+        self.facts[REFUSED_THERE].fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn count_respawn(&self) {
         self.facts[RESPAWNS].fetch_add(1, Ordering::Relaxed);
     }
@@ -281,6 +292,16 @@ impl Board {
 
     fn asked(&self, worker: u16) -> &AtomicU64 {
         self.worker(worker, STARTED + self.links + stack::WORDS)
+    }
+
+    fn shed(&self, worker: u16) -> &AtomicU64 {
+        self.worker(worker, STARTED + self.links + stack::WORDS + 1)
+    }
+
+    /// The worker has shed a packet.
+    pub(crate) fn count_shed(&self, worker: u16) {
+        let word = self.shed(worker);
+        word.store(word.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 
     /// The worker asks something of the manager, which it may not signal. False if it has asked before for what cannot be
@@ -444,6 +465,8 @@ impl Board {
         };
         let accepted: u64 = sum(Counter::Accepted);
         let closed: u64 = sum(Counter::Closed);
+        let of_workers: u64 =
+            (0..config.worker_num).map(|worker| self.shed(worker).load(Ordering::Relaxed)).sum();
         Stats {
             start_time: self.facts[STARTED_AT].load(Ordering::Relaxed),
             master_pid: self.master_pid(),
@@ -455,6 +478,10 @@ impl Board {
             packet_count: sum(Counter::Packets),
             lost_count: sum(Counter::Lost),
             retry_count: sum(Counter::Retried),
+            idle_count: sum(Counter::Idle),
+            slow_count: sum(Counter::Slow),
+            refuse_count: sum(Counter::Refused) + self.facts[REFUSED_THERE].load(Ordering::Relaxed),
+            shed_count: sum(Counter::Shed) + of_workers,
             received_bytes: sum(Counter::Received),
             sent_bytes: sum(Counter::Sent),
             respawn_count: self.facts[RESPAWNS].load(Ordering::Relaxed),
@@ -479,6 +506,13 @@ pub(crate) enum Counter {
     Sent = SENT,
     Lost = LOST,
     Retried = RETRIED,
+    /// Connections that were closed because nothing came, or a packet took too long.
+    Idle = IDLE,
+    Slow = SLOW,
+    /// Clients that were not taken, as there were too many of one address; in Base mode.
+    Refused = REFUSED,
+    /// Packets that a reactor has shed by itself.
+    Shed = SHED,
 }
 
 #[cfg(test)]

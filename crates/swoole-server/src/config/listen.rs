@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
@@ -76,10 +77,24 @@ pub struct Listen {
     pub package_max_length: Option<usize>,
     /// [`enable_delay_receive`](super::Config::enable_delay_receive) of this address.
     pub enable_delay_receive: Option<bool>,
+    /// [`max_connection_per_ip`](super::Config::max_connection_per_ip) of this address.
+    pub max_connection_per_ip: Option<usize>,
+    /// [`heartbeat_idle_time`](super::Config::heartbeat_idle_time) of this address.
+    pub heartbeat_idle_time: Option<Duration>,
+    /// [`max_idle_time`](super::Config::max_idle_time) of this address.
+    pub max_idle_time: Option<Duration>,
+    /// [`package_max_time`](super::Config::package_max_time) of this address.
+    pub package_max_time: Option<Duration>,
+    /// [`max_queue`](super::Config::max_queue) of this address.
+    pub max_queue: Option<usize>,
+    /// [`max_queue_time`](super::Config::max_queue_time) of this address.
+    pub max_queue_time: Option<Duration>,
+    /// [`busy_reply`](super::Config::busy_reply) of this address.
+    pub busy_reply: Option<Vec<u8>>,
 }
 
 /// The options of an address, in the order in which they are written.
-const OPTIONS: [&str; 11] = [
+const OPTIONS: [&str; 18] = [
     "on_crash",
     "crash_retries",
     "framing",
@@ -91,6 +106,13 @@ const OPTIONS: [&str; 11] = [
     "package_length_func",
     "package_max_length",
     "enable_delay_receive",
+    "max_connection_per_ip",
+    "heartbeat_idle_time",
+    "max_idle_time",
+    "package_max_time",
+    "max_queue",
+    "max_queue_time",
+    "busy_reply",
 ];
 
 /// How an address is written where types can be told apart.
@@ -149,6 +171,13 @@ impl From<Address> for Listen {
             package_length_func: None,
             package_max_length: None,
             enable_delay_receive: None,
+            max_connection_per_ip: None,
+            heartbeat_idle_time: None,
+            max_idle_time: None,
+            package_max_time: None,
+            max_queue: None,
+            max_queue_time: None,
+            busy_reply: None,
         }
     }
 }
@@ -204,6 +233,13 @@ impl Listen {
             "package_length_func" => self.package_length_func = Some(value.into()),
             "package_max_length" => self.package_max_length = Some(size::parse(value)?),
             "enable_delay_receive" => self.enable_delay_receive = Some(value.parse().ok()?),
+            "max_connection_per_ip" => self.max_connection_per_ip = Some(value.parse().ok()?),
+            "heartbeat_idle_time" => self.heartbeat_idle_time = Some(seconds_of(value)?),
+            "max_idle_time" => self.max_idle_time = Some(seconds_of(value)?),
+            "package_max_time" => self.package_max_time = Some(seconds_of(value)?),
+            "max_queue" => self.max_queue = Some(value.parse().ok()?),
+            "max_queue_time" => self.max_queue_time = Some(seconds_of(value)?),
+            "busy_reply" => self.busy_reply = Some(escaped::parse(value).ok()?),
             _ => return None,
         }
         Some(())
@@ -214,6 +250,7 @@ impl Listen {
         fn text<T: ToString>(value: &Option<T>) -> Option<String> {
             value.as_ref().map(T::to_string)
         }
+        let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64().to_string());
         match option {
             "on_crash" => text(&self.on_crash),
             "crash_retries" => text(&self.crash_retries),
@@ -226,11 +263,18 @@ impl Listen {
             "package_length_func" => self.package_length_func.clone(),
             "package_max_length" => self.package_max_length.map(size::format),
             "enable_delay_receive" => text(&self.enable_delay_receive),
+            "max_connection_per_ip" => text(&self.max_connection_per_ip),
+            "heartbeat_idle_time" => seconds(self.heartbeat_idle_time),
+            "max_idle_time" => seconds(self.max_idle_time),
+            "package_max_time" => seconds(self.package_max_time),
+            "max_queue" => text(&self.max_queue),
+            "max_queue_time" => seconds(self.max_queue_time),
+            "busy_reply" => self.busy_reply.as_deref().map(in_url),
             _ => None,
         }
     }
 
-    /// The configuration as those who connect here find it, as far as framing goes.
+    /// The configuration as those who connect here find it, as far as framing and limits go.
     pub(super) fn applied_to(&self, config: &Config) -> Config {
         fn replace<T: Clone>(general: &mut T, own: &Option<T>) {
             if let Some(own) = own {
@@ -248,6 +292,13 @@ impl Listen {
         replace(&mut applied.package_length_offset, &self.package_length_offset);
         replace(&mut applied.package_body_offset, &self.package_body_offset);
         replace(&mut applied.package_max_length, &self.package_max_length);
+        replace(&mut applied.max_connection_per_ip, &self.max_connection_per_ip);
+        replace(&mut applied.heartbeat_idle_time, &self.heartbeat_idle_time);
+        replace(&mut applied.max_idle_time, &self.max_idle_time);
+        replace(&mut applied.package_max_time, &self.package_max_time);
+        replace(&mut applied.max_queue, &self.max_queue);
+        replace(&mut applied.max_queue_time, &self.max_queue_time);
+        replace(&mut applied.busy_reply, &self.busy_reply);
         applied
     }
 
@@ -297,6 +348,10 @@ impl From<Listen> for String {
 
 fn one_of<T: Copy + fmt::Display>(known: &[T], text: &str) -> Option<T> {
     known.iter().copied().find(|known| known.to_string() == text)
+}
+
+fn seconds_of(text: &str) -> Option<Duration> {
+    Duration::try_from_secs_f64(text.parse().ok()?).ok()
 }
 
 /// Bytes with escapes, also of what ends an option or, in the environment, an address.

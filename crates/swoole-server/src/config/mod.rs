@@ -33,6 +33,7 @@
 mod error;
 mod framing;
 mod keys;
+mod limits;
 mod listen;
 mod source;
 mod validate;
@@ -40,6 +41,7 @@ mod value;
 
 pub use error::{ConfigError, Origin};
 pub(crate) use framing::{Framings, LengthFuncs};
+pub(crate) use limits::ByListener;
 pub use listen::{Listen, ListenError};
 pub use source::Sources;
 pub use swoole_protocol::LengthType;
@@ -271,6 +273,64 @@ pub struct Config {
     /// descriptor's number.
     pub max_connection: usize,
 
+    /// Client connections of one IP address at one time, at each address that it connects to, 0..=1000000; 0 (default) for no
+    /// limit. One more is closed as soon as it is accepted, and counted
+    /// ([`Stats::refuse_count`](crate::Stats::refuse_count)). Of IPv6 the first 64 bits count, which are one customer's; who
+    /// comes by a proxy has the proxy's address. In Base mode each worker counts its own clients, so that an address may have
+    /// so many with each worker. An address may have its own, see [`Listen`]. (Swoole has no such key.)
+    pub max_connection_per_ip: usize,
+
+    /// Clients that are accepted in a second, 0..=1000000; 0 (default) for no limit. A tenth of it may come at once; the
+    /// others wait in the kernel, up to `backlog`, and nobody is refused for it. In Base mode each worker accepts an equal
+    /// share. (Swoole has no such key.)
+    pub max_accept_rate: u32,
+
+    /// Seconds between two looks for clients whose `heartbeat_idle_time` is over, 0..=86400. Default 0: each is closed when
+    /// it is over. Alone, it sets `heartbeat_idle_time` to twice as much. Swoole: `heartbeat_check_interval`, there half of
+    /// `heartbeat_idle_time` by default.
+    #[serde(with = "value::seconds")]
+    pub heartbeat_check_interval: Duration,
+
+    /// Seconds that a client may send nothing, 0..=86400, before it is closed. Default 0: for ever. What counts are bytes from
+    /// the client, whether they are a packet or not; it is never the server's delay that counts, as while a packet waits for
+    /// room. An address may have its own, see [`Listen`]. Swoole: `heartbeat_idle_time`.
+    #[serde(with = "value::seconds")]
+    pub heartbeat_idle_time: Duration,
+
+    /// Seconds that nothing may pass between a client and the server, in neither direction, 0..=86400, before the connection is
+    /// closed. Default 0: for ever. A client whose packet a worker is at is not idle; one that does not take its replies is.
+    /// An address may have its own, see [`Listen`]. Swoole: `max_idle_time`.
+    #[serde(with = "value::seconds")]
+    pub max_idle_time: Duration,
+
+    /// Seconds that a packet may take from its first byte to its last, 0..=86400, before its sender is closed, however steadily
+    /// it sends. Default 0: for ever. Against clients that hold connections with packets that they never end; where packets
+    /// are large, the slowest honest client must be able to send one in that time. With raw framing there is nothing to wait
+    /// for. An address may have its own, see [`Listen`]. (Swoole has no such key; nginx: `client_header_timeout`.)
+    #[serde(with = "value::seconds")]
+    pub package_max_time: Duration,
+
+    /// Packets that may be with one worker, waiting or in hand, 0..=1000000 (connects and closes count as well, and the pieces
+    /// of large packets); 0 (default) for no limit but room (`ring_size`), at which clients are not read from. One more is shed: the worker answers it with `busy_reply` in its
+    /// turn, without running the handler, or closes its connection if there is none. Where any worker will do
+    /// (`dispatch_mode`), it is shed when all have so many. Only in Process mode: in Base mode packets wait in the kernel. An
+    /// address may have its own, see [`Listen`]. (Swoole has no such key.)
+    pub max_queue: usize,
+
+    /// Seconds that a packet may have waited when a worker comes to it, 0..=86400; then it is shed, as at `max_queue`. Default
+    /// 0: for ever. A queue that is always there makes every client wait, and nobody more is served for it; where clients give
+    /// up after a second, what has waited for longer is work for nobody. So this is the limit that follows from what clients
+    /// want, whatever a packet costs, and `max_queue` bounds what waits meanwhile. Only in Process mode. An address may have
+    /// its own, see [`Listen`]. (Swoole has no such key.)
+    #[serde(with = "value::seconds")]
+    pub max_queue_time: Duration,
+
+    /// What a packet that is shed is answered with, as it is, so with the length or the delimiter that clients expect; at
+    /// most 4096 bytes, with the escapes of `package_eof`. Default: none, its connection is closed. An address may have its own,
+    /// see [`Listen`]. (Swoole has no such key.)
+    #[serde(with = "value::escaped")]
+    pub busy_reply: Vec<u8>,
+
     /// Connections that wait in the kernel to be accepted, 1..=65535, per address; the kernel's own limit is
     /// `net.core.somaxconn`. Default 511. Swoole: `backlog`, there 512.
     pub backlog: u32,
@@ -423,6 +483,15 @@ impl Default for Config {
             max_timer: 100_000,
             max_subscription: 128,
             max_connection: 100_000,
+            max_connection_per_ip: 0,
+            max_accept_rate: 0,
+            heartbeat_check_interval: Duration::ZERO,
+            heartbeat_idle_time: Duration::ZERO,
+            max_idle_time: Duration::ZERO,
+            package_max_time: Duration::ZERO,
+            max_queue: 0,
+            max_queue_time: Duration::ZERO,
+            busy_reply: Vec::new(),
             backlog: 511,
             open_tcp_nodelay: true,
             socket_buffer_size: 8 * MIB,

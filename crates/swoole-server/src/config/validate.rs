@@ -59,6 +59,7 @@ impl Config {
         check_count("reload_parallel", self.reload_parallel.into())?;
         check_seconds("max_wait_time", self.max_wait_time.as_secs_f64())?;
         self.check_rings()?;
+        self.check_limits()?;
         self.check_confinement()?;
         self.check_framings()
     }
@@ -374,7 +375,7 @@ pub(super) fn check_size(key: &'static str, value: usize) -> Result<(), ConfigEr
     }
 }
 
-fn check_seconds(key: &'static str, value: f64) -> Result<(), ConfigError> {
+pub(super) fn check_seconds(key: &'static str, value: f64) -> Result<(), ConfigError> {
     match keys::find(key).map(|key| &key.kind) {
         Some(Kind::Seconds(min, max)) if (*min..=*max).contains(&value) => Ok(()),
         _ => Err(wrong(key, value)),

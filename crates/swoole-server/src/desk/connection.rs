@@ -1,11 +1,13 @@
 //! One client's connection: what its reactor keeps of it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use swoole_protocol::{Cut, FrameError, Framer};
 use swoole_reactor::{TimerId, Token};
 
 use super::flow::Level;
+use super::patience::{Patience, Pulse};
 use crate::session::Session;
 
 /// How long a connection that is on its way out may stand still: a client that has shut down its side waits for
@@ -44,6 +46,12 @@ pub(super) struct Connection {
     pub(super) closing: bool,
     /// When it has to be gone, and what waited for the client when that was set: progress puts it off.
     pub(super) linger: Option<(TimerId, usize)>,
+    /// Where it came in and from where, if that is counted.
+    pub(super) visit: Option<(u16, Option<SocketAddr>)>,
+    /// How long it may take, and when it has done what; and what waited for it when it was looked at.
+    pub(super) patience: Patience,
+    pub(super) pulse: Pulse,
+    pub(super) queued: usize,
 }
 
 impl Connection {
@@ -68,6 +76,18 @@ impl Connection {
             ended: false,
             closing: false,
             linger: None,
+            visit: None,
+            patience: Patience::default(),
+            pulse: Pulse::default(),
+            queued: 0,
+        }
+    }
+
+    /// So many packets of it are complete: if there is something behind them, it began only now.
+    #[inline]
+    pub(super) fn cut_off(&mut self, packets: usize) {
+        if packets > 0 {
+            self.pulse.begun = None;
         }
     }
 
@@ -80,7 +100,7 @@ impl Connection {
 
     pub(super) fn client(&self) -> Client {
         let Connection { session, home, greeted, in_flight, uid, .. } = *self;
-        Client { session, home, greeted, in_flight, uid }
+        Client { session, home, greeted, in_flight, uid, is_clear: greeted && in_flight == 0 }
     }
 }
 
@@ -176,6 +196,8 @@ pub(crate) struct Client {
     /// Packets that workers have and have not finished, and the user that it was bound to when they went there.
     pub(crate) in_flight: usize,
     pub(crate) uid: u64,
+    /// No worker has anything of it, so that it can be answered at once.
+    pub(crate) is_clear: bool,
 }
 
 /// Cuts `input` into packets and offers each, until one is not taken or is the last. Yields how many bytes are done

@@ -40,12 +40,18 @@ impl Desk {
             reactor.cancel(timer);
             self.lingering.remove(&timer);
         }
+        if let Some((listener, peer)) = connection.visit {
+            self.visitors.leave(listener, peer);
+        }
         self.topics.forget(connection.session);
         self.count(Counter::Closed, 1);
         true
     }
 
     pub(crate) fn timer(&mut self, reactor: &mut Reactor, timer: TimerId) {
+        if self.look(reactor, timer) {
+            return;
+        }
         let Some(slot) = self.lingering.remove(&timer).and_then(|session| self.find_any(session)) else {
             return;
         };
@@ -170,6 +176,8 @@ impl Desk {
         let connection = &mut self.connections[slot];
         connection.closing = true;
         connection.input = Input::default();
+        self.unwatch(slot);
+        let connection = &self.connections[slot];
         let (session, token, home) = (connection.session, connection.token, connection.home);
         let (announced, in_flight) = (connection.announced, connection.in_flight);
         let parked = connection.parked;

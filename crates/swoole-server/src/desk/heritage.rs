@@ -1,6 +1,7 @@
 //! How connections change hands between two workers of Base mode: the one that retires gives them away, the one that
 //! takes its place goes on with them. Session, slot and every byte under way stay.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use rustix::fd::OwnedFd;
@@ -9,7 +10,7 @@ use swoole_reactor::{Close, Detached, Reactor, Token};
 use super::flow::Level;
 use super::{Connection, Desk, Taker};
 use crate::board::Counter;
-use crate::session::{Flag, Session};
+use crate::session::{Flag, Session, SessionInfo};
 
 /// A connection between two workers.
 #[derive(Debug)]
@@ -66,6 +67,7 @@ impl Desk {
         let Connection { session, ended, closing, input, .. } = self.connections.remove(slot);
         let mut input = input.into_bytes();
         input.extend(detached.unread);
+        self.unwatch(slot);
         let topics = self.topics.forget(session);
         let (socket, output) = (detached.socket, detached.unsent);
         Some(Heirloom { session, socket, ended, closing, input, output, topics })
@@ -75,6 +77,16 @@ impl Desk {
     pub(crate) fn disown(&self, heirloom: &Heirloom) {
         self.shared.sessions.close(heirloom.session);
         self.count(Counter::Closed, 1);
+    }
+
+    /// As a visit of this worker's, if that is counted.
+    fn visit_of(&self, session: Session) -> Option<(u16, Option<SocketAddr>)> {
+        if !self.visitors.is_on() {
+            return None;
+        }
+        let SessionInfo { listener, peer, .. } = self.shared.sessions.info(session).ok()?;
+        self.visitors.take_over(listener, peer);
+        Some((listener, peer))
     }
 
     /// Takes over what the last worker gave away. It must be the first that this desk sees.
@@ -103,6 +115,7 @@ impl Desk {
                     connection.closing = closing;
                     connection.paused = self.shared.sessions.has_flag(session, Flag::Paused);
                     connection.level = Level::inherited(self.shared.sessions.has_flag(session, Flag::High));
+                    connection.visit = self.visit_of(session);
                     connections.push((slot, connection));
                     topics.iter().for_each(|topic| _ = self.topics.subscribe(session, topic));
                     bytes.push((slot, output));
@@ -130,6 +143,7 @@ impl Desk {
                 if self.connections[slot].level.is_high() {
                     reactor.tell_low(token, self.shared.config.buffer_low_watermark);
                 }
+                self.watch(reactor, slot);
                 self.resume(reactor, taker, slot);
             }
         }

@@ -10,7 +10,6 @@ use swoole_reactor::{Reactor, Token};
 use super::connection::{Connection, Fed};
 use super::{Desk, Intake, Taker};
 use crate::board::Counter;
-use crate::link::BATCH_MAX;
 
 /// Bytes that are read at once from a connection whose packets do not go elsewhere.
 const SCRATCH: usize = 256 * 1024;
@@ -137,6 +136,7 @@ impl Desk {
                     // One that is offered again is cut again.
                     connection.framer = framer;
                     connection.in_flight += 1;
+                    connection.cut_off(1);
                     return self.count(Counter::Packets, 1);
                 }
                 Err(packet) => connection.input = packet.into(),
@@ -158,10 +158,11 @@ impl Desk {
         let begun = input.bytes().len();
         let mut fill = |space: &mut [u8]| fill(reactor, space);
         let intake = taker.take_in(session, home, framer, input.bytes(), least, &mut fill)?;
-        let Intake { read, packets, rest, fed } = intake;
+        let Intake { read, packets, rest, fed, cut_short } = intake;
         self.count(Counter::Packets, packets as u64);
         let connection = &mut self.connections[slot];
         connection.in_flight += packets;
+        connection.cut_off(packets);
         if let Some(read) = read {
             if let Some(usual) = (begun + read - rest.len()).checked_div(packets) {
                 connection.usual = usual;
@@ -169,8 +170,7 @@ impl Desk {
             connection.input = rest.into();
             connection.last_read = if read > 0 { read } else { connection.last_read };
         }
-        // As many as one batch holds were taken, and there may be more.
-        if packets == BATCH_MAX && !self.connections[slot].input.is_empty() {
+        if cut_short && !self.connections[slot].input.is_empty() {
             self.resume(reactor, taker, slot);
         } else {
             self.settle_feed(reactor, slot, fed);
@@ -178,7 +178,10 @@ impl Desk {
         Some(read.unwrap_or(0))
     }
 
-    pub(super) fn count_received(&self, slot: usize, bytes: usize) {
+    pub(super) fn count_received(&mut self, slot: usize, bytes: usize) {
+        if bytes > 0 {
+            self.has_received(slot);
+        }
         self.shared.sessions.received(self.connections[slot].session, bytes);
         self.count(Counter::Received, bytes as u64);
     }

@@ -12,13 +12,16 @@
 //! | `flow` | whether they are read from, and keep up |
 //! | `topics` | who is subscribed to what |
 //! | `departure` | how they end |
+//! | `idle`, `patience` | which of them take too long |
 //! | `heritage` | how they change hands |
 
 mod connection;
 mod departure;
 mod flow;
 mod heritage;
+mod idle;
 mod intake;
+mod patience;
 mod replies;
 mod topics;
 
@@ -36,10 +39,12 @@ use connection::{Connection, LINGER};
 pub(crate) use flow::Crossing;
 pub(crate) use heritage::Heirloom;
 pub(crate) use replies::Replies;
+use idle::Watch;
 use topics::Topics;
 
 use crate::board::Counter;
 use crate::config::{DispatchMode, Framings};
+use crate::gate::Visitors;
 use crate::session::{Arrival, Generations, Session};
 use crate::shared::Shared;
 
@@ -102,6 +107,8 @@ pub(crate) struct Intake {
     /// What is no whole packet yet, `begun` included.
     pub(crate) rest: Vec<u8>,
     pub(crate) fed: Fed,
+    /// No more were taken, though there may be.
+    pub(crate) cut_short: bool,
 }
 
 pub(crate) struct Desk {
@@ -121,6 +128,8 @@ pub(crate) struct Desk {
     stale: usize,
     lingering: HashMap<TimerId, Session>,
     topics: Topics,
+    watch: Watch,
+    visitors: Visitors,
     /// Closed, and their home workers not told yet.
     departed: Vec<(u16, Session)>,
     /// Their home workers have not been told yet; and from how many waiting bytes on they are.
@@ -153,6 +162,8 @@ impl Desk {
             stale: 0,
             lingering: HashMap::new(),
             topics: Topics::new(shared.config.max_subscription),
+            watch: Watch::new(&shared),
+            visitors: Visitors::default(),
             departed: Vec::new(),
             crossings: Vec::new(),
             high: shared.config.high_watermark(),
@@ -164,6 +175,11 @@ impl Desk {
             glanced: Vec::new(),
             shared,
         }
+    }
+
+    /// From now on it tells who has left.
+    pub(crate) fn tell_departures(&mut self, visitors: Visitors) {
+        self.visitors = visitors;
     }
 
     /// The reactor that it belongs to.
@@ -203,13 +219,16 @@ impl Desk {
         let session = self.generations.next(&self.shared.sessions, self.id, slot);
         let home = taker.home(arrival.peer.map(|peer| peer.ip()));
         let framer = self.framings.framer(Some(arrival.listener));
-        vacancy.insert(Connection::new(session, token, home, framer));
+        let mut connection = Connection::new(session, token, home, framer);
+        connection.visit = self.visitors.is_on().then_some((arrival.listener, arrival.peer));
+        vacancy.insert(connection);
         self.remember(slot);
         self.shared.sessions.open(session, arrival);
         if self.shared.delays_receive(arrival.listener) {
             self.pause(reactor, slot);
         }
         self.count(Counter::Accepted, 1);
+        self.watch(reactor, slot);
         if self.draining || session.is_last() {
             self.close(reactor, slot, Close::Now);
         } else {
@@ -265,6 +284,7 @@ impl Desk {
         let (mut framer, client) = (connection.framer.clone(), connection.client());
         let mut packets = 0;
         let result = feed(&mut framer, input, |packet| {
+            let client = Client { is_clear: client.is_clear && packets == 0, ..client };
             let offer = taker.packet(self, reactor, &client, packet);
             packets += usize::from(matches!(offer, Offer::Taken | Offer::Last));
             offer
@@ -272,6 +292,7 @@ impl Desk {
         let connection = &mut self.connections[slot];
         connection.framer = framer;
         connection.in_flight += if T::AT_ONCE { 0 } else { packets };
+        connection.cut_off(packets);
         // Nobody else asks who it was.
         if packets > 0 && self.shared.config.dispatch_mode == DispatchMode::Uid {
             connection.uid = self.shared.sessions.uid(client.session);
@@ -286,6 +307,8 @@ impl Desk {
         match fed {
             Fed::All { missing } if connection.parked => {
                 (connection.parked, connection.missing) = (false, missing);
+                self.has_cut(reactor, slot);
+                let connection = &self.connections[slot];
                 if !connection.ended && !connection.paused {
                     let token = connection.token;
                     if self.draining {
@@ -296,7 +319,10 @@ impl Desk {
                     }
                 }
             }
-            Fed::All { missing } => connection.missing = missing,
+            Fed::All { missing } => {
+                connection.missing = missing;
+                self.has_cut(reactor, slot);
+            }
             Fed::Blocked(queue) => {
                 connection.parked = true;
                 if !connection.is_read(self.draining) {

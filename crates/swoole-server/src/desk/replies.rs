@@ -1,6 +1,7 @@
 //! Replies in, bytes out.
 
 use std::io::IoSlice;
+use std::sync::Arc;
 
 use swoole_reactor::{Close, Reactor, Token};
 
@@ -31,6 +32,16 @@ impl Replies<'_> {
             Parcel::Measure(session, measure) => self.measure(session, measure),
             Parcel::Message(from, _) => tracing::error!("a message from {from} has come to a reactor"),
         }
+    }
+
+    /// A packet of a client of whom no worker has anything is shed. False if its connection is to be closed for it, or is.
+    pub(crate) fn shed(&mut self, session: Session) -> bool {
+        self.desk.count(Counter::Shed, 1);
+        let shared = Arc::clone(&self.desk.shared);
+        let Some(busy) = shared.sheds.of(|| shared.sessions.listener(session)).reply() else { return false };
+        // Those to many packets go out together.
+        self.send_owned(session, busy.to_vec());
+        self.desk.is_open(session)
     }
 
     /// To all of this desk's clients who are meant.
@@ -77,6 +88,7 @@ impl Replies<'_> {
         let queued = self.reactor.queued(token);
         self.desk.shared.sessions.sent(session, len, queued);
         self.desk.rise(self.reactor, slot, queued);
+        self.desk.has_sent(slot);
         self.desk.count(Counter::Sent, len as u64);
     }
 }
@@ -124,7 +136,7 @@ impl ReplySink for Replies<'_> {
 
     fn finished(&mut self, sent: &Sent, count: u32) {
         match sent.kind {
-            RequestKind::Packet | RequestKind::Batch if sent.last => {
+            kind if kind.is_packet() && sent.last => {
                 self.desk.finished(self.reactor, sent.session, count as usize);
             }
             RequestKind::Connect => self.desk.greeted(sent.session),

@@ -6,6 +6,7 @@ use super::ReactorEnd;
 use super::reactor_end::Side;
 use super::window::Sent;
 use crate::session::Session;
+use crate::shed;
 use crate::wire::{HEADER, PLACE, Request, RequestKind, place};
 
 /// Packets of one batch, which bounds the room that their places take.
@@ -41,7 +42,8 @@ impl ReactorEnd {
             [only] if only.start == 0 => (RequestKind::Packet, 0, only.len()),
             many => (RequestKind::Batch, many.len(), many.len()),
         };
-        let request = Request { kind, first: true, last: true, session, total };
+        let stamp = if self.stamps { shed::stamp() } else { 0 };
+        let request = Request { kind, first: true, last: true, session, total, stamp };
         let size = HEADER + bytes + places * PLACE;
         let Some(record) = requests.reserve(size) else { return };
         record[..HEADER].copy_from_slice(&request.header());
@@ -63,5 +65,6 @@ impl ReactorEnd {
             end,
             kept: None,
         });
+        self.tell();
     }
 }

@@ -48,7 +48,6 @@ impl Casualty {
     pub(crate) fn packet(&self) -> Option<PacketInHand> {
         let Casualty { kind, session, size, attempt, since, fate } = *self;
         let age: Option<Duration> = since.map(|since| since.elapsed());
-        let is_packet = matches!(kind, RequestKind::Packet | RequestKind::Batch);
-        is_packet.then_some(PacketInHand { session, size: size as u64, attempt, age, fate })
+        kind.is_packet().then_some(PacketInHand { session, size: size as u64, attempt, age, fate })
     }
 }

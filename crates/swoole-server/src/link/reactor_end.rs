@@ -18,6 +18,7 @@ use crate::crash::{CrashPolicy, Fate};
 use crate::dispatch::Gauge;
 use crate::measure::Measure;
 use crate::session::Session;
+use crate::shed::{self, Stamp};
 use crate::wire::{HEADER, Malformed, Reply, Request, RequestKind, packet_of};
 
 /// Packets that are taken from one socket in one go: others wait, too.
@@ -79,6 +80,8 @@ pub(crate) struct ReactorEnd {
     room: Doorbell,
     /// Where others look how much the worker has to do, if they do.
     gauge: Option<Gauge>,
+    /// Whether records say when they came.
+    pub(super) stamps: bool,
 }
 
 impl ReactorEnd {
@@ -113,7 +116,17 @@ impl ReactorEnd {
             bell,
             room,
             gauge: None,
+            stamps: false,
         })
+    }
+
+    /// From now on the worker learns when each message came.
+    pub(crate) fn write_stamps(&mut self) {
+        self.stamps = true;
+    }
+
+    pub(super) fn stamp(&self) -> Stamp {
+        if self.stamps { shed::stamp() } else { 0 }
     }
 
     /// From now on others know how much is in flight here: not less than is, and as much before any answer is out.
@@ -121,7 +134,7 @@ impl ReactorEnd {
         self.gauge = Some(gauge);
     }
 
-    fn tell(&mut self) {
+    pub(super) fn tell(&mut self) {
         let now = self.in_flight();
         self.gauge.iter_mut().for_each(|gauge| gauge.set(now));
     }
@@ -144,7 +157,8 @@ impl ReactorEnd {
             return false;
         }
         if packet.len() <= self.piece_max {
-            let taken = self.push(kind, session, (true, true), packet, packet.len(), None);
+            let stamp = self.stamp();
+            let taken = self.push(kind, session, (true, true), packet, (packet.len(), stamp), None);
             self.tell();
             return taken;
         }
@@ -153,7 +167,8 @@ impl ReactorEnd {
     }
 
     /// Takes a message in any case: it waits its turn. For what cannot be pushed back on a client.
-    pub(crate) fn enqueue(&mut self, parcel: Parcel) {
+    pub(crate) fn enqueue(&mut self, mut parcel: Parcel) {
+        parcel.stamp = self.stamp();
         self.backlog.push_back((Rc::new(parcel), 0));
         self.pump();
         self.tell();
@@ -168,7 +183,8 @@ impl ReactorEnd {
             let ends = (offset == 0, end == size);
             // What a worker has died on remembers that.
             let kept = (size > self.piece_max || parcel.attempt > 1).then(|| Rc::clone(&parcel));
-            if !self.push(parcel.kind, parcel.session, ends, &parcel.bytes[offset..end], size, kept) {
+            let about = (size, parcel.stamp);
+            if !self.push(parcel.kind, parcel.session, ends, &parcel.bytes[offset..end], about, kept) {
                 return;
             }
             match self.backlog.front_mut() {
@@ -184,10 +200,10 @@ impl ReactorEnd {
         session: Session,
         (first, last): (bool, bool),
         piece: &[u8],
-        size: usize,
+        (size, stamp): (usize, Stamp),
         kept: Option<Rc<Parcel>>,
     ) -> bool {
-        let request = Request { kind, first, last, session, total: size };
+        let request = Request { kind, first, last, session, total: size, stamp };
         let mut sent = Sent { kind, session, last, size, items: 1, done: 0, start: 0, end: 0, kept };
         match (&mut self.side, &*self.lane) {
             (Side::Ring { requests, .. }, _) => {
@@ -209,7 +225,8 @@ impl ReactorEnd {
                     }
                 }
                 // The kernel does not give a packet back that a dying worker has read.
-                sent.kept.get_or_insert_with(|| Rc::new(Parcel::new(kind, session, piece.to_vec())));
+                let parcel = || Parcel { stamp, ..Parcel::new(kind, session, piece.to_vec()) };
+                sent.kept.get_or_insert_with(|| Rc::new(parcel()));
             }
             (Side::Socket { .. }, Lane::Ring { .. }) => unreachable!("a socket side stands on a socket lane"),
         }
@@ -232,7 +249,7 @@ impl ReactorEnd {
 
     /// Packets among them.
     pub(crate) fn packets(&self) -> usize {
-        let waiting = self.backlog.iter().filter(|(parcel, _)| parcel.kind == RequestKind::Packet);
+        let waiting = self.backlog.iter().filter(|(parcel, _)| parcel.kind.is_packet());
         self.window.packets() + waiting.count()
     }
 
@@ -397,7 +414,9 @@ impl ReactorEnd {
             let casualty = Casualty::new(&sent, parcel.as_ref(), estate.since, &policy);
             if let Some(parcel) = parcel.filter(|_| casualty.fate == Fate::Retried) {
                 let (attempt, since) = (casualty.attempt + 1, casualty.since);
-                unread.push_back(Rc::new(Parcel { attempt, since, ..parcel }));
+                // It has not waited: somebody was at it.
+                let stamp = self.stamp();
+                unread.push_back(Rc::new(Parcel { attempt, since, stamp, ..parcel }));
             }
             casualties.push(casualty);
         }
@@ -468,20 +487,21 @@ fn reader(ring: &Ring) -> Option<Consumer> {
 /// The packets of a record that are not done.
 fn copy_out(ring: &Consumer, sent: &Sent) -> Option<Vec<Parcel>> {
     let copy = ring.peek_at(sent.start).ok().flatten().and_then(|record| {
-        let (_, payload) = Request::decode(record.tag, record.bytes).ok()?;
+        let (request, payload) = Request::decode(record.tag, record.bytes).ok()?;
         if sent.kind != RequestKind::Batch {
-            return (payload.len() == sent.size).then(|| vec![payload.to_vec()]);
+            return (payload.len() == sent.size).then(|| (vec![payload.to_vec()], request.stamp));
         }
-        (sent.done..sent.items)
-            .map(|index| packet_of(payload, index as usize, sent.items as usize).map(<[u8]>::to_vec))
-            .collect()
+        let packet =
+            |index| packet_of(payload, index as usize, sent.items as usize).map(<[u8]>::to_vec);
+        Some(((sent.done..sent.items).map(packet).collect::<Option<_>>()?, request.stamp))
     });
-    let Some(packets) = copy else {
+    let Some((packets, stamp)) = copy else {
         tracing::error!(session = %sent.session, "a dead worker has overwritten a packet that it had not read");
         return None;
     };
     let kind = if sent.kind == RequestKind::Batch { RequestKind::Packet } else { sent.kind };
-    Some(packets.into_iter().map(|bytes| Parcel::new(kind, sent.session, bytes)).collect())
+    let parcel = |bytes| Parcel { stamp, ..Parcel::new(kind, sent.session, bytes) };
+    Some(packets.into_iter().map(parcel).collect())
 }
 
 /// What one drain has taken.

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crate::session::Session;
+use crate::shed::Stamp;
 use crate::wire::RequestKind;
 
 /// A message to a worker, held until it is delivered.
@@ -20,11 +21,13 @@ pub(crate) struct Parcel {
     /// Which worker in a row gets it, from 1; and when the first one got it, if it is not that one.
     pub(crate) attempt: u32,
     pub(crate) since: Option<Instant>,
+    /// When it came, if that is written on it.
+    pub(crate) stamp: Stamp,
 }
 
 impl Parcel {
     pub(crate) fn new(kind: RequestKind, session: Session, bytes: Vec<u8>) -> Parcel {
-        Parcel { kind, session, bytes, attempt: 1, since: None }
+        Parcel { kind, session, bytes, attempt: 1, since: None, stamp: 0 }
     }
 }
 
@@ -52,7 +55,7 @@ impl Sent {
     #[inline]
     fn packets(&self) -> usize {
         match self.kind {
-            RequestKind::Packet | RequestKind::Batch if self.last => (self.items - self.done) as usize,
+            kind if kind.is_packet() && self.last => (self.items - self.done) as usize,
             _ => 0,
         }
     }

@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::measure::Measure;
 use crate::session::{Session, SessionTable};
 use crate::shared::{Lifeline, Shared};
+use crate::shed::Stamp;
 use crate::wire::{COMMIT, HEADER, Reply, ReplyKind, Request, RequestKind, packet_of};
 
 /// What a reactor has sent.
@@ -36,6 +37,8 @@ pub(crate) struct Message<'a> {
     pub(crate) kind: RequestKind,
     pub(crate) session: Session,
     pub(crate) payload: &'a [u8],
+    /// When it came, if the reactor has said so.
+    pub(crate) stamp: Stamp,
 }
 
 enum Source {
@@ -67,6 +70,7 @@ struct Batch {
     session: Session,
     next: usize,
     count: usize,
+    stamp: Stamp,
 }
 
 impl Inbox {
@@ -126,9 +130,9 @@ impl Inbox {
             }
         };
         let (request, payload) = Request::decode(tag, record).map_err(|error| broken(reactor, error))?;
-        let Request { kind, session, .. } = request;
+        let Request { kind, session, stamp, .. } = request;
         if request.first && request.last {
-            return Ok(Next::Message(Message { kind, session, payload }));
+            return Ok(Next::Message(Message { kind, session, payload, stamp }));
         }
         if request.first {
             self.assembly = Vec::with_capacity(request.total);
@@ -141,7 +145,7 @@ impl Inbox {
         if self.assembly.len() != request.total {
             return Err(broken(reactor, "fragments that do not make up their packet"));
         }
-        Ok(Next::Message(Message { kind, session, payload: &self.assembly }))
+        Ok(Next::Message(Message { kind, session, payload: &self.assembly, stamp }))
     }
 
     /// Takes the next record; false if there is none. If it is a batch, its packets come next.
@@ -156,7 +160,8 @@ impl Inbox {
                 if record.tag & 0xff == RequestKind::Batch as u32 {
                     let (request, _) =
                         Request::decode(record.tag, record.bytes).map_err(|error| broken(reactor, error))?;
-                    self.batch = Some(Batch { session: request.session, next: 0, count: request.total });
+                    let Request { session, total: count, stamp, .. } = request;
+                    self.batch = Some(Batch { session, next: 0, count, stamp });
                 }
                 let end = record.end;
                 ring.advance_to(end);
@@ -179,7 +184,7 @@ impl Inbox {
         let (Some(batch), Source::Ring { ring, at }) = (&mut self.batch, &self.source) else {
             return Err(broken(reactor, "a batch without a ring"));
         };
-        let Batch { session, next: index, count } = *batch;
+        let Batch { session, next: index, count, stamp } = *batch;
         batch.next += 1;
         if batch.next >= count {
             self.batch = None;
@@ -189,7 +194,7 @@ impl Inbox {
             .and_then(|record| record.bytes.get(HEADER..))
             .and_then(|payload| packet_of(payload, index, count))
             .ok_or_else(|| broken(reactor, "a batch whose packets are not there"))?;
-        Ok(Next::Message(Message { kind: RequestKind::Packet, session, payload }))
+        Ok(Next::Message(Message { kind: RequestKind::Packet, session, payload, stamp }))
     }
 
     /// Gives the memory of a large packet back once it is handled.

@@ -11,6 +11,7 @@ use super::mailbox::{Command, Mailbox, Note, Occupancy};
 use super::reactor_thread::{self, Seat};
 use crate::config::Framings;
 use crate::error::{Error, Result};
+use crate::gate::Visitors;
 use crate::shared::{Lanes, Shared};
 
 struct Member {
@@ -31,6 +32,7 @@ impl Crew {
         framings: &Framings,
         lanes: &Lanes,
         notes: &Arc<Mailbox<Note>>,
+        visitors: &Visitors,
     ) -> Result<Crew> {
         let crowded = Arc::new(AtomicBool::new(false));
         let start = |id: u8| {
@@ -42,6 +44,7 @@ impl Crew {
                 lanes: lanes.iter().map(|of_worker| Arc::clone(&of_worker[usize::from(id)])).collect(),
                 main: Arc::clone(notes),
                 occupancy: Arc::clone(&occupancy),
+                visitors: visitors.clone(),
                 crowded: Arc::clone(&crowded),
             };
             let failed = |error: Box<dyn std::error::Error + Send + Sync>| {

@@ -8,7 +8,7 @@ use swoole_protocol::Framer;
 use swoole_reactor::Reactor;
 
 use crate::config::{Config, DispatchMode, Ipc};
-use crate::desk::{Client, Crossing, Desk, Fed, Intake, Offer, Taker, feed};
+use crate::desk::{Client, Crossing, Desk, Fed, Intake, Offer, Replies, Taker, feed};
 use crate::dispatch::{Dispatcher, Gauge, Load, Query, Scene, Verdict};
 use crate::link::{BATCH_MAX, Parcel, ReactorEnd};
 use crate::session::Session;
@@ -19,19 +19,31 @@ pub(super) struct Dealer {
     pub(super) links: Vec<ReactorEnd>,
     dispatcher: Dispatcher,
     shared: Arc<Shared>,
+    counts_queues: bool,
     /// Those of the batch at hand.
     packets: Vec<Range<usize>>,
+}
+
+/// What became of a packet.
+pub(super) enum Dealt {
+    Offer(Offer),
+    /// It is shed, and its client can be told at once.
+    Shed,
 }
 
 impl Dealer {
     pub(super) fn new(reactor: u8, shared: Arc<Shared>, mut links: Vec<ReactorEnd>) -> Dealer {
         let dispatcher = Dispatcher::new(&shared.config, reactor);
-        if shared.config.dispatch_mode.looks_at_loads() {
+        if shared.config.dispatch_mode.looks_at_loads() || shared.sheds.count_queues() {
             for (link, worker) in links.iter_mut().zip(0..) {
                 link.show_on(Gauge::new(&shared.rule.loads, worker));
             }
         }
-        Dealer { links, dispatcher, shared, packets: Vec::with_capacity(BATCH_MAX) }
+        if shared.sheds.count_waits() {
+            links.iter_mut().for_each(ReactorEnd::write_stamps);
+        }
+        let counts_queues = shared.sheds.count_queues();
+        Dealer { links, dispatcher, shared, counts_queues, packets: Vec::with_capacity(BATCH_MAX) }
     }
 
     /// Whether all packets of a connection go to one worker, by a ring: then they can be received into it.
@@ -61,33 +73,55 @@ impl Dealer {
         self.links[usize::from(home)].enqueue(Parcel::new(kind, session, Vec::new()));
     }
 
-    pub(super) fn deal(&mut self, client: &Client, packet: &[u8]) -> Offer {
+    pub(super) fn deal(&mut self, client: &Client, packet: &[u8]) -> Dealt {
         if let Some(queue) = self.holds_back(client) {
-            return Offer::Blocked(queue);
+            return Dealt::Offer(Offer::Blocked(queue));
         }
         let first = match self.verdict(client, packet) {
             Verdict::Worker(worker) => usize::from(worker),
-            Verdict::Drop => return Offer::Dropped,
-            Verdict::Close => return Offer::Refused,
+            Verdict::Drop => return Dealt::Offer(Offer::Dropped),
+            Verdict::Close => return Dealt::Offer(Offer::Refused),
         };
         let workers = self.links.len();
         let is_free = self.shared.config.dispatch_mode.is_free();
         // Where any worker will do, a full link is a reason to choose again.
         let tries = if is_free { workers } else { 1 };
+        // Those that have room, but too many packets; and whether there is one that lacks the room only.
+        let (mut crowded, mut is_full) = (None, false);
         for worker in (0..tries).map(|step| (first + step) % workers) {
             if is_free && !self.dispatcher.is_eligible(worker as u16) {
                 continue;
             }
-            if self.links[worker].offer(RequestKind::Packet, client.session, packet) {
-                return Offer::Taken;
+            if self.queue_room(worker, client.session) == 0 {
+                crowded = crowded.or(Some(worker));
+            } else if self.links[worker].offer(RequestKind::Packet, client.session, packet) {
+                return Dealt::Offer(Offer::Taken);
+            } else {
+                is_full = true;
             }
         }
-        Offer::Blocked(if is_free { workers } else { first })
+        let blocked = Offer::Blocked(if is_free { workers } else { first });
+        let Some(worker) = crowded.filter(|_| !is_full) else { return Dealt::Offer(blocked) };
+        if client.is_clear {
+            return Dealt::Shed;
+        }
+        let told = self.links[worker].offer(RequestKind::Shed, client.session, &[]);
+        Dealt::Offer(if told { Offer::Taken } else { blocked })
+    }
+
+    /// How many more packets of this client's the worker may have.
+    #[inline]
+    fn queue_room(&self, worker: usize, session: Session) -> usize {
+        if !self.counts_queues {
+            return usize::MAX;
+        }
+        let Shared { sheds, sessions, rule, .. } = &*self.shared;
+        sheds.of(|| sessions.listener(session)).room(&rule.loads, worker as u16)
     }
 
     /// Whether its next packet could overtake something: the queue to wait in.
     fn holds_back(&self, client: &Client) -> Option<usize> {
-        let Client { session, home, greeted, in_flight, uid } = *client;
+        let Client { session, home, greeted, in_flight, uid, .. } = *client;
         let mode = self.shared.config.dispatch_mode;
         if mode.is_by_connection() {
             return None;
@@ -137,8 +171,12 @@ impl Taker for Dealer {
         self.announce(session, home)
     }
 
-    fn packet(&mut self, _: &mut Desk, _: &mut Reactor, client: &Client, packet: &[u8]) -> Offer {
-        self.deal(client, packet)
+    fn packet(&mut self, desk: &mut Desk, reactor: &mut Reactor, client: &Client, packet: &[u8]) -> Offer {
+        match self.deal(client, packet) {
+            Dealt::Offer(offer) => offer,
+            Dealt::Shed if (Replies { desk, reactor }).shed(client.session) => Offer::Dropped,
+            Dealt::Shed => Offer::Refused,
+        }
     }
 
     fn take_in(
@@ -154,14 +192,16 @@ impl Taker for Dealer {
             return None;
         }
         let home = usize::from(home);
+        // Those beyond are offered one by one.
+        let most = self.queue_room(home, session).min(BATCH_MAX);
         let link = &mut self.links[home];
         // A packet that hardly fits into a record, or not at all, is put together elsewhere.
-        if begun.len() > link.record_max() / 2 {
+        if most == 0 || begun.len() > link.record_max() / 2 {
             return None;
         }
         let Some(space) = link.space(begun.len() + least.max(1)) else {
             let fed = Fed::Blocked(home);
-            return Some(Intake { read: None, packets: 0, rest: Vec::new(), fed });
+            return Some(Intake { read: None, packets: 0, rest: Vec::new(), fed, cut_short: false });
         };
         space[..begun.len()].copy_from_slice(begun);
         let read = fill(&mut space[begun.len()..]);
@@ -172,14 +212,18 @@ impl Taker for Dealer {
             let start = packet.as_ptr().addr() - received.as_ptr().addr();
             packets.push(start..start + packet.len());
             // What is beyond is offered piece by piece.
-            if packets.len() == BATCH_MAX { Offer::Last } else { Offer::Taken }
+            if packets.len() == most { Offer::Last } else { Offer::Taken }
         });
         let rest = received[used..].to_vec();
         link.send_batch(session, packets);
-        Some(Intake { read: Some(read), packets: packets.len(), rest, fed })
+        let (packets, cut_short) = (packets.len(), packets.len() == most);
+        Some(Intake { read: Some(read), packets, rest, fed, cut_short })
     }
 
     fn take_whole(&mut self, session: Session, home: u16, packet: Vec<u8>) -> Result<(), Vec<u8>> {
+        if self.queue_room(home.into(), session) == 0 {
+            return Err(packet);
+        }
         let link = &mut self.links[usize::from(home)];
         if !self.shared.config.dispatch_mode.is_by_connection() || !link.is_clear() {
             return Err(packet);

@@ -42,6 +42,7 @@ use crate::config::{Framings, Listen};
 use crate::control::{News, Order, Orders};
 use crate::crash::PacketInHand;
 use crate::error::{Error, Result};
+use crate::gate::Gate;
 use crate::handler::{Handler, Master};
 use crate::image::Image;
 use crate::rest::Rest;
@@ -80,7 +81,8 @@ pub(crate) fn run<H: Handler>(
     reactor.signals(&SignalSet::from(SIGNALS)).map_err(failed)?;
     let manager = Present::new(&mut reactor, manager, Orders::new(to_manager))?;
     let notes = Mailbox::new(reactor.waker());
-    let crew = Crew::start(&shared, &framings, &lanes, &notes)?;
+    let gate = Gate::new(&shared.config, 1);
+    let crew = Crew::start(&shared, &framings, &lanes, &notes, &gate.visitors())?;
     let mut office = Office {
         handler,
         context: Master::new(Arc::clone(&shared)),
@@ -95,6 +97,7 @@ pub(crate) fn run<H: Handler>(
         listeners,
         accepting: Vec::new(),
         full: false,
+        gate,
         held: VecDeque::new(),
         rest: Rest::default(),
         stage: Stage::Starting,
@@ -160,6 +163,8 @@ struct Office<H> {
     accepting: Vec<Token>,
     /// Accepting pauses at `max_connection`.
     full: bool,
+    /// It pauses also where it would be too fast.
+    gate: Gate,
     /// Accepted beyond `max_connection`: the next to be served.
     held: VecDeque<(OwnedFd, Arrival)>,
     rest: Rest,
@@ -206,10 +211,10 @@ impl<H: Handler> Office<H> {
             }
             Event::Timer { id } if self.progress == Some(id) => self.say_progress(reactor),
             Event::Timer { id } if self.succession.owns(id) => self.on_succession_timer(reactor),
+            Event::Timer { id } if self.gate.opens(id) => self.accept_again(reactor),
             Event::Timer { id } => {
                 if let Some(listener) = self.rest.end(id)
-                    && !self.full
-                    && self.stage == Stage::Serving
+                    && self.may_accept()
                 {
                     reactor.resume_accept(listener);
                 }
@@ -401,7 +406,13 @@ impl<H: Handler> Office<H> {
             None => {}
         }
         self.rest.accepted();
+        if self.gate.shuts(reactor) {
+            self.accepting.iter().for_each(|listener| reactor.pause_accept(*listener));
+        }
         let arrival = Arrival::new(&self.shared.addresses[index], index, peer);
+        if !self.gate.admits(&arrival) {
+            return self.shared.board.count_refused();
+        }
         self.held.push_back((socket, arrival));
         self.admit(reactor);
     }
@@ -422,7 +433,18 @@ impl<H: Handler> Office<H> {
                 self.crew.deal(Command::Adopt { socket, arrival });
             }
         }
-        if std::mem::take(&mut self.full) && self.stage == Stage::Serving {
+        if std::mem::take(&mut self.full) {
+            self.accept_again(reactor);
+        }
+    }
+
+    fn may_accept(&self) -> bool {
+        !self.full && !self.gate.is_shut() && self.stage == Stage::Serving
+    }
+
+    /// One reason not to accept is gone.
+    fn accept_again(&mut self, reactor: &mut Reactor) {
+        if self.may_accept() {
             self.accepting.iter().for_each(|listener| reactor.resume_accept(*listener));
         }
     }

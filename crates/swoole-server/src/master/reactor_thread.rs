@@ -12,6 +12,7 @@ use super::mailbox::{Command, Mailbox, Note, Occupancy};
 use crate::config::Framings;
 use crate::desk::{Desk, Replies};
 use crate::error::{Error, Result};
+use crate::gate::Visitors;
 use crate::link::{Lane, ReactorEnd};
 use crate::log::{Identity, Role};
 use crate::pace::{Pace, Part, Spin};
@@ -31,6 +32,7 @@ pub(super) struct Seat {
     pub(super) lanes: Vec<Arc<Lane>>,
     pub(super) main: Arc<Mailbox<Note>>,
     pub(super) occupancy: Arc<Occupancy>,
+    pub(super) visitors: Visitors,
     /// Somebody waits for a connection to leave.
     pub(super) crowded: Arc<AtomicBool>,
 }
@@ -125,6 +127,7 @@ impl ReactorThread {
         reactor.watch(bell, Interest::READABLE, Trigger::Edge).map_err(failed)?;
         let postbox = reactor.watch(self.post.descriptor(), Interest::READABLE, Trigger::Level);
         self.postbox = Some(postbox.map_err(failed)?);
+        self.desk.tell_departures(self.seat.visitors.clone());
         for worker in 0..self.dealer.links.len() {
             self.watch_link(&mut reactor, worker).map_err(failed)?;
         }
@@ -162,6 +165,7 @@ impl ReactorThread {
                     timeout = Some(Duration::ZERO);
                 }
             }
+            self.desk.time_passes();
             let events =
                 reactor.turn(timeout, |reactor, event| self.on_event(reactor, event)).map_err(failed)?;
             bell.disarm();
@@ -183,6 +187,7 @@ impl ReactorThread {
     fn look_busily(&mut self, reactor: &mut Reactor, spin: &mut Spin, pace: &mut Pace) -> Result<bool> {
         let mut failure = None;
         let found = spin.until(pace, || {
+            self.desk.time_passes();
             let turn = reactor.turn(Some(Duration::ZERO), |reactor, event| self.on_event(reactor, event));
             let events = turn.unwrap_or_else(|error| {
                 failure = Some(Error::setup("run a reactor thread", error));
@@ -302,6 +307,7 @@ impl ReactorThread {
             Command::Adopt { socket, arrival } => {
                 if let Err(error) = self.desk.adopt(reactor, &mut self.dealer, socket, &arrival) {
                     tracing::error!("take a connection on: {error}");
+                    self.seat.visitors.leave(arrival.listener, arrival.peer);
                     self.left();
                 }
             }

@@ -1,6 +1,7 @@
 //! Where the user's code is called in a worker, and what becomes of its errors and panics.
 
 use std::backtrace::Backtrace;
+use std::sync::Arc;
 
 use super::drain::Cause;
 use super::{TimerId, Worker};
@@ -26,6 +27,7 @@ pub(crate) fn message<H: Handler>(
         }
         // A batch has come to its packets by now.
         RequestKind::Batch => Ok(()),
+        RequestKind::Shed => shed(worker, session),
         RequestKind::Connect => handler.on_connect(worker, session),
         RequestKind::Close => handler.on_close(worker, session),
         RequestKind::BufferFull => handler.on_buffer_full(worker, session),
@@ -34,6 +36,16 @@ pub(crate) fn message<H: Handler>(
     worker.publish_tasks();
     if let Err(error) = result {
         fail(worker, session, &error);
+    }
+}
+
+/// A packet that is not handled is answered, or costs its connection.
+fn shed(worker: &mut Worker<'_>, session: Session) -> Result<()> {
+    let shared = Arc::clone(&worker.duty.shared);
+    shared.board.count_shed(worker.duty.id);
+    match shared.sheds.of(|| shared.sessions.listener(session)).reply() {
+        Some(busy) => worker.send(session, busy),
+        None => worker.close(session),
     }
 }
 

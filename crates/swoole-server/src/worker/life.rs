@@ -16,6 +16,8 @@ use crate::handler::Handler;
 use crate::link::{Inbox, Lane, Message, Next, Outlets};
 use crate::pace::{Pace, Part, Spin};
 use crate::shared::Shared;
+use crate::shed;
+use crate::wire::RequestKind;
 
 /// Packets taken from one reactor before the next one's turn.
 const BUDGET: usize = 64;
@@ -279,9 +281,17 @@ fn deliver<H: Handler>(
     duty.shared.board.start(duty.id, reactor.into(), record);
     duty.shared.board.hold(duty.id, Some((message.session, message.payload.len())));
     breakpoint::pass(Point::Begun);
+    let is_late = message.stamp != 0 && message.kind == RequestKind::Packet && is_late(&duty.shared, message);
+    let kind = if is_late { RequestKind::Shed } else { message.kind };
     let mut worker = Worker { duty, way: Way::Links(outlets) };
-    callbacks::message(handler, &mut worker, message.kind, message.session, message.payload);
+    callbacks::message(handler, &mut worker, kind, message.session, message.payload);
     outlets.commit(Some(reactor))?;
     duty.post.sender.pump();
     Ok(())
+}
+
+/// Whether the packet has waited for longer than its client's address allows.
+#[cold]
+fn is_late(shared: &Shared, message: &Message<'_>) -> bool {
+    shared.sheds.of(|| shared.sessions.listener(message.session)).is_late(message.stamp, shed::stamp())
 }

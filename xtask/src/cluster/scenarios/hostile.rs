@@ -9,6 +9,7 @@ pub(super) static ALL: &[Scenario] = &[
     full("hostile_lines", "random bytes where lines are expected harm nobody else", hostile_lines),
     full("hostile_lengths", "random bytes where lengths are expected harm nobody else", hostile_lengths),
     full("hostile_varints", "random bytes where varints are expected harm nobody else", hostile_varints),
+    full("hostile_texts", "random bytes where lines of either end are expected harm nobody else", hostile_texts),
     full("hostile_stream", "random bytes in a raw stream harm nobody else", hostile_stream),
 ];
 
@@ -27,6 +28,10 @@ fn hostile_lengths(cx: &Cx) -> Result<()> {
 
 fn hostile_varints(cx: &Cx) -> Result<()> {
     hostile(cx, "varint", &|client| echoes(client, b"\x09bystander"))
+}
+
+fn hostile_texts(cx: &Cx) -> Result<()> {
+    hostile(cx, "line", &|client| client.expect("echo bystander", "bystander"))
 }
 
 fn hostile_stream(cx: &Cx) -> Result<()> {
@@ -99,7 +104,7 @@ fn attack(client: &mut Client, rng: &mut fastrand::Rng) -> Result<()> {
 fn refuses_too_long(bed: &Bed, framing: &str) -> Result<()> {
     let mut offender = bed.connect()?;
     match framing {
-        "eof" => offender.send(&vec![b'a'; PACKAGE_MAX + 1])?,
+        "eof" | "line" => offender.send(&vec![b'a'; PACKAGE_MAX + 1])?,
         "length" => offender.send(&u32::try_from(PACKAGE_MAX + 1)?.to_be_bytes())?,
         "varint" => offender.send(b"\xfe\xff\x03")?,
         _ => return Ok(()),

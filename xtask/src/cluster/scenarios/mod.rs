@@ -2,6 +2,7 @@
 
 use super::matrix::Scenario;
 
+mod attacks;
 mod backlog;
 mod base;
 mod base_forward;
@@ -20,6 +21,7 @@ mod drain;
 mod framing;
 mod groups;
 mod hostile;
+mod limits;
 mod manager;
 mod messages;
 mod operation;
@@ -70,6 +72,8 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         bounds::ALL,
         shortage::ALL,
         hostile::ALL,
+        limits::ALL,
+        attacks::ALL,
         base::ALL,
         base_retire::ALL,
         base_forward::ALL,

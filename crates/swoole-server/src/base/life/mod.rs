@@ -17,9 +17,10 @@ use self::leave::stop_time;
 use super::Premises;
 use super::hands::Hands;
 use super::till::Outbox;
-use crate::board::{Clients, Phase};
+use crate::board::{Clients, Counter, Phase};
 use crate::desk::{Desk, Heirloom, Replies, Taker as _};
 use crate::error::{Error, Result};
+use crate::gate::Gate;
 use crate::handler::Handler;
 use crate::pace::{Pace, Part, Spin};
 use crate::post::{POST_BUDGET, Parcel};
@@ -102,6 +103,8 @@ struct Life<'a, H> {
     limit: usize,
     /// Accepting pauses at that limit.
     full: bool,
+    /// It pauses also where it would be too fast.
+    gate: Gate,
     rest: Rest,
     /// What other processes send; watched as long as there are clients whom it could be for.
     mailbox: Option<Token>,
@@ -146,15 +149,19 @@ impl<'a, H: Handler> Life<'a, H> {
         let lifeline = reactor.watch(&shared.lifeline, Interest::READABLE, Trigger::Edge).map_err(watch)?;
         let room =
             reactor.watch(duty.post.sender.room(), Interest::READABLE, Trigger::Level).map_err(watch)?;
+        let gate = Gate::new(config, config.worker_num);
+        let mut desk = Desk::new(id, Arc::clone(shared), premises.framings.clone(), 1, true);
+        desk.tell_departures(gate.visitors());
         let life = Life {
             handler,
             duty,
             premises: Rc::clone(premises),
             outbox: Outbox::default(),
-            desk: Desk::new(id, Arc::clone(shared), premises.framings.clone(), 1, true),
+            desk,
             listeners: Vec::new(),
             limit: shared.connection_limit.div_ceil(usize::from(config.worker_num)),
             full: false,
+            gate,
             rest: Rest::default(),
             mailbox: None,
             room,
@@ -243,6 +250,7 @@ impl<'a, H: Handler> Life<'a, H> {
         let (shared, id) = (Arc::clone(&self.duty.shared), self.duty.id);
         shared.board.set_busy(id, false);
         let longest = self.before_wait(None);
+        self.desk.time_passes();
         let events = reactor.turn(self.duty.timers.wait(longest), |reactor, event| {
             shared.board.set_busy(id, true);
             self.on_event(reactor, event);
@@ -254,6 +262,7 @@ impl<'a, H: Handler> Life<'a, H> {
     fn turn(&mut self, reactor: &mut Reactor, timeout: Option<Duration>) -> Result<usize> {
         let timeout = if timeout == Some(Duration::ZERO) { timeout } else { self.before_wait(timeout) };
         let timeout = self.duty.timers.wait(timeout);
+        self.desk.time_passes();
         let events = reactor.turn(timeout, |reactor, event| self.on_event(reactor, event));
         self.after_turn(reactor, events)
     }
@@ -324,9 +333,10 @@ impl<'a, H: Handler> Life<'a, H> {
             }
             Event::Accepted { listener, socket, peer } => self.accepted(reactor, listener, socket, peer),
             Event::AcceptFailed { listener, error } => self.rest.begin(reactor, listener, &error),
+            Event::Timer { id } if self.gate.opens(id) => self.accept_again(reactor),
             Event::Timer { id } => match self.rest.end(id) {
-                // Whoever leaves makes room again.
-                Some(_) if self.full => {}
+                // Whoever leaves makes room again, or the gate opens.
+                Some(_) if self.full || self.gate.is_shut() => {}
                 Some(listener) if self.listeners.contains(&listener) => reactor.resume_accept(listener),
                 // A stop has closed or paused it.
                 Some(_) => {}
@@ -362,10 +372,17 @@ impl<'a, H: Handler> Life<'a, H> {
     ) {
         let Some(index) = self.listeners.iter().position(|token| *token == listener) else { return };
         self.rest.accepted();
+        if self.gate.shuts(reactor) {
+            self.listeners.iter().for_each(|listener| reactor.pause_accept(*listener));
+        }
         let arrival = Arrival::new(&self.duty.shared.addresses[index], index, peer);
+        if !self.gate.admits(&arrival) {
+            return self.duty.shared.board.count(self.duty.id.into(), Counter::Refused, 1);
+        }
         let (mut hands, desk) = self.hands();
         if let Err(error) = desk.adopt(reactor, &mut hands, socket, &arrival) {
             tracing::error!("take a connection on: {error}");
+            self.gate.visitors().leave(arrival.listener, arrival.peer);
         }
         self.pause_if_full(reactor);
     }
@@ -383,6 +400,13 @@ impl<'a, H: Handler> Life<'a, H> {
     fn closed(&mut self, reactor: &mut Reactor, token: Token) {
         if self.desk.closed(reactor, token) && self.full && self.desk.len() < self.limit {
             self.full = false;
+            self.accept_again(reactor);
+        }
+    }
+
+    /// One reason not to accept is gone. A stop has no listeners here.
+    fn accept_again(&mut self, reactor: &mut Reactor) {
+        if !self.full && !self.gate.is_shut() {
             self.listeners.iter().for_each(|listener| reactor.resume_accept(*listener));
         }
     }

@@ -17,7 +17,8 @@ fn an_address_has_options_of_its_own() {
             "on_crash=drop&backlog=7",
             "an address has no option `backlog`, only on_crash, crash_retries, framing, \
              open_eof_split, package_eof, package_length_type, package_length_offset, package_body_offset, \
-             package_length_func, package_max_length, enable_delay_receive",
+             package_length_func, package_max_length, enable_delay_receive, max_connection_per_ip, heartbeat_idle_time, max_idle_time, \
+             package_max_time, max_queue, max_queue_time, busy_reply",
         ),
         ("framing=http", "framing = http: must be raw, eof, length, varint or line"),
         ("package_length_type=i", "package_length_type = i: must be one of c C s S n v l L N V q Q J P"),
@@ -25,6 +26,7 @@ fn an_address_has_options_of_its_own() {
         (r"package_eof=\x4", r"package_eof = \x4: must be 1..=8 bytes, with escapes \n \r \t \0 \xNN \\"),
         ("open_eof_split=yes", "open_eof_split = yes: must be true or false"),
         ("package_length_offset=x", "package_length_offset = x: must be 0..=65535"),
+        ("max_idle_time=-1", "max_idle_time = -1: must be 0..=86400 seconds"),
     ] {
         let text = format!("unix:///a?{options}");
         assert_eq!(error(&["--listen", &text], &[]), format!("flag --listen: listen: `{text}`: {complaint}"));
@@ -74,6 +76,28 @@ fn the_framing_of_an_address_must_fit_as_well() {
     assert_eq!(general, "flag --package-max-length: package_max_length = 1: must be 64..=1G");
 }
 
+#[test]
+fn limits_of_an_address_are_checked_as_well() {
+    for (options, complaint) in [
+        ("max_connection_per_ip=1000001", "max_connection_per_ip = 1000001: must be 0..=1000000"),
+        ("package_max_time=86401", "package_max_time = 86401: must be 0..=86400 seconds"),
+        ("max_queue=1000001", "max_queue = 1000001: must be 0..=1000000"),
+    ] {
+        let listen = format!("unix:///a?{options}");
+        let told = error(&["--listen=unix:///fine", "--listen", &listen], &[]);
+        assert_eq!(told, format!("flag --listen: listen = {listen}: {complaint}"));
+    }
+    for option in ["max_queue=1", "max_queue_time=0.5", "busy_reply=no"] {
+        let listen = format!("unix:///a?{option}");
+        let told = error(&["--mode=base", "--listen", &listen], &[]);
+        assert!(told.contains(&option.replace('=', " = ")) && told.contains("in Base mode"), "{told}");
+        load(&["--listen", &listen], &[]).unwrap();
+    }
+    let long = "x".repeat(4097);
+    let told = error(&["--busy-reply", &long], &[]);
+    assert!(told.starts_with("flag --busy-reply: busy_reply = 4097 bytes: must be at most 4096 bytes"), "{told}");
+}
+
 /// Any options of an address, set or not.
 fn any_listen() -> impl proptest::strategy::Strategy<Value = Listen> {
     use proptest::option::of;
@@ -82,14 +106,18 @@ fn any_listen() -> impl proptest::strategy::Strategy<Value = Listen> {
     let policy = (of(select(&OnCrash::ALL[..])), of(any::<u32>()));
     let eof = (of(select(&Framing::ALL[..])), of(any::<bool>()), of(any::<Vec<u8>>()));
     let length = (of(select(&LengthType::ALL[..])), of(any::<usize>()), of(any::<usize>()));
-    (policy, eof, length, of("[a-z_0-9=]{0,9}"), of(any::<usize>())).prop_map(
-        |(policy, eof, length, package_length_func, package_max_length)| {
+    let time = || of((0u64..86_400_000_000_000).prop_map(Duration::from_nanos));
+    let limits = (of(any::<usize>()), time(), time(), time(), of(any::<usize>()), time(), of(any::<Vec<u8>>()));
+    (policy, eof, length, of("[a-z_0-9=]{0,9}"), of(any::<usize>()), limits).prop_map(
+        |(policy, eof, length, package_length_func, package_max_length, limits)| {
             let mut listen = Listen::from(Address::Unix("/run/a.sock".into()));
             (listen.on_crash, listen.crash_retries) = policy;
             (listen.framing, listen.open_eof_split, listen.package_eof) = eof;
             (listen.package_length_type, listen.package_length_offset, listen.package_body_offset) = length;
             (listen.package_length_func, listen.package_max_length) =
                 (package_length_func, package_max_length);
+            (listen.max_connection_per_ip, listen.heartbeat_idle_time, listen.max_idle_time, ..) = limits;
+            (.., listen.package_max_time, listen.max_queue, listen.max_queue_time, listen.busy_reply) = limits;
             listen
         },
     )

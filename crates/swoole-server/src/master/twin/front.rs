@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use swoole_protocol::{Cut, Framer};
 
-use super::super::dealer::Dealer;
+use super::super::dealer::{Dealer, Dealt};
 use super::super::mailbox::Command;
 use super::ledger::{CLOSE, Item, Ledger, Name};
 use super::process::Held;
@@ -295,10 +295,18 @@ impl Front {
             }
         }
         let mut packets = 0;
-        let it =
-            Client { session: *session, home: *home, greeted: *greeted, in_flight: *in_flight, uid: *uid };
+        let (greeted, in_flight_now) = (*greeted, *in_flight);
+        let it = Client {
+            session: *session,
+            home: *home,
+            greeted,
+            in_flight: in_flight_now,
+            uid: *uid,
+            is_clear: greeted && in_flight_now == 0,
+        };
         let (used, fed) = feed(framer, input, |packet| {
-            let offer = dealer.deal(&it, packet);
+            // No schedule sets a limit to queues.
+            let Dealt::Offer(offer) = dealer.deal(&it, packet) else { return Offer::Refused };
             match offer {
                 Offer::Taken => {
                     packets += 1;

@@ -1,0 +1,146 @@
+//! The gate: who is let in, and how fast.
+//!
+//! In Process mode there is one, the main thread's, and reactors tell it who has left; in Base mode each worker has its own.
+
+mod crowd;
+mod rate;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use swoole_reactor::{Reactor, TimerId};
+
+use crate::config::{ByListener, Config};
+use crate::session::Arrival;
+use crowd::{Crowd, Place};
+use rate::Rate;
+
+/// How often it is told that clients are refused.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// How many clients each address has, known to all who let them in and see them leave. Threads of one process share it: a
+/// lock in it is good for nothing else.
+#[derive(Clone, Default)]
+pub(crate) struct Visitors(Option<Arc<Book>>);
+
+struct Book {
+    limits: ByListener<usize>,
+    crowd: Mutex<Crowd>,
+}
+
+impl Visitors {
+    fn new(config: &Config) -> Visitors {
+        let limits = ByListener::new(config, |config| config.max_connection_per_ip);
+        let is_on = limits.all().iter().any(|limit| *limit > 0);
+        Visitors(is_on.then(|| Arc::new(Book { limits, crowd: Mutex::default() })))
+    }
+
+    fn admits(&self, arrival: &Arrival) -> bool {
+        let (Some(book), Some(place)) = (&self.0, place(arrival.listener, arrival.peer)) else { return true };
+        let limit = *book.limits.of(|| Some(arrival.listener));
+        book.crowd.lock().enter(place, if limit == 0 { usize::MAX } else { limit })
+    }
+
+    /// One that another process has let in is this one's from now on.
+    pub(crate) fn take_over(&self, listener: u16, peer: Option<SocketAddr>) {
+        if let (Some(book), Some(place)) = (&self.0, place(listener, peer)) {
+            book.crowd.lock().enter(place, usize::MAX);
+        }
+    }
+
+    /// One that was let in has left.
+    pub(crate) fn leave(&self, listener: u16, peer: Option<SocketAddr>) {
+        if let (Some(book), Some(place)) = (&self.0, place(listener, peer)) {
+            book.crowd.lock().leave(place);
+        }
+    }
+
+    /// Whether anybody is counted.
+    pub(crate) fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+/// Clients of a unix socket have no address to be counted by.
+fn place(listener: u16, peer: Option<SocketAddr>) -> Option<Place> {
+    peer.map(|peer| Place::new(listener, peer.ip()))
+}
+
+pub(crate) struct Gate {
+    visitors: Visitors,
+    /// Refused since that was told last, and when that was.
+    refused: u64,
+    told: Option<Instant>,
+    rate: Option<Rate>,
+    begin: Instant,
+    /// Shut until this runs out.
+    shut: Option<TimerId>,
+}
+
+impl Gate {
+    /// One of so many.
+    pub(crate) fn new(config: &Config, gates: u16) -> Gate {
+        let share = config.max_accept_rate.div_ceil(gates.max(1).into());
+        Gate {
+            visitors: Visitors::new(config),
+            refused: 0,
+            told: None,
+            rate: (share > 0).then(|| Rate::new(share)),
+            begin: Instant::now(),
+            shut: None,
+        }
+    }
+
+    pub(crate) fn visitors(&self) -> Visitors {
+        self.visitors.clone()
+    }
+
+    /// Whether this one may come in. If so, it counts until it [leaves](Visitors::leave).
+    pub(crate) fn admits(&mut self, arrival: &Arrival) -> bool {
+        let admits = self.visitors.admits(arrival);
+        if !admits {
+            self.tell_refused(arrival);
+        }
+        admits
+    }
+
+    /// Says so now and then: there may be many.
+    fn tell_refused(&mut self, arrival: &Arrival) {
+        self.refused += 1;
+        if self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            let peer = arrival.peer.map(|peer| peer.ip().to_string()).unwrap_or_default();
+            let count = std::mem::take(&mut self.refused);
+            tracing::warn!("{count} clients are refused, the last one from {peer} (max_connection_per_ip)");
+            self.told = Some(Instant::now());
+        }
+    }
+
+    /// Somebody was accepted. True if nobody else may be, until [`opens`](Gate::opens).
+    pub(crate) fn shuts(&mut self, reactor: &mut Reactor) -> bool {
+        let Some(rate) = &mut self.rate else { return false };
+        let wait = rate.accepted(self.begin.elapsed());
+        if wait.is_zero() {
+            return false;
+        }
+        // Of those that were under way already.
+        if let Some(before) = self.shut.replace(reactor.timer(wait)) {
+            reactor.cancel(before);
+        }
+        true
+    }
+
+    pub(crate) fn is_shut(&self) -> bool {
+        self.shut.is_some()
+    }
+
+    /// Whether this timer is the end of the pause.
+    pub(crate) fn opens(&mut self, timer: TimerId) -> bool {
+        let opens = self.shut == Some(timer);
+        if opens {
+            self.shut = None;
+        }
+        opens
+    }
+}
