@@ -135,6 +135,7 @@ pub mod fuzz;
 mod handler;
 mod image;
 mod link;
+mod listeners;
 mod log;
 mod manager;
 mod master;

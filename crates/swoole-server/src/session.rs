@@ -124,6 +124,8 @@ impl Arrival {
             _ => 0,
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // Who comes by IPv4 to an address for both has its own address, not what the kernel makes of it.
+        let peer = peer.map(|peer| SocketAddr::new(peer.ip().to_canonical(), peer.port()));
         Arrival { listener: listener as u16, port, peer, connected_at: now.as_millis() as u64 }
     }
 }

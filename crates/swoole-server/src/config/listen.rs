@@ -9,10 +9,18 @@ use serde::{Deserialize, Serialize};
 use swoole_reactor::listener::{Address, AddressError};
 
 use super::value::{escaped, size};
+use super::proxy::{self, ProxyOptions};
+use super::socket::{self, SocketOptions};
 use super::{Config, Framing, LengthType, OnCrash, keys};
 
 /// Where clients connect, and whether they speak TLS: `tcp://127.0.0.1:9501`, `tcp://[::1]:9501`,
 /// `unix:///run/app.sock`; `tls://`, `udp://` and `unixgram://` are not supported yet.
+///
+/// `fd://web` is a socket that listens already and that the program was given by this name, as systemd does it
+/// (`FileDescriptorName=`, sd_listen_fds(3)); `fd://3` is the one of this number. So clients that come while the server is
+/// restarted wait, and a server without rights has a port below 1024. The variables `LISTEN_PID`, `LISTEN_FDS` and
+/// `LISTEN_FDNAMES` are gone afterwards, descriptors that no address asks for are closed, and the log says so. In Base mode
+/// all workers accept from the one socket. Its file, if it is a unix socket, stays when the server ends.
 ///
 /// What is to be otherwise for those who connect here than for the rest of the server is set behind the address, as in a
 /// URL: `tcp://127.0.0.1:9502?framing=length&package_max_length=4M&on_crash=retry`. (So the path of a unix socket can have no
@@ -74,6 +82,10 @@ pub struct Listen {
     pub package_length_func: Option<String>,
     /// [`package_max_length`](super::Config::package_max_length) of this address.
     pub package_max_length: Option<usize>,
+    /// What is set on the socket.
+    pub socket: SocketOptions,
+    /// What a proxy has to say first.
+    pub proxy: ProxyOptions,
 }
 
 /// The options of an address, in the order in which they are written.
@@ -89,6 +101,11 @@ const OPTIONS: [&str; 10] = [
     "package_length_func",
     "package_max_length",
 ];
+
+/// All that an address may have, in that order.
+fn options() -> impl Iterator<Item = &'static str> {
+    OPTIONS.into_iter().chain(socket::OPTIONS).chain(proxy::OPTIONS)
+}
 
 /// How an address is written where types can be told apart.
 #[derive(Deserialize)]
@@ -106,7 +123,7 @@ pub enum ListenError {
     #[error(transparent)]
     Address(#[from] AddressError),
     /// An option that an address does not have.
-    #[error("`{text}`: an address has no option `{option}`, only {}", OPTIONS.join(", "))]
+    #[error("`{text}`: an address has no option `{option}`, only {}", options().collect::<Vec<_>>().join(", "))]
     UnknownOption {
         /// The whole text.
         text: String,
@@ -145,6 +162,8 @@ impl From<Address> for Listen {
             package_body_offset: None,
             package_length_func: None,
             package_max_length: None,
+            socket: SocketOptions::default(),
+            proxy: ProxyOptions::default(),
         }
     }
 }
@@ -177,7 +196,7 @@ impl Listen {
 
     /// One option of the address `text`.
     fn set(&mut self, text: &str, name: &str, value: &str) -> Result<(), ListenError> {
-        let Some(option) = OPTIONS.into_iter().find(|option| *option == name) else {
+        let Some(option) = options().find(|option| *option == name) else {
             return Err(ListenError::UnknownOption { text: text.into(), option: name.into() });
         };
         self.read(option, value).ok_or_else(|| {
@@ -199,7 +218,7 @@ impl Listen {
             "package_body_offset" => self.package_body_offset = Some(value.parse().ok()?),
             "package_length_func" => self.package_length_func = Some(value.into()),
             "package_max_length" => self.package_max_length = Some(size::parse(value)?),
-            _ => return None,
+            _ => return self.socket.read(option, value).or_else(|| self.proxy.read(option, value)),
         }
         Some(())
     }
@@ -220,7 +239,7 @@ impl Listen {
             "package_body_offset" => text(&self.package_body_offset),
             "package_length_func" => self.package_length_func.clone(),
             "package_max_length" => self.package_max_length.map(size::format),
-            _ => None,
+            _ => self.socket.written(option).or_else(|| self.proxy.written(option)),
         }
     }
 
@@ -260,7 +279,7 @@ impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.url())?;
         let written = |option: &str| Some(format!("{option}={}", self.written(option)?));
-        let options: Vec<String> = OPTIONS.into_iter().filter_map(written).collect();
+        let options: Vec<String> = options().filter_map(written).collect();
         if options.is_empty() { Ok(()) } else { write!(f, "?{}", options.join("&")) }
     }
 }
@@ -277,7 +296,12 @@ impl TryFrom<Written> for Listen {
         let text = keys::show(&address);
         let mut listen: Listen = text.parse()?;
         for (option, value) in &table {
-            listen.set(&text, option, &keys::show(value))?;
+            let shown = match value {
+                // What was meant for octal digits has become another number.
+                toml::Value::Integer(number) if option == "unix_mode" => format!("{number}, no text"),
+                value => keys::show(value),
+            };
+            listen.set(&text, option, &shown)?;
         }
         Ok(listen)
     }

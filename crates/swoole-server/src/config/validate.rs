@@ -45,7 +45,8 @@ impl Config {
         check_count("max_timer", self.max_timer as u64)?;
         check_count("max_subscription", self.max_subscription as u64)?;
         check_count("max_connection", self.max_connection as u64)?;
-        check_count("backlog", self.backlog.into())?;
+        self.check_sockets()?;
+        self.check_proxies()?;
         check_count("busy_poll", self.busy_poll.into())?;
         check_count("crash_retries", self.crash_retries.into())?;
         check_size("socket_buffer_size", self.socket_buffer_size)?;
@@ -119,6 +120,7 @@ impl Config {
                 let expected = "must be one that can be read back: UTF-8, and no `?` in a path";
                 return Err(ConfigError::value("listen", address, expected));
             }
+            address.socket.check(address)?;
             if let Some(retries) = address.crash_retries
                 && check_count("crash_retries", retries.into()).is_err()
             {
@@ -351,7 +353,7 @@ pub(super) fn check_size(key: &'static str, value: usize) -> Result<(), ConfigEr
     }
 }
 
-fn check_seconds(key: &'static str, value: f64) -> Result<(), ConfigError> {
+pub(super) fn check_seconds(key: &'static str, value: f64) -> Result<(), ConfigError> {
     match keys::find(key).map(|key| &key.kind) {
         Some(Kind::Seconds(min, max)) if (*min..=*max).contains(&value) => Ok(()),
         _ => Err(wrong(key, value)),

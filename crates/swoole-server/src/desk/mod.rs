@@ -185,10 +185,6 @@ impl Desk {
         socket: OwnedFd,
         arrival: &Arrival,
     ) -> Result<(), ReactorError> {
-        if arrival.peer.is_some() && self.shared.config.open_tcp_nodelay {
-            // A connection that is reset already refuses; reading from it will say so.
-            let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
-        }
         let token = reactor.stream(socket)?;
         let vacancy = self.connections.vacant_entry();
         let slot = vacancy.key();
