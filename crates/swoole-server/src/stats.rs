@@ -28,6 +28,9 @@ pub struct Stats {
     pub lost_count: u64,
     /// Times that a packet was given to another worker because one had died on it, since the start.
     pub retry_count: u64,
+    /// Connections closed since the start because they were not of a trusted proxy, or sent no PROXY header that can be read, or
+    /// too late ([`proxy_protocol`](crate::Config::proxy_protocol)).
+    pub refused_count: u64,
     /// Bytes received from clients since the start.
     pub received_bytes: u64,
     /// Bytes sent to clients since the start.
@@ -125,6 +128,7 @@ impl Stats {
             ("packet_count", self.packet_count),
             ("lost_count", self.lost_count),
             ("retry_count", self.retry_count),
+            ("refused_count", self.refused_count),
             ("received_bytes", self.received_bytes),
             ("sent_bytes", self.sent_bytes),
             ("respawn_count", self.respawn_count),

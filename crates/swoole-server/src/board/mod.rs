@@ -86,7 +86,9 @@ const LOST: usize = 5;
 // The core that it was on last, plus 1; 0 before it has said so.
 const CORE: usize = 6;
 const RETRIED: usize = 7;
-const REACTOR_ROW: usize = 8;
+// Connections that were refused for what they did not say in a PROXY header.
+const REFUSED: usize = 8;
+const REACTOR_ROW: usize = 9;
 
 // The head: the phase, then when the server started, then the pids of master and manager. Behind it, three words for each
 // worker slot: the process in it, its state, and when it has to be gone, if it was asked to leave (as below).
@@ -455,6 +457,7 @@ impl Board {
             packet_count: sum(Counter::Packets),
             lost_count: sum(Counter::Lost),
             retry_count: sum(Counter::Retried),
+            refused_count: sum(Counter::Refused),
             received_bytes: sum(Counter::Received),
             sent_bytes: sum(Counter::Sent),
             respawn_count: self.facts[RESPAWNS].load(Ordering::Relaxed),
@@ -479,6 +482,7 @@ pub(crate) enum Counter {
     Sent = SENT,
     Lost = LOST,
     Retried = RETRIED,
+    Refused = REFUSED,
 }
 
 #[cfg(test)]

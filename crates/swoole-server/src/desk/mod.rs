@@ -9,6 +9,7 @@
 //! | `intake` | bytes in: where they are read to, and how they get on |
 //! | `connection` | one connection, and the cutting of its stream |
 //! | `replies` | what is sent to them |
+//! | `lobby` | connections that have yet to say for whom they come |
 //! | `topics` | who is subscribed to what |
 //! | `departure` | how they end |
 //! | `heritage` | how they change hands |
@@ -17,6 +18,7 @@ mod connection;
 mod departure;
 mod heritage;
 mod intake;
+mod lobby;
 mod replies;
 mod topics;
 
@@ -31,6 +33,7 @@ use swoole_reactor::{Close, Error as ReactorError, Reactor, TimerId, Token};
 
 pub(crate) use connection::{Client, Fed, Offer, feed};
 use connection::{Connection, LINGER};
+use lobby::Lobby;
 pub(crate) use heritage::Heirloom;
 pub(crate) use replies::Replies;
 use topics::Topics;
@@ -118,6 +121,8 @@ pub(crate) struct Desk {
     stale: usize,
     lingering: HashMap<TimerId, Session>,
     topics: Topics,
+    /// Connections that are no sessions yet.
+    lobby: Lobby,
     /// Closed, and their home workers not told yet.
     departed: Vec<(u16, Session)>,
     /// Closed, while other workers have packets of theirs: their home workers, and how many those are.
@@ -147,6 +152,7 @@ impl Desk {
             stale: 0,
             lingering: HashMap::new(),
             topics: Topics::new(shared.config.max_subscription),
+            lobby: Lobby::new(&shared),
             departed: Vec::new(),
             leaving: HashMap::new(),
             reads,
@@ -164,12 +170,12 @@ impl Desk {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.connections.is_empty()
+        self.len() == 0
     }
 
-    /// Connections, those on their way out included.
+    /// Connections, those in the lobby and on their way out included.
     pub(crate) fn len(&self) -> usize {
-        self.connections.len()
+        self.connections.len() + self.lobby.len()
     }
 
     /// Whether the session is connected here, and not on its way out.
@@ -185,7 +191,24 @@ impl Desk {
         socket: OwnedFd,
         arrival: &Arrival,
     ) -> Result<(), ReactorError> {
+        if self.lobby.receives(arrival) {
+            return self.receive_guest(reactor, taker, socket, arrival);
+        }
         let token = reactor.stream(socket)?;
+        self.count(Counter::Accepted, 1);
+        self.seat(reactor, taker, token, arrival, Vec::new());
+        Ok(())
+    }
+
+    /// Makes a session of a connection, which may have said something already.
+    fn seat(
+        &mut self,
+        reactor: &mut Reactor,
+        taker: &mut impl Taker,
+        token: Token,
+        arrival: &Arrival,
+        input: Vec<u8>,
+    ) {
         let vacancy = self.connections.vacant_entry();
         let slot = vacancy.key();
         let session = self.generations.next(&self.shared.sessions, self.id, slot);
@@ -194,13 +217,13 @@ impl Desk {
         vacancy.insert(Connection::new(session, token, home, framer));
         self.remember(slot);
         self.shared.sessions.open(session, arrival);
-        self.count(Counter::Accepted, 1);
+        self.shared.sessions.count(session, input.len(), 0);
+        self.connections[slot].input = input.into();
         if self.draining || session.is_last() {
             self.close(reactor, slot, Close::Now);
         } else {
             self.resume(reactor, taker, slot);
         }
-        Ok(())
     }
 
     /// Lets the events of a connection find it.
