@@ -131,7 +131,8 @@ fn v1(input: &[u8]) -> Result<Option<Header>, ProxyError> {
     let Some(end) = memchr::memchr(b'\n', window) else {
         return if window.len() == V1_MAX { Err(ProxyError::TooLong { max: V1_MAX }) } else { Ok(None) };
     };
-    let line = window[..end].strip_suffix(b"\r").ok_or(ProxyError::Malformed("the line does not end with CR LF"))?;
+    let line =
+        window[..end].strip_suffix(b"\r").ok_or(ProxyError::Malformed("the line does not end with CR LF"))?;
     let text = line.get(V1_BEGIN.len()..).and_then(|text| std::str::from_utf8(text).ok());
     let told = v1_told(text.ok_or(ProxyError::Malformed("the line is no text"))?)?;
     Ok(Some(Header { len: end + 1, told }))
@@ -150,10 +151,12 @@ fn v1_told(text: &str) -> Result<Told, ProxyError> {
     };
     let mut ip = || {
         let ip = words.next().and_then(|word| word.parse::<IpAddr>().ok());
-        ip.filter(|ip| ip.is_ipv4() == is_ipv4).ok_or(ProxyError::Malformed("an address is none of its family"))
+        ip.filter(|ip| ip.is_ipv4() == is_ipv4)
+            .ok_or(ProxyError::Malformed("an address is none of its family"))
     };
     let (source, destination) = (ip()?, ip()?);
-    let mut port = || words.next().and_then(number).ok_or(ProxyError::Malformed("a port is no number up to 65535"));
+    let mut port =
+        || words.next().and_then(number).ok_or(ProxyError::Malformed("a port is no number up to 65535"));
     let (source, destination) = (SocketAddr::new(source, port()?), SocketAddr::new(destination, port()?));
     if words.next().is_some() {
         return Err(ProxyError::Malformed("the line goes on behind the ports"));
@@ -229,7 +232,8 @@ fn check_tlvs(header: &[u8], mut tlvs: &[u8]) -> Result<(), ProxyError> {
         let (len, rest) = rest.split_first_chunk::<2>().ok_or(cut_off)?;
         let (value, rest) = rest.split_at_checked(u16::from_be_bytes(*len).into()).ok_or(cut_off)?;
         if *kind == TLV_CRC32C {
-            let told = value.try_into().map_err(|_| ProxyError::Malformed("a checksum that has not four bytes"))?;
+            let told =
+                value.try_into().map_err(|_| ProxyError::Malformed("a checksum that has not four bytes"))?;
             let at = value.as_ptr().addr() - header.as_ptr().addr();
             // Counted as if it were zero itself.
             let parts = [&header[..at], &[0; 4], &header[at + 4..]];

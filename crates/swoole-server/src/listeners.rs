@@ -20,7 +20,8 @@ use crate::master::Listeners;
 pub(crate) fn open(config: &Config) -> Result<Listeners> {
     let wants_given = config.listen.iter().any(|wanted| matches!(wanted.address, Address::Inherited(_)));
     let mut given = if wants_given {
-        activation::take().map_err(|error| Error::setup("take the sockets that the program was given", error))?
+        activation::take()
+            .map_err(|error| Error::setup("take the sockets that the program was given", error))?
     } else {
         Vec::new()
     };
@@ -42,7 +43,9 @@ pub(crate) fn open(config: &Config) -> Result<Listeners> {
     };
     let listeners = config.listen.iter().map(open).collect();
     for Given { number, name, .. } in given {
-        tracing::warn!("descriptor {number} ({name:?}), which the program was given, is closed: no address asks for it");
+        tracing::warn!(
+            "descriptor {number} ({name:?}), which the program was given, is closed: no address asks for it"
+        );
     }
     listeners
 }
@@ -148,7 +151,8 @@ fn find(key: &'static str, name: &str, wanted: &Listen) -> Result<u32> {
     // The number that stands for "leave it" is nobody's.
     let number = || name.parse().ok().filter(|number| *number != u32::MAX);
     let found = found.map_err(failed)?.or_else(number);
-    let unknown = || ConfigError::value("listen", wanted, format!("{key} = {name}: there is none of that name"));
+    let unknown =
+        || ConfigError::value("listen", wanted, format!("{key} = {name}: there is none of that name"));
     found.ok_or_else(|| unknown().into())
 }
 
@@ -185,7 +189,8 @@ mod tests {
         claim("admin").unwrap();
         claim("3").unwrap();
         claim("5").unwrap();
-        let none = "the program was given no such descriptor (LISTEN_FDS of this process, LISTEN_FDNAMES), but";
+        let none =
+            "the program was given no such descriptor (LISTEN_FDS of this process, LISTEN_FDNAMES), but";
         assert_eq!(claim("admin").unwrap_err(), format!("listen = fd://admin: {none} 6 (\"both\")"));
         claim("both").unwrap();
         assert_eq!(claim("web").unwrap_err(), format!("listen = fd://web: {none} none that is left"));

@@ -47,9 +47,8 @@ fn set(socket: impl AsFd, option: libc::c_int, value: u32) -> Result<()> {
     let value = libc::c_int::try_from(value).unwrap_or(libc::c_int::MAX);
     let (fd, length) = (socket.as_fd().as_raw_fd(), size_of_val(&value) as libc::socklen_t);
     // SAFETY: the value is an int of this frame, of the length that is given, and is only read.
-    let returned = unsafe {
-        libc::setsockopt(fd, libc::IPPROTO_TCP, option, std::ptr::from_ref(&value).cast(), length)
-    };
+    let returned =
+        unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, option, std::ptr::from_ref(&value).cast(), length) };
     crate::check(returned).map(drop)
 }
 

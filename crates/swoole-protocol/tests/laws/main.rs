@@ -41,7 +41,12 @@ fn proxy_bytes() -> impl Strategy<Value = Vec<u8>> {
     let binary = (fields, vec(any::<u8>(), 0..40), tlvs, any::<bool>()).prop_map(
         |((command, family), addresses, tlvs, is_exact)| {
             let mut rest = addresses;
-            let exact = match family >> 4 { 1 => 12, 2 => 36, 3 => 216, _ => 0 };
+            let exact = match family >> 4 {
+                1 => 12,
+                2 => 36,
+                3 => 216,
+                _ => 0,
+            };
             if is_exact {
                 rest.resize(exact, 7);
             }

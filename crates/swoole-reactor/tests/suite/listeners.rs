@@ -144,9 +144,14 @@ fn a_paused_listener_accepts_nobody_until_it_is_resumed(backend: Backend) {
 
 #[test]
 fn addresses_read_as_they_are_written() {
-    for text in
-        ["tcp://127.0.0.1:9501", "tcp://[::1]:9501", "udp://0.0.0.0:53", "unix:///run/a b", "unixgram://x", "fd://web"]
-    {
+    for text in [
+        "tcp://127.0.0.1:9501",
+        "tcp://[::1]:9501",
+        "udp://0.0.0.0:53",
+        "unix:///run/a b",
+        "unixgram://x",
+        "fd://web",
+    ] {
         assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
     }
     for (text, problem) in [

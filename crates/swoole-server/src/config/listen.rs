@@ -8,9 +8,9 @@ use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 use swoole_reactor::listener::{Address, AddressError};
 
-use super::value::{escaped, size};
 use super::proxy::{self, ProxyOptions};
 use super::socket::{self, SocketOptions};
+use super::value::{escaped, size};
 use super::{Config, Framing, LengthType, OnCrash, keys};
 
 /// Where clients connect, and whether they speak TLS: `tcp://127.0.0.1:9501`, `tcp://[::1]:9501`,

@@ -133,7 +133,9 @@ pub struct Network {
 
 /// A text is no [`Network`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is no network: write 10.0.0.0/8, 2001:db8::/32, or an address alone; no bit may be set behind the prefix")]
+#[error(
+    "`{text}` is no network: write 10.0.0.0/8, 2001:db8::/32, or an address alone; no bit may be set behind the prefix"
+)]
 pub struct NetworkError {
     text: String,
 }
@@ -172,7 +174,8 @@ impl FromStr for Network {
 
     fn from_str(text: &str) -> Result<Network, NetworkError> {
         let read = || -> Option<Network> {
-            let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+            let (address, prefix) =
+                text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
             let address: IpAddr = address.parse().ok()?;
             let prefix = match prefix {
                 Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok()?,
@@ -225,7 +228,9 @@ mod tests {
         assert!(contains("::/0", "2001:db8::1") && !contains("::/0", "10.0.0.1"));
         assert!(contains("2001:db8::/32", "2001:db8:ffff::1") && !contains("2001:db8::/32", "2001:db9::1"));
         assert!(contains("10.0.0.0/8", "::ffff:10.1.2.3") && !contains("::/0", "::ffff:10.1.2.3"));
-        for nonsense in ["", "10.0.0.0/33", "::/129", "10.0.0.1/8", "10.0.0/8", "10.0.0.0/", "10.0.0.0/+8", "x/8"] {
+        for nonsense in
+            ["", "10.0.0.0/33", "::/129", "10.0.0.1/8", "10.0.0/8", "10.0.0.0/", "10.0.0.0/+8", "x/8"]
+        {
             let error = nonsense.parse::<Network>().unwrap_err().to_string();
             assert!(error.starts_with(&format!("`{nonsense}` is no network")), "{error}");
         }

@@ -33,8 +33,8 @@ use swoole_reactor::{Close, Error as ReactorError, Reactor, TimerId, Token};
 
 pub(crate) use connection::{Client, Fed, Offer, feed};
 use connection::{Connection, LINGER};
-use lobby::Lobby;
 pub(crate) use heritage::Heirloom;
+use lobby::Lobby;
 pub(crate) use replies::Replies;
 use topics::Topics;
 

@@ -20,6 +20,7 @@ mod drain;
 mod framing;
 mod groups;
 mod hostile;
+mod listeners;
 mod manager;
 mod messages;
 mod operation;
@@ -28,6 +29,7 @@ mod placement;
 mod pressure;
 mod processes;
 mod programs;
+mod proxy;
 mod recycle;
 mod reload;
 mod shape;
@@ -42,6 +44,8 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         shape::ALL,
         packets::ALL,
         framing::ALL,
+        listeners::ALL,
+        proxy::ALL,
         placement::ALL,
         commands::ALL,
         dispatch::ALL,

@@ -85,7 +85,8 @@ fn any_listen() -> impl proptest::strategy::Strategy<Value = Listen> {
     let policy = (of(select(&OnCrash::ALL[..])), of(any::<u32>()));
     let eof = (of(select(&Framing::ALL[..])), of(any::<bool>()), of(any::<Vec<u8>>()));
     let length = (of(select(&LengthType::ALL[..])), of(any::<usize>()), of(any::<usize>()));
-    let socket = (of(any::<u32>()), of(any::<bool>()), of(any::<u32>()), of(0..=0o777_u32), of("[a-z0-9]{0,9}"));
+    let socket =
+        (of(any::<u32>()), of(any::<bool>()), of(any::<u32>()), of(0..=0o777_u32), of("[a-z0-9]{0,9}"));
     let networks = select(&["10.0.0.0/8", "::/0", "192.0.2.1", "2001:db8::/32"][..]);
     let networks = proptest::collection::vec(networks.prop_map(|text| text.parse().unwrap()), 1..4);
     let proxy = (of(select(&ProxyProtocol::ALL[..])), of(networks), of(any::<u32>()));
@@ -98,7 +99,8 @@ fn any_listen() -> impl proptest::strategy::Strategy<Value = Listen> {
             (listen.package_length_type, listen.package_length_offset, listen.package_body_offset) = length;
             (listen.package_length_func, listen.package_max_length) =
                 (package_length_func, package_max_length);
-            let SocketOptions { backlog, reuse_port, tcp_keepidle, unix_mode, unix_group, .. } = &mut listen.socket;
+            let SocketOptions { backlog, reuse_port, tcp_keepidle, unix_mode, unix_group, .. } =
+                &mut listen.socket;
             (*backlog, *reuse_port, *tcp_keepidle, *unix_mode, *unix_group) = socket;
             (listen.proxy.proxy_protocol, listen.proxy.proxy_trusted) = (proxy.0, proxy.1);
             listen.proxy.proxy_timeout = proxy.2.map(|millis| Duration::from_millis(millis.into()));
@@ -143,8 +145,14 @@ package_eof = '&,\0'
     for (text, complaint) in [
         ("[listen]\nframing = 'eof'", "a table needs an `address`"),
         ("[listen]\naddress = 'unix:///a'\nframing = 7", "`unix:///a`: framing = 7: must be raw, eof"),
-        ("[listen]\naddress = 'unix:///a'\nworker_num = 7", "`unix:///a`: an address has no option `worker_num`"),
-        ("[listen]\naddress = 'unix:///a'\nunix_mode = 660", "unix_mode = 660, no text: must be octal digits"),
+        (
+            "[listen]\naddress = 'unix:///a'\nworker_num = 7",
+            "`unix:///a`: an address has no option `worker_num`",
+        ),
+        (
+            "[listen]\naddress = 'unix:///a'\nunix_mode = 660",
+            "unix_mode = 660, no text: must be octal digits",
+        ),
         ("listen = [7]", "listen: "),
     ] {
         let error = listen(text).unwrap_err().to_string();
@@ -155,7 +163,10 @@ package_eof = '&,\0'
 #[test]
 fn an_option_of_a_socket_is_for_sockets_of_its_kind() {
     let refused = |listen: &str, complaint: &str| {
-        assert_eq!(error(&["--listen", listen], &[]), format!("flag --listen: listen = {listen}: {complaint}"));
+        assert_eq!(
+            error(&["--listen", listen], &[]),
+            format!("flag --listen: listen = {listen}: {complaint}")
+        );
     };
     refused("unix:///a?tcp_fastopen=5", "tcp_fastopen = 5: is for TCP");
     refused("unix:///a?reuse_port=true", "reuse_port = true: is for TCP");
@@ -213,7 +224,8 @@ fn a_proxy_has_to_be_trusted_by_somebody() {
     );
     // The file's mode says who may connect.
     load(&["--listen=unix:///a?proxy_protocol=v1"], &[]).unwrap();
-    let flags = ["--listen=tcp://[::]:0?proxy_protocol=v2", "--proxy-trusted=10.0.0.0/8", "--proxy-trusted", "::1"];
+    let flags =
+        ["--listen=tcp://[::]:0?proxy_protocol=v2", "--proxy-trusted=10.0.0.0/8", "--proxy-trusted", "::1"];
     let flagged = load(&flags, &[]).unwrap();
     let rule = flagged.proxy_rule(&flagged.listen[0]).unwrap();
     assert_eq!((rule.protocol, rule.timeout), (ProxyProtocol::V2, Duration::from_secs(5)));
