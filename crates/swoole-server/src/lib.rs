@@ -41,6 +41,7 @@
 //! | | |
 //! |---|---|
 //! | [`Handler`] | all callbacks, where each runs and in which order |
+//! | [`Ports`] | a handler of its own for each address |
 //! | [`Worker`] | what a callback can do: send, close, ask about sessions, set timers, reload |
 //! | [`TaskWorker`], [`Worker::task`] | slow work elsewhere, and its result |
 //! | `typed`, with the feature of that name | tasks and results with types instead of bytes |
@@ -141,6 +142,7 @@ mod manager;
 mod master;
 mod pace;
 mod plan;
+mod ports;
 mod post;
 mod process;
 mod rest;
@@ -159,6 +161,7 @@ pub use crash::{Fate, PacketInHand};
 pub use dispatch::{Choice, Dispatch};
 pub use error::{Error, Result};
 pub use handler::{Handler, Manager, Master, WorkerError, WorkerKind};
+pub use ports::Ports;
 pub use post::Peer;
 pub use process::UserProcess;
 pub use server::Server;

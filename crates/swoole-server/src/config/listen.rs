@@ -59,6 +59,9 @@ use super::{Config, Framing, LengthType, OnCrash, keys};
 pub struct Listen {
     /// The address of the socket.
     pub address: Address,
+    /// What the program knows it by ([`Ports`](crate::Ports)): 1..=32 ASCII letters, digits, `-`, `_` and `.`. Default: no
+    /// name.
+    pub name: Option<String>,
     /// Whether the connections are encrypted: `tls://` in place of `tcp://`.
     pub tls: bool,
     /// [`on_crash`](super::Config::on_crash) of this address. Default: the server's.
@@ -102,9 +105,17 @@ const OPTIONS: [&str; 10] = [
     "package_max_length",
 ];
 
+/// What a name must be: the only option that is no key of the server.
+pub(super) const NAME: &str = "1..=32 ASCII letters, digits, `-`, `_` and `.`";
+
+pub(super) fn is_name(text: &str) -> bool {
+    let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..=32).contains(&text.len()) && text.bytes().all(is_fine)
+}
+
 /// All that an address may have, in that order.
 fn options() -> impl Iterator<Item = &'static str> {
-    OPTIONS.into_iter().chain(socket::OPTIONS).chain(proxy::OPTIONS)
+    OPTIONS.into_iter().chain(socket::OPTIONS).chain(proxy::OPTIONS).chain(["name"])
 }
 
 /// How an address is written where types can be told apart.
@@ -151,6 +162,7 @@ impl From<Address> for Listen {
     fn from(address: Address) -> Listen {
         Listen {
             address,
+            name: None,
             tls: false,
             on_crash: None,
             crash_retries: None,
@@ -200,7 +212,7 @@ impl Listen {
             return Err(ListenError::UnknownOption { text: text.into(), option: name.into() });
         };
         self.read(option, value).ok_or_else(|| {
-            let expected = keys::find(option).map(keys::Key::expected).unwrap_or_default();
+            let expected = keys::find(option).map_or(NAME.into(), keys::Key::expected);
             ListenError::Value { text: text.into(), option, value: value.into(), expected }
         })
     }
@@ -208,6 +220,7 @@ impl Listen {
     /// `None` if the option cannot have this value.
     fn read(&mut self, option: &str, value: &str) -> Option<()> {
         match option {
+            "name" => self.name = Some(is_name(value).then(|| value.to_owned())?),
             "on_crash" => self.on_crash = Some(one_of(&OnCrash::ALL, value)?),
             "crash_retries" => self.crash_retries = Some(value.parse().ok()?),
             "framing" => self.framing = Some(one_of(&Framing::ALL, value)?),
@@ -229,6 +242,7 @@ impl Listen {
             value.as_ref().map(T::to_string)
         }
         match option {
+            "name" => self.name.clone(),
             "on_crash" => text(&self.on_crash),
             "crash_retries" => text(&self.crash_retries),
             "framing" => text(&self.framing),

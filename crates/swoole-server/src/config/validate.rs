@@ -6,6 +6,7 @@ use std::ops::Range;
 use rustix::process::{Resource, getrlimit};
 
 use super::keys::{self, Kind};
+use super::listen;
 use super::value::size;
 use super::{
     Backend, Config, ConfigError, DispatchMode, Ipc, KIB, Listen, Mode, OnCrash, SandboxConnect, TaskIpcMode,
@@ -119,6 +120,9 @@ impl Config {
             if address.to_string().parse::<Listen>().as_ref() != Ok(address) {
                 let expected = "must be one that can be read back: UTF-8, and no `?` in a path";
                 return Err(ConfigError::value("listen", address, expected));
+            }
+            if address.name.as_ref().is_some_and(|name| !listen::is_name(name)) {
+                return Err(ConfigError::value("listen", address, format!("name must be {}", listen::NAME)));
             }
             address.socket.check(address)?;
             if let Some(retries) = address.crash_retries

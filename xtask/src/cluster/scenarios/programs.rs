@@ -167,6 +167,8 @@ fn chat(cx: &Cx) -> Result<()> {
 }
 
 fn multi_port(cx: &Cx) -> Result<()> {
+    let unknown = cx.example("multi_port").flag("listen", "tcp://127.0.0.1:0?framing=line&name=programs");
+    unknown.refused(&["on_start", "no address has the name netstrings"])?;
     let mut server = cx.example("multi_port").flag("worker-num", 1).spawn()?;
     let talks: [(u16, &[u8], &[u8]); 3] = [
         (9504, b"world\r\nyou\n", b"hello, world\nhello, you\n"),

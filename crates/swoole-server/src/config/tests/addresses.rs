@@ -20,13 +20,14 @@ fn an_address_has_options_of_its_own() {
              package_length_func, package_max_length, backlog, open_tcp_nodelay, open_tcp_keepalive, \
              tcp_keepidle, tcp_keepinterval, tcp_keepcount, tcp_defer_accept, tcp_fastopen, tcp_user_timeout, \
              ipv6_only, reuse_port, unix_mode, unix_user, unix_group, proxy_protocol, proxy_trusted, \
-             proxy_timeout",
+             proxy_timeout, name",
         ),
         ("framing=http", "framing = http: must be raw, eof, length, varint or line"),
         ("package_length_type=i", "package_length_type = i: must be one of c C s S n v l L N V q Q J P"),
         ("package_max_length=2T", "package_max_length = 2T: must be 64..=1G"),
         (r"package_eof=\x4", r"package_eof = \x4: must be 1..=8 bytes, with escapes \n \r \t \0 \xNN \\"),
         ("open_eof_split=yes", "open_eof_split = yes: must be true or false"),
+        ("name=a+b", "name = a+b: must be 1..=32 ASCII letters, digits, `-`, `_` and `.`"),
         ("package_length_offset=x", "package_length_offset = x: must be 0..=65535"),
     ] {
         let text = format!("unix:///a?{options}");
@@ -103,6 +104,7 @@ fn any_listen() -> impl proptest::strategy::Strategy<Value = Listen> {
                 &mut listen.socket;
             (*backlog, *reuse_port, *tcp_keepidle, *unix_mode, *unix_group) = socket;
             (listen.proxy.proxy_protocol, listen.proxy.proxy_trusted) = (proxy.0, proxy.1);
+            listen.name = listen.socket.reuse_port.map(|on| format!("name-{on}"));
             listen.proxy.proxy_timeout = proxy.2.map(|millis| Duration::from_millis(millis.into()));
             listen
         },
@@ -181,7 +183,7 @@ fn an_option_of_a_socket_is_for_sockets_of_its_kind() {
     for fine in [
         "tcp://[::]:0?open_tcp_keepalive=true&tcp_keepcount=2&tcp_user_timeout=1000&ipv6_only=false",
         "unix:///a?backlog=9&unix_mode=660&unix_user=nobody&unix_group=1000",
-        "fd://web?open_tcp_nodelay=false&tcp_defer_accept=1&framing=line",
+        "fd://web?framing=line&open_tcp_nodelay=false&tcp_defer_accept=1",
     ] {
         let config = load(&["--listen", fine], &[]).unwrap();
         assert_eq!(config.listen[0].to_string(), fine);
