@@ -9,38 +9,40 @@
 //! 12:hello, world,
 //! ```
 //!
-//! The options stand behind each address, so `--listen`, `SWOOLE_LISTEN` or a file of yours may say otherwise; the order
-//! is what the handler goes by.
+//! The options stand behind each address, so `--listen`, `SWOOLE_LISTEN` or a file of yours may say otherwise; the name
+//! is what the handlers go by.
 
 use std::process::ExitCode;
 
 use swoole_protocol::Framing;
 use swoole_server::config::{Config, Sources};
-use swoole_server::{Error, Handler, PackageLength, Result, Server, Session, Worker};
+use swoole_server::{Error, Handler, PackageLength, Ports, Result, Server, Session, Worker};
 
 const LISTEN: [&str; 3] = [
     "tcp://127.0.0.1:9504?framing=line&package_max_length=1K",
-    "tcp://127.0.0.1:9505?framing=varint",
-    "tcp://127.0.0.1:9506?framing=length&package_length_func=netstring",
+    "tcp://127.0.0.1:9505?framing=varint&name=programs",
+    "tcp://127.0.0.1:9506?framing=length&package_length_func=netstring&name=netstrings",
 ];
 
-struct Greeter;
+/// Replies as it is asked: the packet is what stands in the frame.
+struct Greeter(Framing);
 
 impl Handler for Greeter {
     fn on_receive(&mut self, worker: &mut Worker, client: Session, packet: &[u8]) -> Result<()> {
-        let port = worker.session(client)?.listener;
         let mut reply = Vec::new();
-        match port {
-            0 => Framing::Line.encode(&greeting(packet), &mut reply).map_err(Error::other)?,
-            1 => Framing::Varint.encode(&greeting(packet), &mut reply).map_err(Error::other)?,
-            // The packet is the whole netstring.
-            _ => {
-                let colon = packet.iter().position(|byte| *byte == b':').unwrap_or_default();
-                let text = greeting(&packet[colon + 1..packet.len() - 1]);
-                reply = [format!("{}:", text.len()).as_bytes(), &text, b","].concat();
-            }
-        }
+        self.0.encode(&greeting(packet), &mut reply).map_err(Error::other)?;
         worker.send(client, &reply)
+    }
+}
+
+/// The packet is the whole netstring.
+struct Netstrings;
+
+impl Handler for Netstrings {
+    fn on_receive(&mut self, worker: &mut Worker, client: Session, packet: &[u8]) -> Result<()> {
+        let colon = packet.iter().position(|byte| *byte == b':').unwrap_or_default();
+        let text = greeting(&packet[colon + 1..packet.len() - 1]);
+        worker.send(client, &[format!("{}:", text.len()).as_bytes(), &text, b","].concat())
     }
 }
 
@@ -69,7 +71,10 @@ fn run() -> Result<()> {
         defaults.listen.push(listen.parse().map_err(Error::other)?);
     }
     let config = Sources::new(defaults).load_process()?;
-    Server::new(config).package_length_func("netstring", netstring).run(Greeter)
+    let ports = Ports::new(Greeter(Framing::Line))
+        .port("programs", Greeter(Framing::Varint))
+        .port("netstrings", Netstrings);
+    Server::new(config).package_length_func("netstring", netstring).run(ports)
 }
 
 fn main() -> ExitCode {

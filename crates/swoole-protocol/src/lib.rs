@@ -14,6 +14,8 @@
 //! | [`Varint`](Framing::Varint) | what stands behind its length as a varint, as in a stream of Protocol Buffers |
 //! | [`Line`](Framing::Line) | a line, ended by `\n` or `\r\n` |
 //!
+//! Before the first packet there may be a header that a proxy has put there: [`proxy`].
+//!
 //! What the user sees of a packet ([`Cut::Packet`]) is what the framing alone does not say: no delimiter, no line end,
 //! no varint; but the header of length framing, which may say more than the length.
 //!
@@ -56,6 +58,7 @@ mod length;
 mod length_func;
 mod length_type;
 mod line;
+pub mod proxy;
 mod raw;
 mod varint;
 

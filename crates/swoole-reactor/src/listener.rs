@@ -5,15 +5,21 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags, fcntl_setfd, ioctl_fionbio};
 use rustix::net::{
     AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, bind, connect, getsockname,
     listen as start_listening, socket_with, sockopt,
 };
+
+mod options;
+
+use options::Refused;
+pub use options::{Keepalive, TcpOptions, UnixOptions};
 
 /// Where a server listens.
 ///
@@ -35,6 +41,9 @@ pub enum Address {
     Unix(PathBuf),
     /// A Unix datagram socket: `unixgram:///run/app.sock`.
     UnixDatagram(PathBuf),
+    /// A socket that listens already, and that this process was given: `fd://web` by name, `fd://3` by number. Where it
+    /// listens, [`inherit`] finds out.
+    Inherited(String),
 }
 
 impl Address {
@@ -51,6 +60,7 @@ impl fmt::Display for Address {
             Self::Udp(address) => write!(f, "udp://{address}"),
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
             Self::UnixDatagram(path) => write!(f, "unixgram://{}", path.display()),
+            Self::Inherited(name) => write!(f, "fd://{name}"),
         }
     }
 }
@@ -81,7 +91,9 @@ impl FromStr for Address {
             Some(("udp", rest)) => inet(rest).map(Self::Udp),
             Some(("unix", rest)) => path(rest).map(Self::Unix),
             Some(("unixgram", rest)) => path(rest).map(Self::UnixDatagram),
-            _ => Err(error("it begins with tcp://, udp://, unix:// or unixgram://")),
+            Some(("fd", "")) => Err(error("the name is missing: fd://web, or a number: fd://3")),
+            Some(("fd", rest)) => Ok(Self::Inherited(rest.to_owned())),
+            _ => Err(error("it begins with tcp://, udp://, unix://, unixgram:// or fd://")),
         }
     }
 }
@@ -101,11 +113,22 @@ pub struct ListenOptions {
     /// For an IPv6 address, whether IPv4 is kept out (`IPV6_V6ONLY`, `ipv6(7)`), default on: what listens on
     /// `[::]` is then the same on each system, whatever `net.ipv6.bindv6only` says.
     pub ipv6_only: bool,
+    /// What is set on a TCP socket.
+    pub tcp: TcpOptions,
+    /// What is set on a Unix socket.
+    pub unix: UnixOptions,
 }
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { backlog: 511, reuse_port: false, first: false, ipv6_only: true }
+        Self {
+            backlog: 511,
+            reuse_port: false,
+            first: false,
+            ipv6_only: true,
+            tcp: TcpOptions::default(),
+            unix: UnixOptions::default(),
+        }
     }
 }
 
@@ -140,7 +163,7 @@ impl ListenError {
                 let list = match address {
                     Address::Tcp(_) => "ss -ltnp",
                     Address::Udp(_) => "ss -lunp",
-                    Address::Unix(_) | Address::UnixDatagram(_) => "ss -lxp",
+                    _ => "ss -lxp",
                 };
                 format!("address in use (another process listens there: see `{list}`)")
             }
@@ -155,7 +178,34 @@ impl ListenError {
             Errno::MFILE => "too many open files (raise `ulimit -n`)".to_owned(),
             error => io::Error::from(error).to_string(),
         };
+        Self::with(address, problem, error)
+    }
+
+    fn with(address: &Address, problem: String, error: Errno) -> Self {
         Self { address: address.clone(), problem, source: error.into() }
+    }
+
+    /// The kernel does not take an option.
+    fn refused(address: &Address, (what, error): Refused) -> Self {
+        Self::with(address, format!("set {what}: {}", io::Error::from(error)), error)
+    }
+}
+
+/// Why a socket could not be opened, and what was done to it if that does not go without saying.
+enum Failure {
+    Plain(Errno),
+    Option(Refused),
+}
+
+impl From<Errno> for Failure {
+    fn from(error: Errno) -> Self {
+        Self::Plain(error)
+    }
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        Self::Option(refused)
     }
 }
 
@@ -163,16 +213,20 @@ impl ListenError {
 ///
 /// For TCP, `SO_REUSEADDR` lets a restarted server have its port back while old connections are in TIME_WAIT.
 /// A Unix socket whose file was left behind by a server that is gone is replaced; one that somebody listens
-/// on is an error, and so is a file of another kind.
+/// on is an error, and so is a file of another kind. Nobody can connect to it before its file has the mode and the owner
+/// that [`UnixOptions`] say.
 ///
 /// # Errors
 ///
-/// [`ListenError`], which names the address and what to do.
+/// [`ListenError`], which names the address and what to do. [`Address::Inherited`] is nothing that can be opened.
 pub fn listen(address: &Address, options: &ListenOptions) -> Result<OwnedFd, ListenError> {
-    open(address, options).map_err(|error| ListenError::new(address, error))
+    open(address, options).map_err(|failure| match failure {
+        Failure::Plain(error) => ListenError::new(address, error),
+        Failure::Option(refused) => ListenError::refused(address, refused),
+    })
 }
 
-fn open(address: &Address, options: &ListenOptions) -> Result<OwnedFd, Errno> {
+fn open(address: &Address, options: &ListenOptions) -> Result<OwnedFd, Failure> {
     let kind = if address.is_datagram() { SocketType::DGRAM } else { SocketType::STREAM };
     let (family, name) = match address {
         Address::Tcp(at) | Address::Udp(at) => {
@@ -182,6 +236,7 @@ fn open(address: &Address, options: &ListenOptions) -> Result<OwnedFd, Errno> {
         Address::Unix(path) | Address::UnixDatagram(path) => {
             (AddressFamily::UNIX, SocketAddrUnix::new(path.as_path())?.into())
         }
+        Address::Inherited(_) => return Err(Errno::OPNOTSUPP.into()),
     };
     let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     match address {
@@ -196,9 +251,18 @@ fn open(address: &Address, options: &ListenOptions) -> Result<OwnedFd, Errno> {
                 sockopt::set_ipv6_v6only(&socket, options.ipv6_only)?;
             }
         }
-        Address::Unix(path) | Address::UnixDatagram(path) => remove_stale(path, kind)?,
+        Address::Unix(path) | Address::UnixDatagram(path) => {
+            remove_stale(path, kind)?;
+            options.unix.restrict(&socket)?;
+        }
+        Address::Inherited(_) => {}
     }
     bind(&socket, &name)?;
+    match address {
+        Address::Tcp(_) => options.tcp.set(&socket)?,
+        Address::Unix(path) | Address::UnixDatagram(path) => options.unix.set(path)?,
+        _ => {}
+    }
     if options.reuse_port && options.first && matches!(address, Address::Tcp(_) | Address::Udp(_)) {
         // Only now: all of those who share it are asked when one more wants to.
         sockopt::set_socket_reuseport(&socket, true)?;
@@ -246,6 +310,50 @@ pub fn local_address(socket: impl AsFd, address: &Address) -> Result<Address, Li
     Ok(match address {
         Address::Tcp(at) => Address::Tcp(name(at)?),
         Address::Udp(at) => Address::Udp(name(at)?),
-        Address::Unix(_) | Address::UnixDatagram(_) => address.clone(),
+        Address::Unix(_) | Address::UnixDatagram(_) | Address::Inherited(_) => address.clone(),
     })
+}
+
+/// Takes a stream socket that somebody else has opened, and that listens: makes it nonblocking and close-on-exec, and sets
+/// `options` if it is a TCP socket. Returns where it listens; `address` is what it is called by.
+///
+/// # Errors
+///
+/// [`ListenError`], if it is no socket, of another kind, or does not listen.
+pub fn inherit(socket: &OwnedFd, address: &Address, options: &TcpOptions) -> Result<Address, ListenError> {
+    let wrong = |problem: &str, error| ListenError::with(address, problem.into(), error);
+    let failed = |error| match error {
+        Errno::NOTSOCK => wrong("the descriptor is no socket", error),
+        error => ListenError::new(address, error),
+    };
+    if sockopt::socket_type(socket).map_err(failed)? != SocketType::STREAM {
+        return Err(wrong("the descriptor is a socket for datagrams, not for streams", Errno::PROTOTYPE));
+    }
+    if !sockopt::socket_acceptconn(socket).map_err(failed)? {
+        return Err(wrong("the socket does not listen (does its unit have Accept=yes?)", Errno::INVAL));
+    }
+    let name = getsockname(socket).map_err(failed)?;
+    let place = match name.address_family() {
+        AddressFamily::UNIX => Address::Unix(unix_name(name)),
+        _ => {
+            let at = SocketAddr::try_from(name)
+                .map_err(|_| wrong("the socket is neither of TCP nor a Unix socket", Errno::AFNOSUPPORT))?;
+            options.set(socket).map_err(|refused| ListenError::refused(address, refused))?;
+            Address::Tcp(at)
+        }
+    };
+    fcntl_setfd(socket, FdFlags::CLOEXEC).map_err(failed)?;
+    ioctl_fionbio(socket, true).map_err(failed)?;
+    Ok(place)
+}
+
+/// The path of a Unix socket; `@name` if it is not in the file system.
+fn unix_name(name: SocketAddrAny) -> PathBuf {
+    let Ok(name) = SocketAddrUnix::try_from(name) else { return PathBuf::new() };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    match (name.path_bytes(), name.abstract_name()) {
+        (Some(path), _) => PathBuf::from(std::ffi::OsStr::from_bytes(path)),
+        (None, Some(name)) => PathBuf::from(format!("@{}", text(name))),
+        (None, None) => PathBuf::new(),
+    }
 }

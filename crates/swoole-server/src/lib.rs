@@ -41,6 +41,7 @@
 //! | | |
 //! |---|---|
 //! | [`Handler`] | all callbacks, where each runs and in which order |
+//! | [`Ports`] | a handler of its own for each address |
 //! | [`Worker`] | what a callback can do: send, close, ask about sessions, set timers, reload |
 //! | [`TaskWorker`], [`Worker::task`] | slow work elsewhere, and its result |
 //! | `typed`, with the feature of that name | tasks and results with types instead of bytes |
@@ -136,12 +137,14 @@ mod gate;
 mod handler;
 mod image;
 mod link;
+mod listeners;
 mod log;
 mod manager;
 mod master;
 mod measure;
 mod pace;
 mod plan;
+mod ports;
 mod post;
 mod process;
 mod rest;
@@ -161,6 +164,7 @@ pub use crash::{Fate, PacketInHand};
 pub use dispatch::{Choice, Dispatch};
 pub use error::{Error, Result};
 pub use handler::{Handler, Manager, Master, WorkerError, WorkerKind};
+pub use ports::Ports;
 pub use post::Peer;
 pub use process::UserProcess;
 pub use server::Server;

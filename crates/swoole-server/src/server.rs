@@ -1,10 +1,8 @@
 //! From a configuration to a running family of processes.
 
-use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
-use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
@@ -13,19 +11,20 @@ use rustix::process::{
 };
 use swoole_protocol::{LengthFunc, PackageLength};
 use swoole_reactor::Reactor;
-use swoole_reactor::listener::{Address, ListenError, ListenOptions, listen, local_address};
+use swoole_reactor::listener::Address;
 use swoole_supervisor::daemon::{PidFile, daemonize};
 use swoole_sys::process::{Fork, ForkError, become_subreaper, fork, run_child, thread_names};
 use swoole_sys::signal::{SignalSet, block, set_mask};
 
-use crate::base::{self, Stalls};
-use crate::config::{Backend, Config, DispatchMode, Framings, Ipc, LengthFuncs, Listen, Mode};
+use crate::base;
+use crate::config::{Backend, Config, DispatchMode, Framings, Ipc, LengthFuncs, Mode};
 use crate::confine;
 use crate::control;
 use crate::dispatch::{Choice, Custom, Dispatch};
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::image::{self, Image};
+use crate::listeners;
 use crate::log::{self, Identity, Role};
 use crate::manager;
 use crate::master::{self, Listeners};
@@ -293,7 +292,7 @@ impl Server {
             config.backend = Backend::Epoll;
         }
         let choice = try_backend(config.backend)?;
-        let listeners = open_listeners(&config)?;
+        let listeners = listeners::open(&config)?;
         if config.daemonize {
             daemonize(config.log_file.as_deref())
                 .map_err(|error| Error::setup("go to the background", error))?;
@@ -302,7 +301,7 @@ impl Server {
         let mask = block(&SignalSet::from(master::SIGNALS)).map_err(std::io::Error::from)?;
         // A limit of file sizes is to be an error, not the end: of the shared memory now, of the log at any time.
         swoole_sys::signal::ignore(Signal::XFSZ).map_err(std::io::Error::from)?;
-        let paths = unix_paths(&listeners);
+        let paths = listeners::unix_paths(&config);
         let own = (keep, processes, custom);
         let result = start(config, own, (listeners, framings), (&choice, image), handler);
         for path in paths {
@@ -345,7 +344,7 @@ fn start<H: Handler>(
         }
         Mode::Base => {
             tracing::info!("{choice}; base mode");
-            let stalls = open_stalls(&shared.config, &listeners)?;
+            let stalls = listeners::open_stalls(&shared.config, &listeners)?;
             drop(listeners);
             let result = base::run(handler, shared, framings, stalls);
             drop((pid_file, hold));
@@ -444,54 +443,4 @@ fn try_backend(backend: Backend) -> Result<String> {
     let options = swoole_reactor::Options { backend, ..Default::default() };
     let reactor = Reactor::new(options).map_err(|error| Error::setup(format!("backend {backend}"), error))?;
     Ok(reactor.choice().to_string())
-}
-
-fn open_listeners(config: &Config) -> Result<Listeners> {
-    let options = listen_options(config);
-    let open = |wanted: &Listen| {
-        let socket = listen_patiently(&wanted.address, &options)?;
-        let address = local_address(&socket, &wanted.address)?;
-        Ok((socket, Listen { address, ..wanted.clone() }))
-    };
-    config.listen.iter().map(open).collect()
-}
-
-/// Base mode: a socket for each worker and address, except that of a unix socket there can be only one, for all.
-/// Those that are open already are the first worker's.
-fn open_stalls(config: &Config, listeners: &Listeners) -> Result<Stalls> {
-    let options = ListenOptions { first: false, ..listen_options(config) };
-    let open = |worker: u16, (socket, listen): &(OwnedFd, Listen)| match listen.address {
-        Address::Tcp(_) if worker > 0 => Ok(listen_patiently(&listen.address, &options)?),
-        _ => Ok(socket.try_clone()?),
-    };
-    (0..config.worker_num)
-        .map(|worker| listeners.iter().map(|listener| open(worker, listener)).collect())
-        .collect()
-}
-
-fn listen_options(config: &Config) -> ListenOptions {
-    let reuse_port = config.mode == Mode::Base;
-    ListenOptions { backlog: config.backlog as i32, reuse_port, first: true, ..ListenOptions::default() }
-}
-
-/// The kernel closes the sockets of a killed process's io_uring a few milliseconds after the process is gone, and tells
-/// nobody: a server that is restarted at once has to look again.
-fn listen_patiently(address: &Address, options: &ListenOptions) -> Result<OwnedFd, ListenError> {
-    let deadline = Instant::now() + Duration::from_millis(250);
-    loop {
-        match listen(address, options) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            result => return result,
-        }
-    }
-}
-
-fn unix_paths(listeners: &Listeners) -> Vec<Box<Path>> {
-    let paths = listeners.iter().filter_map(|(_, listen)| match &listen.address {
-        Address::Unix(path) => Some(path.as_path().into()),
-        _ => None,
-    });
-    paths.collect()
 }

@@ -96,7 +96,9 @@ pub struct SessionInfo {
     pub listener: u16,
     /// The listener's port; 0 for a unix socket.
     pub port: u16,
-    /// The client's address; `None` for a unix socket.
+    /// The client's address, as a trusted proxy has told it if there is one
+    /// ([`proxy_protocol`](crate::Config::proxy_protocol)); `None` for a unix socket. An IPv4 one is one, also where the
+    /// listener is for IPv6, too.
     pub peer: Option<SocketAddr>,
     /// When it was accepted: milliseconds since the Unix epoch.
     pub connected_at: u64,
@@ -133,7 +135,7 @@ pub(crate) enum Flag {
 }
 
 /// What the reactor knows when it opens a session.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Arrival {
     pub(crate) listener: u16,
     pub(crate) port: u16,
@@ -149,7 +151,15 @@ impl Arrival {
             _ => 0,
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Arrival { listener: listener as u16, port, peer, connected_at: now.as_millis() as u64 }
+        let connected_at = now.as_millis() as u64;
+        Arrival { listener: listener as u16, port, peer: None, connected_at }.of(peer)
+    }
+
+    /// The same, of a client with this address. Who comes by IPv4 to an address for both has its own, not what the kernel
+    /// makes of it.
+    pub(crate) fn of(self, peer: Option<SocketAddr>) -> Arrival {
+        let peer = peer.map(|peer| SocketAddr::new(peer.ip().to_canonical(), peer.port()));
+        Arrival { peer, ..self }
     }
 }
 

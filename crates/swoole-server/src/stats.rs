@@ -38,6 +38,9 @@ pub struct Stats {
     pub refuse_count: u64,
     /// Packets that were shed (`max_queue`, `max_queue_time`), since the start.
     pub shed_count: u64,
+    /// Connections closed since the start because they were not of a trusted proxy, or sent no PROXY header that can be read, or
+    /// too late ([`proxy_protocol`](crate::Config::proxy_protocol)).
+    pub bad_proxy_count: u64,
     /// Bytes received from clients since the start.
     pub received_bytes: u64,
     /// Bytes sent to clients since the start.
@@ -139,6 +142,7 @@ impl Stats {
             ("slow_count", self.slow_count),
             ("refuse_count", self.refuse_count),
             ("shed_count", self.shed_count),
+            ("bad_proxy_count", self.bad_proxy_count),
             ("received_bytes", self.received_bytes),
             ("sent_bytes", self.sent_bytes),
             ("respawn_count", self.respawn_count),

@@ -24,6 +24,22 @@ pub fn inherited(fd: RawFd) -> Result<OwnedFd> {
     rustix::io::fcntl_dupfd_cloexec(fd, 0)
 }
 
+/// As [`inherited`], and the inherited one is closed: nothing that this process executes has it any more.
+///
+/// # Precondition
+///
+/// Nobody in this process owns a descriptor of that number.
+///
+/// # Errors
+///
+/// As there.
+pub fn adopt(fd: RawFd) -> Result<OwnedFd> {
+    let own = inherited(fd)?;
+    // SAFETY: closing a descriptor touches no memory. That it is nobody's is the precondition.
+    unsafe { libc::close(fd) };
+    Ok(own)
+}
+
 /// Closes every descriptor of this process that is not in `keep`. 0, 1 and 2 are always kept; numbers in
 /// `keep` that are not open, or negative, do no harm.
 ///

@@ -12,6 +12,8 @@
 //! | [`futex`]   | sleep until a word in shared memory changes                                 |
 //! | [`fds`]     | wait for descriptors, close those that a child has no business with         |
 //! | [`msg`]     | System V message queues                                                     |
+//! | [`sockopt`] | options of TCP sockets                                                       |
+//! | [`activation`] | descriptors that whoever has executed the program gives it           |
 //! | [`user`]    | look up accounts and drop privileges                                        |
 //! | [`title`]   | what `ps` shows                                                             |
 //! | [`stack`]   | the call stack of a process that is busy, told to another one               |
@@ -44,6 +46,7 @@ compile_error!("swoole-sys speaks to Linux: signalfd, pidfd, close_range and PDE
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("swoole-sys takes C's long for 64 bits, as it is on every 64-bit Linux");
 
+pub mod activation;
 pub mod fds;
 pub mod futex;
 pub mod identity;
@@ -51,6 +54,7 @@ pub mod msg;
 mod orphan;
 pub mod process;
 pub mod signal;
+pub mod sockopt;
 pub mod stack;
 pub mod title;
 pub mod user;

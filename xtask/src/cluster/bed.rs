@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::Deref;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -23,11 +24,17 @@ pub(super) struct Launch<'a> {
     cx: &'a Cx,
     words: Vec<String>,
     envs: Vec<(String, String)>,
+    stdin: Option<OwnedFd>,
 }
 
 impl<'a> Launch<'a> {
     pub(super) fn new(cx: &'a Cx, program: PathBuf) -> Self {
-        Self { cx, words: vec![program.to_string_lossy().into_owned()], envs: Vec::new() }
+        Self { cx, words: vec![program.to_string_lossy().into_owned()], envs: Vec::new(), stdin: None }
+    }
+
+    /// Gives it this as its standard input.
+    pub(super) fn stdin(self, stdin: OwnedFd) -> Self {
+        Self { stdin: Some(stdin), ..self }
     }
 
     /// Appends `--name value`.
@@ -63,7 +70,10 @@ impl<'a> Launch<'a> {
         self.cx.keep(&log);
         let mut command = Command::new(&self.words[0]);
         command.args(&self.words[1..]).envs(self.envs).current_dir(&self.cx.dir);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(self.stdin.map_or_else(Stdio::null, Stdio::from))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         // Such variables configure the server: a developer's own must not change what is tested.
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SWOOLE_")) {
             command.env_remove(name);

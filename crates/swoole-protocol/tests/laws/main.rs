@@ -7,6 +7,7 @@ mod oracle;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
+use swoole_protocol::proxy::Versions;
 use swoole_protocol::{EofOptions, Framing, LengthFunc, LengthOptions, LengthType};
 
 /// Bytes of few kinds, so that eofs, halves of eofs and small lengths are frequent.
@@ -25,6 +26,40 @@ fn netstring_bytes() -> impl Strategy<Value = Vec<u8>> {
         6 => "[0-2]?[0-9]:", 3 => "[0-9a]{0,9}", 1 => "[0-9]{20,30}:", 1 => "[*~:]", 1 => "[*0]{80}",
     ];
     vec(one, 0..30).prop_map(|parts| parts.concat().into_bytes())
+}
+
+/// Bytes that are often a PROXY header, or nearly, and something behind it.
+fn proxy_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let line = prop_oneof![
+        2 => "PROXY TCP4 (192\\.0\\.2\\.[0-9]{1,3} ){2}[0-9]{1,5} [0-9]{1,5}\r?\n",
+        1 => "PROXY TCP6 (2001:db8::[0-9a-f]{1,4} ){2}[0-9]{1,5} [0-9]{1,5}\r\n",
+        1 => "PROXY UNKNOWN[ -~]{0,100}\r\n",
+        1 => "PRO?XY [ -~]{0,120}",
+    ];
+    let fields = (select(b"\x20\x21\x22".as_slice()), select(b"\x00\x11\x12\x21\x31\x41".as_slice()));
+    let tlvs = vec((select(b"\x02\x04\x20".as_slice()), vec(any::<u8>(), 0..30)), 0..4);
+    let binary = (fields, vec(any::<u8>(), 0..40), tlvs, any::<bool>()).prop_map(
+        |((command, family), addresses, tlvs, is_exact)| {
+            let mut rest = addresses;
+            let exact = match family >> 4 {
+                1 => 12,
+                2 => 36,
+                3 => 216,
+                _ => 0,
+            };
+            if is_exact {
+                rest.resize(exact, 7);
+            }
+            for (kind, value) in tlvs {
+                rest.extend([kind, 0, value.len() as u8]);
+                rest.extend(value);
+            }
+            let len = (rest.len() as u16).to_be_bytes();
+            [b"\r\n\r\n\0\r\nQUIT\n".as_slice(), &[command, family], &len, &rest].concat()
+        },
+    );
+    let header = prop_oneof![line.prop_map(String::into_bytes), binary, vec(any::<u8>(), 0..30)];
+    (header, vec(any::<u8>(), 0..40)).prop_map(|(header, rest)| [header, rest].concat())
 }
 
 fn sizes() -> impl Strategy<Value = Vec<usize>> {
@@ -106,6 +141,14 @@ proptest! {
         sizes in sizes(),
     ) {
         oracle::line(max, &stream, &sizes);
+    }
+
+    #[test]
+    fn a_proxy_header_does_not_depend_on_the_reads(
+        (v1, v2) in (any::<bool>(), any::<bool>()), stream in proxy_bytes(), sizes in sizes()
+    ) {
+        oracle::proxy(Versions { v1, v2 }, &stream, &sizes);
+        oracle::proxy(Versions::ANY, &stream, &vec![1; stream.len()]);
     }
 
     #[test]

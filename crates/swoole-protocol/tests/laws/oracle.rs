@@ -2,7 +2,7 @@
 
 use swoole_protocol::{
     Cut, EofOptions, FrameError, Framing, LENGTH_FUNC_MAX, LengthFunc, LengthOptions, LengthType, Malformed,
-    PackageLength,
+    PackageLength, proxy,
 };
 
 /// What a stream was cut into.
@@ -330,5 +330,24 @@ fn read_number(kind: LengthType, field: &[u8]) -> i128 {
         LengthType::U64 => u64::from_ne_bytes(array(field)).into(),
         LengthType::U64Be => u64::from_be_bytes(array(field)).into(),
         LengthType::U64Le => u64::from_le_bytes(array(field)).into(),
+    }
+}
+
+/// A PROXY header: what the first bytes say, all of them say; what is found ends within them, and says the same of a stream
+/// that goes on otherwise.
+pub(crate) fn proxy(versions: proxy::Versions, stream: &[u8], sizes: &[usize]) {
+    let whole = proxy::parse(stream, versions);
+    let mut came = 0;
+    for read in reads(stream, sizes) {
+        came += read.len();
+        let found = proxy::parse(&stream[..came], versions);
+        assert!(found == Ok(None) || found == whole, "{found:?} of {came} bytes, {whole:?} of all");
+        if let Ok(Some(header)) = found {
+            assert!((1..=came).contains(&header.len));
+            assert_eq!(proxy::parse(&stream[..header.len], versions), found);
+            assert_eq!(proxy::parse(&stream[..header.len - 1], versions), Ok(None));
+            assert!(header.len <= if stream[0] == b'P' { proxy::V1_MAX } else { proxy::V2_MAX });
+        }
+        assert!(found != Ok(None) || came < proxy::V2_MAX, "{came} bytes wait for more");
     }
 }

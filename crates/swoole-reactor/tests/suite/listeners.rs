@@ -1,13 +1,18 @@
 //! Opening sockets and accepting from them.
 
-use std::io::ErrorKind;
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::io::{ErrorKind, Write as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::time::Duration;
 
 use rustix::fs::{OFlags, fcntl_getfl};
-use rustix::io::{FdFlags, fcntl_getfd};
-use swoole_reactor::listener::{Address, ListenOptions, listen, local_address};
+use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+use rustix::net::sockopt;
+use swoole_reactor::listener::{
+    Address, Keepalive, ListenOptions, TcpOptions, UnixOptions, inherit, listen, local_address,
+};
 use swoole_reactor::{Backend, Error, Reactor, Token};
 
 use crate::{Bed, Seen, TempDir};
@@ -15,6 +20,8 @@ use crate::{Bed, Seen, TempDir};
 on_each_backend!(
     accept_says_who_comes,
     accept_on_a_unix_socket,
+    what_is_set_on_a_listener_holds_for_those_who_come,
+    a_deferred_accept_waits_for_the_first_byte,
     a_crowd_is_accepted,
     a_crowd_is_accepted_on_a_shared_socket,
     a_paused_listener_accepts_nobody_until_it_is_resumed,
@@ -70,6 +77,51 @@ fn accept_on_a_unix_socket(backend: Backend) {
     assert!(matches!(bed.seen[..], [Seen::Accepted { listener, peer: None, .. }] if listener == token));
 }
 
+fn tcp_options() -> TcpOptions {
+    let second = Duration::from_secs(1);
+    let keepalive = Some(Keepalive { idle: 77 * second, interval: 11 * second, count: 3 });
+    TcpOptions { nodelay: true, keepalive, fastopen: 9, user_timeout: 12_345, ..TcpOptions::default() }
+}
+
+fn check_tcp_options(socket: &OwnedFd) {
+    assert!(sockopt::tcp_nodelay(socket).unwrap());
+    assert!(sockopt::socket_keepalive(socket).unwrap());
+    assert_eq!(sockopt::tcp_keepidle(socket).unwrap().as_secs(), 77);
+    assert_eq!(sockopt::tcp_keepintvl(socket).unwrap().as_secs(), 11);
+    assert_eq!(sockopt::tcp_keepcnt(socket).unwrap(), 3);
+    assert_eq!(sockopt::tcp_user_timeout(socket).unwrap(), 12_345);
+}
+
+fn what_is_set_on_a_listener_holds_for_those_who_come(backend: Backend) {
+    let mut bed = Bed::new(backend);
+    let any = "tcp://127.0.0.1:0".parse().unwrap();
+    let options = ListenOptions { tcp: tcp_options(), ..ListenOptions::default() };
+    let socket = listen(&any, &options).unwrap();
+    check_tcp_options(&socket);
+    assert_eq!(swoole_sys::sockopt::tcp_fastopen(&socket).unwrap(), 9);
+    let address = local_address(&socket, &any).unwrap();
+    bed.reactor.accept(socket).unwrap();
+    let _client = connect(&address);
+    bed.until("the connection", |bed| accepted(bed) > 0);
+    let Some(Seen::Accepted { socket, .. }) = bed.seen.pop() else { panic!("{:?}", bed.seen) };
+    check_tcp_options(&socket);
+}
+
+fn a_deferred_accept_waits_for_the_first_byte(backend: Backend) {
+    let mut bed = Bed::new(backend);
+    let any = "tcp://127.0.0.1:0".parse().unwrap();
+    let tcp = TcpOptions { defer_accept: 60, ..TcpOptions::default() };
+    let socket = listen(&any, &ListenOptions { tcp, ..ListenOptions::default() }).unwrap();
+    assert!(swoole_sys::sockopt::tcp_defer_accept(&socket).unwrap() >= 60);
+    let address = local_address(&socket, &any).unwrap();
+    bed.reactor.accept(socket).unwrap();
+    let mut client = connect(&address);
+    bed.fence();
+    assert_eq!(accepted(&bed), 0, "it has said nothing");
+    client.write_all(b"x").unwrap();
+    bed.until("the connection", |bed| accepted(bed) > 0);
+}
+
 fn a_crowd_is_accepted(backend: Backend) {
     crowd(backend, Reactor::accept);
 }
@@ -116,17 +168,23 @@ fn pause(backend: Backend, accept: Accept) {
 
 #[test]
 fn addresses_read_as_they_are_written() {
-    for text in
-        ["tcp://127.0.0.1:9501", "tcp://[::1]:9501", "udp://0.0.0.0:53", "unix:///run/a b", "unixgram://x"]
-    {
+    for text in [
+        "tcp://127.0.0.1:9501",
+        "tcp://[::1]:9501",
+        "udp://0.0.0.0:53",
+        "unix:///run/a b",
+        "unixgram://x",
+        "fd://web",
+    ] {
         assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
     }
     for (text, problem) in [
-        ("127.0.0.1:9501", "it begins with tcp://, udp://, unix:// or unixgram://"),
-        ("http://x", "it begins with tcp://, udp://, unix:// or unixgram://"),
+        ("127.0.0.1:9501", "it begins with tcp://, udp://, unix://, unixgram:// or fd://"),
+        ("http://x", "it begins with tcp://, udp://, unix://, unixgram:// or fd://"),
         ("tcp://localhost:1", "it takes a numeric address and a port: 127.0.0.1:9501 or [::1]:9501"),
         ("tcp://[::1]", "it takes a numeric address and a port: 127.0.0.1:9501 or [::1]:9501"),
         ("unix://", "the path is missing: unix:///run/app.sock"),
+        ("fd://", "the name is missing: fd://web, or a number: fd://3"),
     ] {
         let error = text.parse::<Address>().unwrap_err();
         assert_eq!(error.to_string(), format!("`{text}` is no address to listen on: {problem}"));
@@ -214,4 +272,61 @@ fn a_path_that_cannot_be_is_named_with_what_to_do() {
     let address = Address::Unix(dir.path(&"long".repeat(50)));
     let problem = "the path is too long for a socket (at most 107 bytes)";
     assert_eq!(refusal(&address), format!("listen on {address}: {problem}"));
+}
+
+#[test]
+fn an_ipv6_listener_takes_ipv4_only_when_it_is_told_to() {
+    let dual = ListenOptions { ipv6_only: false, ..ListenOptions::default() };
+    for (options, takes) in [(dual, true), (ListenOptions::default(), false)] {
+        let any = "tcp://[::]:0".parse().unwrap();
+        let socket = listen(&any, &options).unwrap();
+        let Address::Tcp(at) = local_address(&socket, &any).unwrap() else { panic!("{any}") };
+        TcpStream::connect(at).unwrap();
+        assert_eq!(TcpStream::connect((Ipv4Addr::LOCALHOST, at.port())).is_ok(), takes);
+    }
+}
+
+#[test]
+fn the_file_of_a_unix_socket_has_the_mode_and_owner_that_are_asked_for() {
+    let dir = TempDir::new("mode");
+    let own = std::fs::metadata(dir.path(".")).unwrap();
+    for mode in [0o600, 0o666, 0o777] {
+        let path = dir.path("socket");
+        let unix = UnixOptions { mode: Some(mode), user: Some(own.uid()), group: Some(own.gid()) };
+        let options = ListenOptions { unix, ..ListenOptions::default() };
+        let _socket = listen(&Address::Unix(path.clone()), &options).unwrap();
+        let file = std::fs::metadata(&path).unwrap();
+        assert_eq!(file.permissions().mode() & 0o7777, mode);
+        assert_eq!((file.uid(), file.gid()), (own.uid(), own.gid()));
+        UnixStream::connect(&path).unwrap();
+    }
+}
+
+#[test]
+fn what_listens_already_can_be_inherited_and_nothing_else() {
+    let dir = TempDir::new("inherit");
+    let name = "fd://web".parse::<Address>().unwrap();
+    let refusal = |socket: OwnedFd| inherit(&socket, &name, &TcpOptions::default()).unwrap_err().to_string();
+
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = tcp.local_addr().unwrap();
+    let tcp = OwnedFd::from(tcp);
+    fcntl_setfd(&tcp, FdFlags::empty()).unwrap();
+    assert_eq!(inherit(&tcp, &name, &tcp_options()).unwrap(), Address::Tcp(at));
+    check_tcp_options(&tcp);
+    assert!(fcntl_getfl(&tcp).unwrap().contains(OFlags::NONBLOCK));
+    assert!(fcntl_getfd(&tcp).unwrap().contains(FdFlags::CLOEXEC));
+
+    let path = dir.path("socket");
+    let unix = OwnedFd::from(UnixListener::bind(&path).unwrap());
+    assert_eq!(inherit(&unix, &name, &tcp_options()).unwrap(), Address::Unix(path));
+
+    let connected = OwnedFd::from(TcpStream::connect(at).unwrap());
+    let problem = "the socket does not listen (does its unit have Accept=yes?)";
+    assert_eq!(refusal(connected), format!("listen on fd://web: {problem}"));
+    let problem = "the descriptor is a socket for datagrams, not for streams";
+    let datagrams = OwnedFd::from(UdpSocket::bind("127.0.0.1:0").unwrap());
+    assert_eq!(refusal(datagrams), format!("listen on fd://web: {problem}"));
+    let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    assert_eq!(refusal(file), "listen on fd://web: the descriptor is no socket");
 }

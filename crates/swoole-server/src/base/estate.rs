@@ -16,7 +16,7 @@ use swoole_ipc::socketpair::{self, Endpoint, FDS_MAX, Kind};
 use crate::desk::Heirloom;
 use crate::error::{Error, Result};
 use crate::post::{Mail, Part};
-use crate::session::Session;
+use crate::session::{Arrival, Session};
 
 /// What the kernel is asked to hold; with small messages of [`FDS_MAX`] descriptors each, enough for 100,000 clients.
 const BUFFER: usize = 512 * 1024;
@@ -27,6 +27,7 @@ const LIST: u8 = 2;
 
 const ENDED: u8 = 1;
 const CLOSING: u8 = 2;
+const GUEST: u8 = 4;
 
 pub(super) struct Estate {
     giver: RefCell<Endpoint>,
@@ -105,8 +106,9 @@ impl Estate {
     }
 }
 
-/// The list: the mail, each kind after its number of parts; then for each client its session, flags, the bytes
-/// read and not handled, and made and not sent, and its topics after their number. All bytes stand after their length.
+/// The list: the mail, each kind after its number of parts; then for each client its session, flags, how it has come if it
+/// is in the lobby, the bytes read and not handled, and made and not sent, and its topics after their number. All bytes
+/// stand after their length.
 fn write(heirlooms: &[Heirloom], mail: &Mail) -> io::Result<OwnedFd> {
     let file = memfd_create("swoole-estate", MemfdFlags::CLOEXEC)?;
     let mut list = io::BufWriter::new(File::from(file));
@@ -120,9 +122,16 @@ fn write(heirlooms: &[Heirloom], mail: &Mail) -> io::Result<OwnedFd> {
         write_word(&mut list, u64::from(*number))?;
         write_bytes(&mut list, bytes)?;
     }
-    for Heirloom { session, ended, closing, input, output, topics, .. } in heirlooms {
+    for Heirloom { session, guest, ended, closing, input, output, topics, .. } in heirlooms {
         write_word(&mut list, session.raw())?;
-        list.write_all(&[if *ended { ENDED } else { 0 } | if *closing { CLOSING } else { 0 }])?;
+        let flags = [(*ended, ENDED), (*closing, CLOSING), (guest.is_some(), GUEST)];
+        let flags = flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, flag)| flags | flag);
+        list.write_all(&[flags])?;
+        if let Some(Arrival { listener, port, peer, connected_at }) = guest {
+            write_word(&mut list, u64::from(*listener) | u64::from(*port) << 16)?;
+            write_word(&mut list, *connected_at)?;
+            write_bytes(&mut list, peer.map_or(String::new(), |peer| peer.to_string()).as_bytes())?;
+        }
         for bytes in [input, output] {
             write_bytes(&mut list, bytes)?;
         }
@@ -161,14 +170,22 @@ fn read(mut list: File, sockets: Vec<OwnedFd>) -> io::Result<(Vec<Heirloom>, Mai
         let session = Session::from_raw(read_word(&mut list)?);
         let mut flags = [0];
         list.read_exact(&mut flags)?;
+        let guest = if flags[0] & GUEST != 0 { Some(read_arrival(&mut list, size)?) } else { None };
         let [input, output] = [read_bytes(&mut list, size), read_bytes(&mut list, size)];
         let (ended, closing) = (flags[0] & ENDED != 0, flags[0] & CLOSING != 0);
         let (input, output, count) = (input?, output?, read_word(&mut list)?);
         let topics =
             (0..count).map(|_| Ok(read_bytes(&mut list, size)?.into())).collect::<io::Result<_>>()?;
-        heirlooms.push(Heirloom { session, socket, ended, closing, input, output, topics });
+        heirlooms.push(Heirloom { session, guest, socket, ended, closing, input, output, topics });
     }
     Ok((heirlooms, mail))
+}
+
+fn read_arrival(list: &mut impl io::Read, max: u64) -> io::Result<Arrival> {
+    let (place, connected_at) = (read_word(list)?, read_word(list)?);
+    let peer = read_bytes(list, max)?;
+    let peer = std::str::from_utf8(&peer).ok().and_then(|peer| peer.parse().ok());
+    Ok(Arrival { listener: place as u16, port: (place >> 16) as u16, peer, connected_at })
 }
 
 fn read_word(list: &mut impl io::Read) -> io::Result<u64> {
@@ -195,10 +212,18 @@ mod tests {
 
     use super::*;
 
+    /// How every fifth has come, by TCP or by a unix socket.
+    fn guest(number: u64) -> Option<Arrival> {
+        let peer = ["[2001:db8::1]:443", "no address"][number as usize % 2].parse().ok();
+        let arrival = Arrival { listener: 7, port: number as u16, peer, connected_at: u64::MAX - number };
+        (number % 5 == 0).then_some(arrival)
+    }
+
     fn client(number: u64) -> (Heirloom, UnixStream) {
         let (socket, peer) = UnixStream::pair().unwrap();
         let heirloom = Heirloom {
             session: Session::from_raw(number),
+            guest: guest(number),
             socket: socket.into(),
             ended: number % 2 == 1,
             closing: number % 3 == 1,
@@ -221,7 +246,7 @@ mod tests {
         assert_eq!(its_mail, mail);
         assert_eq!(taken.len(), 700);
         for ((heirloom, mut peer), number) in taken.into_iter().zip(peers).zip(1..) {
-            assert_eq!(heirloom.session.raw(), number);
+            assert_eq!((heirloom.session.raw(), heirloom.guest), (number, guest(number)));
             assert_eq!((heirloom.ended, heirloom.closing), (number % 2 == 1, number % 3 == 1));
             assert_eq!(heirloom.topics.len() as u64, number % 4);
             assert_eq!((heirloom.input.len(), heirloom.output.len() as u64), (number as usize, 3 * number));

@@ -90,7 +90,9 @@ const IDLE: usize = 8;
 const SLOW: usize = 9;
 const REFUSED: usize = 10;
 const SHED: usize = 11;
-const REACTOR_ROW: usize = 12;
+// Connections that were refused for what they did not say in a PROXY header.
+const BAD_PROXY: usize = 12;
+const REACTOR_ROW: usize = 13;
 
 // The head: the phase, then when the server started, then the pids of master and manager. Behind it, three words for each
 // worker slot: the process in it, its state, and when it has to be gone, if it was asked to leave (as below).
@@ -482,6 +484,7 @@ impl Board {
             slow_count: sum(Counter::Slow),
             refuse_count: sum(Counter::Refused) + self.facts[REFUSED_THERE].load(Ordering::Relaxed),
             shed_count: sum(Counter::Shed) + of_workers,
+            bad_proxy_count: sum(Counter::BadProxy),
             received_bytes: sum(Counter::Received),
             sent_bytes: sum(Counter::Sent),
             respawn_count: self.facts[RESPAWNS].load(Ordering::Relaxed),
@@ -513,6 +516,8 @@ pub(crate) enum Counter {
     Refused = REFUSED,
     /// Packets that a reactor has shed by itself.
     Shed = SHED,
+    /// Connections that were closed for what they did not say in a PROXY header.
+    BadProxy = BAD_PROXY,
 }
 
 #[cfg(test)]

@@ -30,9 +30,11 @@ pub(super) enum Kind {
     Listen,
     /// Files and directories.
     Paths,
+    /// Ranges of addresses.
+    Networks,
 }
 
-use Kind::{Choice, Count, Listen, Paths, Seconds, Size, Switch, Text};
+use Kind::{Choice, Count, Listen, Networks, Paths, Seconds, Size, Switch, Text};
 
 const fn key(name: &'static str, kind: Kind, help: &'static str) -> Key {
     Key { name, kind, help }
@@ -173,7 +175,11 @@ pub(super) static KEYS: &[Key] = &[
         Seconds(0.0, 86400.0),
         "how long a packet may take from its first byte to its last, 0 for ever",
     ),
-    key("max_queue", Count(0, 1_000_000), "packets that may be with one worker, 0 for no limit; more are shed"),
+    key(
+        "max_queue",
+        Count(0, 1_000_000),
+        "packets that may be with one worker, 0 for no limit; more are shed",
+    ),
     key(
         "max_queue_time",
         Seconds(0.0, 86400.0),
@@ -186,6 +192,37 @@ pub(super) static KEYS: &[Key] = &[
     ),
     key("backlog", Count(1, 65535), "connections that wait in the kernel to be accepted"),
     key("open_tcp_nodelay", Switch, "send small replies at once"),
+    key("open_tcp_keepalive", Switch, "ask silent clients whether they are there"),
+    key("tcp_keepidle", Count(1, 32_767), "seconds of silence before a client is asked"),
+    key("tcp_keepinterval", Count(1, 32_767), "seconds between two such questions"),
+    key("tcp_keepcount", Count(1, 127), "questions without an answer that end a connection"),
+    key(
+        "tcp_defer_accept",
+        Count(0, 3600),
+        "seconds to wait for a client's first byte before it is accepted, 0 for not at all",
+    ),
+    key(
+        "tcp_fastopen",
+        Count(0, 65_535),
+        "clients at once that send with their SYN and have not finished the handshake, 0 for none",
+    ),
+    key(
+        "tcp_user_timeout",
+        Count(0, 86_400_000),
+        "milliseconds that what was sent may be unacknowledged, 0 for as the kernel has it",
+    ),
+    key("ipv6_only", Switch, "an IPv6 address takes no IPv4 clients"),
+    key("reuse_port", Switch, "other servers of the same user may listen there, too"),
+    key("unix_mode", Text("MODE", "octal digits as text, 0..=777"), "the mode of a unix socket's file"),
+    key("unix_user", Text("USER", "the name or number of a user"), "who owns a unix socket's file"),
+    key("unix_group", Text("GROUP", "the name or number of a group"), "whose group a unix socket's file has"),
+    key(
+        "proxy_protocol",
+        Choice(&["off", "v1", "v2", "any"]),
+        "which PROXY header says for whom a proxy connects",
+    ),
+    key("proxy_trusted", Networks, "whose PROXY headers are believed; may repeat"),
+    key("proxy_timeout", Seconds(0.1, 3600.0), "how long a PROXY header may take to come"),
     key("socket_buffer_size", Size(64 * KIB, GIB), "bytes of replies that may wait for one slow client"),
     key(
         "buffer_high_watermark",
@@ -246,8 +283,9 @@ impl Key {
                 format!("{} or {last}", others.join(", "))
             }
             Text(_, expected) => expected.into(),
-            Listen => "tcp://IP:PORT or unix:///PATH".into(),
+            Listen => "tcp://IP:PORT, unix:///PATH or fd://NAME".into(),
             Paths => "a file or directory that exists".into(),
+            Networks => "networks, as 10.0.0.0/8, 2001:db8::/32 or 192.0.2.1".into(),
         }
     }
 
@@ -258,7 +296,7 @@ impl Key {
 
     /// Whether it holds several values, each flag another one.
     pub(super) fn is_list(&self) -> bool {
-        matches!(self.kind, Listen | Paths)
+        matches!(self.kind, Listen | Paths | Networks)
     }
 
     /// What stands for the value in the help, after the flag.
@@ -272,6 +310,7 @@ impl Key {
             Text(name, _) => format!(" {name}"),
             Listen => " ADDRESS".into(),
             Paths => " PATH".into(),
+            Networks => " NETWORK".into(),
         }
     }
 
@@ -287,7 +326,7 @@ impl Key {
             .map(toml::Value::Integer),
             Seconds(..) => text.parse().ok().map(toml::Value::Float),
             Switch => text.parse().ok().map(toml::Value::Boolean),
-            Size(..) | Choice(_) | Text(..) | Listen | Paths => None,
+            Size(..) | Choice(_) | Text(..) | Listen | Paths | Networks => None,
         };
         typed.unwrap_or_else(|| toml::Value::String(text.into()))
     }

@@ -9,11 +9,19 @@ use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 use swoole_reactor::listener::{Address, AddressError};
 
+use super::proxy::{self, ProxyOptions};
+use super::socket::{self, SocketOptions};
 use super::value::{escaped, size};
 use super::{Config, Framing, LengthType, OnCrash, keys};
 
 /// Where clients connect, and whether they speak TLS: `tcp://127.0.0.1:9501`, `tcp://[::1]:9501`,
 /// `unix:///run/app.sock`; `tls://`, `udp://` and `unixgram://` are not supported yet.
+///
+/// `fd://web` is a socket that listens already and that the program was given by this name, as systemd does it
+/// (`FileDescriptorName=`, sd_listen_fds(3)); `fd://3` is the one of this number. So clients that come while the server is
+/// restarted wait, and a server without rights has a port below 1024. The variables `LISTEN_PID`, `LISTEN_FDS` and
+/// `LISTEN_FDNAMES` are gone afterwards, descriptors that no address asks for are closed, and the log says so. In Base mode
+/// all workers accept from the one socket. Its file, if it is a unix socket, stays when the server ends.
 ///
 /// What is to be otherwise for those who connect here than for the rest of the server is set behind the address, as in a
 /// URL: `tcp://127.0.0.1:9502?framing=length&package_max_length=4M&on_crash=retry`. (So the path of a unix socket can have no
@@ -52,6 +60,9 @@ use super::{Config, Framing, LengthType, OnCrash, keys};
 pub struct Listen {
     /// The address of the socket.
     pub address: Address,
+    /// What the program knows it by ([`Ports`](crate::Ports)): 1..=32 ASCII letters, digits, `-`, `_` and `.`. Default: no
+    /// name.
+    pub name: Option<String>,
     /// Whether the connections are encrypted: `tls://` in place of `tcp://`.
     pub tls: bool,
     /// [`on_crash`](super::Config::on_crash) of this address. Default: the server's.
@@ -91,6 +102,10 @@ pub struct Listen {
     pub max_queue_time: Option<Duration>,
     /// [`busy_reply`](super::Config::busy_reply) of this address.
     pub busy_reply: Option<Vec<u8>>,
+    /// What is set on the socket.
+    pub socket: SocketOptions,
+    /// What a proxy has to say first.
+    pub proxy: ProxyOptions,
 }
 
 /// The options of an address, in the order in which they are written.
@@ -115,6 +130,19 @@ const OPTIONS: [&str; 18] = [
     "busy_reply",
 ];
 
+/// What a name must be: the only option that is no key of the server.
+pub(super) const NAME: &str = "1..=32 ASCII letters, digits, `-`, `_` and `.`";
+
+pub(super) fn is_name(text: &str) -> bool {
+    let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..=32).contains(&text.len()) && text.bytes().all(is_fine)
+}
+
+/// All that an address may have, in that order.
+fn options() -> impl Iterator<Item = &'static str> {
+    OPTIONS.into_iter().chain(socket::OPTIONS).chain(proxy::OPTIONS).chain(["name"])
+}
+
 /// How an address is written where types can be told apart.
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -131,7 +159,7 @@ pub enum ListenError {
     #[error(transparent)]
     Address(#[from] AddressError),
     /// An option that an address does not have.
-    #[error("`{text}`: an address has no option `{option}`, only {}", OPTIONS.join(", "))]
+    #[error("`{text}`: an address has no option `{option}`, only {}", options().collect::<Vec<_>>().join(", "))]
     UnknownOption {
         /// The whole text.
         text: String,
@@ -159,6 +187,7 @@ impl From<Address> for Listen {
     fn from(address: Address) -> Listen {
         Listen {
             address,
+            name: None,
             tls: false,
             on_crash: None,
             crash_retries: None,
@@ -178,6 +207,8 @@ impl From<Address> for Listen {
             max_queue: None,
             max_queue_time: None,
             busy_reply: None,
+            socket: SocketOptions::default(),
+            proxy: ProxyOptions::default(),
         }
     }
 }
@@ -210,11 +241,11 @@ impl Listen {
 
     /// One option of the address `text`.
     fn set(&mut self, text: &str, name: &str, value: &str) -> Result<(), ListenError> {
-        let Some(option) = OPTIONS.into_iter().find(|option| *option == name) else {
+        let Some(option) = options().find(|option| *option == name) else {
             return Err(ListenError::UnknownOption { text: text.into(), option: name.into() });
         };
         self.read(option, value).ok_or_else(|| {
-            let expected = keys::find(option).map(keys::Key::expected).unwrap_or_default();
+            let expected = keys::find(option).map_or(NAME.into(), keys::Key::expected);
             ListenError::Value { text: text.into(), option, value: value.into(), expected }
         })
     }
@@ -222,6 +253,7 @@ impl Listen {
     /// `None` if the option cannot have this value.
     fn read(&mut self, option: &str, value: &str) -> Option<()> {
         match option {
+            "name" => self.name = Some(is_name(value).then(|| value.to_owned())?),
             "on_crash" => self.on_crash = Some(one_of(&OnCrash::ALL, value)?),
             "crash_retries" => self.crash_retries = Some(value.parse().ok()?),
             "framing" => self.framing = Some(one_of(&Framing::ALL, value)?),
@@ -240,7 +272,7 @@ impl Listen {
             "max_queue" => self.max_queue = Some(value.parse().ok()?),
             "max_queue_time" => self.max_queue_time = Some(seconds_of(value)?),
             "busy_reply" => self.busy_reply = Some(escaped::parse(value).ok()?),
-            _ => return None,
+            _ => return self.socket.read(option, value).or_else(|| self.proxy.read(option, value)),
         }
         Some(())
     }
@@ -252,6 +284,7 @@ impl Listen {
         }
         let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64().to_string());
         match option {
+            "name" => self.name.clone(),
             "on_crash" => text(&self.on_crash),
             "crash_retries" => text(&self.crash_retries),
             "framing" => text(&self.framing),
@@ -270,7 +303,7 @@ impl Listen {
             "max_queue" => text(&self.max_queue),
             "max_queue_time" => seconds(self.max_queue_time),
             "busy_reply" => self.busy_reply.as_deref().map(in_url),
-            _ => None,
+            _ => self.socket.written(option).or_else(|| self.proxy.written(option)),
         }
     }
 
@@ -299,6 +332,7 @@ impl Listen {
         replace(&mut applied.max_queue, &self.max_queue);
         replace(&mut applied.max_queue_time, &self.max_queue_time);
         replace(&mut applied.busy_reply, &self.busy_reply);
+        replace(&mut applied.proxy_protocol, &self.proxy.proxy_protocol);
         applied
     }
 
@@ -317,7 +351,7 @@ impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.url())?;
         let written = |option: &str| Some(format!("{option}={}", self.written(option)?));
-        let options: Vec<String> = OPTIONS.into_iter().filter_map(written).collect();
+        let options: Vec<String> = options().filter_map(written).collect();
         if options.is_empty() { Ok(()) } else { write!(f, "?{}", options.join("&")) }
     }
 }
@@ -334,7 +368,12 @@ impl TryFrom<Written> for Listen {
         let text = keys::show(&address);
         let mut listen: Listen = text.parse()?;
         for (option, value) in &table {
-            listen.set(&text, option, &keys::show(value))?;
+            let shown = match value {
+                // What was meant for octal digits has become another number.
+                toml::Value::Integer(number) if option == "unix_mode" => format!("{number}, no text"),
+                value => keys::show(value),
+            };
+            listen.set(&text, option, &shown)?;
         }
         Ok(listen)
     }

@@ -35,6 +35,8 @@ mod framing;
 mod keys;
 mod limits;
 mod listen;
+mod proxy;
+mod socket;
 mod source;
 mod validate;
 mod value;
@@ -43,6 +45,9 @@ pub use error::{ConfigError, Origin};
 pub(crate) use framing::{Framings, LengthFuncs};
 pub(crate) use limits::ByListener;
 pub use listen::{Listen, ListenError};
+pub(crate) use proxy::ProxyRule;
+pub use proxy::{Network, NetworkError, ProxyOptions};
+pub use socket::SocketOptions;
 pub use source::Sources;
 pub use swoole_protocol::LengthType;
 pub use swoole_reactor::Backend;
@@ -275,8 +280,8 @@ pub struct Config {
 
     /// Client connections of one IP address at one time, at each address that it connects to, 0..=1000000; 0 (default) for no
     /// limit. One more is closed as soon as it is accepted, and counted
-    /// ([`Stats::refuse_count`](crate::Stats::refuse_count)). Of IPv6 the first 64 bits count, which are one customer's; who
-    /// comes by a proxy has the proxy's address. In Base mode each worker counts its own clients, so that an address may have
+    /// ([`Stats::refuse_count`](crate::Stats::refuse_count)). Of IPv6 the first 64 bits count, which are one customer's; where
+    /// `proxy_protocol` is on there is no limit, because everybody comes from the proxy's address. In Base mode each worker counts its own clients, so that an address may have
     /// so many with each worker. An address may have its own, see [`Listen`]. (Swoole has no such key.)
     pub max_connection_per_ip: usize,
 
@@ -332,11 +337,87 @@ pub struct Config {
     pub busy_reply: Vec<u8>,
 
     /// Connections that wait in the kernel to be accepted, 1..=65535, per address; the kernel's own limit is
-    /// `net.core.somaxconn`. Default 511. Swoole: `backlog`, there 512.
+    /// `net.core.somaxconn`. Default 511. An address may have its own, see [`SocketOptions`]; so it may for the keys below,
+    /// down to `proxy_timeout`. Swoole: `backlog`, there 512.
     pub backlog: u32,
 
     /// Whether small replies are sent at once (`TCP_NODELAY`). Default `true`. Swoole: `open_tcp_nodelay`.
     pub open_tcp_nodelay: bool,
+
+    /// Whether TCP clients that are silent are asked by the kernel whether they are still there (`SO_KEEPALIVE`), so that one
+    /// that is gone without a word does not stay connected for ever. Default `false`. Swoole: `open_tcp_keepalive`.
+    pub open_tcp_keepalive: bool,
+
+    /// With `open_tcp_keepalive`: seconds of silence before a client is asked the first time, 1..=32767. Default 3600.
+    /// Swoole: `tcp_keepidle`.
+    pub tcp_keepidle: u32,
+
+    /// With `open_tcp_keepalive`: seconds until it is asked again, 1..=32767. Default 60. Swoole: `tcp_keepinterval`.
+    pub tcp_keepinterval: u32,
+
+    /// With `open_tcp_keepalive`: so many times without an answer, 1..=127, end the connection. Default 5. Swoole:
+    /// `tcp_keepcount`.
+    pub tcp_keepcount: u32,
+
+    /// Seconds, 0..=3600, for which the kernel keeps a TCP connection to itself until its client has sent something
+    /// (`TCP_DEFER_ACCEPT`): who only connects costs no process anything. Afterwards it is accepted, or dropped, as the kernel
+    /// likes. `on_connect` comes later, too: not for servers that speak first. Default 0: not at all. Swoole:
+    /// `tcp_defer_accept`.
+    pub tcp_defer_accept: u32,
+
+    /// TCP clients, 0..=65535, that may have sent their first bytes with their SYN (`TCP_FASTOPEN`, RFC 7413) and not have
+    /// finished the handshake. The kernel may deliver those bytes twice. Needs 2 in `net.ipv4.tcp_fastopen`. Default 0: none.
+    /// Swoole: `tcp_fastopen`, where `true` is 1.
+    pub tcp_fastopen: u32,
+
+    /// Milliseconds, 0..=86400000, that what was sent to a TCP client may be unacknowledged before the connection ends
+    /// (`TCP_USER_TIMEOUT`). Default 0: as long as the kernel tries, which is many minutes. Swoole: `tcp_user_timeout`, there
+    /// only with `open_tcp_keepalive`.
+    pub tcp_user_timeout: u32,
+
+    /// Whether an IPv6 address takes IPv6 clients only (`IPV6_V6ONLY`). With `false`, `tcp://[::]:9501` takes IPv4 clients as
+    /// well, and they are known by their IPv4 addresses. Default `true`, whatever `net.ipv6.bindv6only` says. (Swoole leaves
+    /// it to the system.)
+    pub ipv6_only: bool,
+
+    /// Whether other servers of the same user may listen on the address as well (`SO_REUSEPORT`): the kernel deals
+    /// connections among all that do. All of them must say so. For a server that is to take the place of another one
+    /// without a gap. Default `false`: an address that is in use is refused. (In Base mode the workers of one server share
+    /// an address in any case.) Swoole: `enable_reuse_port`.
+    pub reuse_port: bool,
+
+    /// The mode of a unix socket's file, 0..=777 in octal digits, as text; to connect takes the right to write. The file has
+    /// it, whatever the umask, before anybody can connect. Default: what the umask leaves of 777. (Swoole has no such key.)
+    #[serde(with = "value::octal")]
+    pub unix_mode: Option<u32>,
+
+    /// Who owns a unix socket's file, by name or number; before anybody can connect. Needs `CAP_CHOWN`. Default: who starts
+    /// the server. (Swoole has no such key.)
+    pub unix_user: Option<String>,
+
+    /// The group of a unix socket's file, by name or number. Another one than those of who starts the server needs
+    /// `CAP_CHOWN`. Default: that of who starts the server. (Swoole has no such key.)
+    pub unix_group: Option<String>,
+
+    /// Which header a proxy sends before all else, to say for whom it connects. The session has that address then
+    /// ([`SessionInfo::peer`](crate::SessionInfo::peer)), also where packets are dispatched by it, and `on_connect` comes after
+    /// the header. Default [`ProxyProtocol::Off`]. (Swoole has no such key.)
+    ///
+    /// The header is demanded: who sends none, or none that can be read, is closed, and so is who is not of `proxy_trusted`,
+    /// before anything is read. [`Stats`](crate::Stats) counts both. A header that speaks for nobody (`LOCAL`, `UNKNOWN`:
+    /// the proxy's own health checks) leaves the connection's own address.
+    pub proxy_protocol: ProxyProtocol,
+
+    /// Whose PROXY headers are believed: networks as `10.0.0.0/8`, `2001:db8::/32` or `192.0.2.1`. In the environment
+    /// several are separated by commas. Default: nobody, so `proxy_protocol` needs it; except that who connects to a unix
+    /// socket is always believed, as the right to do that is given by the file's mode. (Swoole has no such key.)
+    #[serde(deserialize_with = "value::networks::deserialize")]
+    pub proxy_trusted: Vec<Network>,
+
+    /// Seconds, 0.1..=3600, that a PROXY header may take to come, before the connection is closed. Default 5. (Swoole has no
+    /// such key.)
+    #[serde(with = "value::seconds")]
+    pub proxy_timeout: Duration,
 
     /// Bytes of replies that may wait for one slow client, 64 KiB..=1 GiB. Default 8 MiB. Swoole:
     /// `socket_buffer_size`.
@@ -494,6 +575,21 @@ impl Default for Config {
             busy_reply: Vec::new(),
             backlog: 511,
             open_tcp_nodelay: true,
+            open_tcp_keepalive: false,
+            tcp_keepidle: 3600,
+            tcp_keepinterval: 60,
+            tcp_keepcount: 5,
+            tcp_defer_accept: 0,
+            tcp_fastopen: 0,
+            tcp_user_timeout: 0,
+            ipv6_only: true,
+            reuse_port: false,
+            unix_mode: None,
+            unix_user: None,
+            unix_group: None,
+            proxy_protocol: ProxyProtocol::Off,
+            proxy_trusted: Vec::new(),
+            proxy_timeout: Duration::from_secs(5),
             socket_buffer_size: 8 * MIB,
             buffer_high_watermark: 0,
             buffer_low_watermark: 0,
@@ -679,6 +775,21 @@ choice! {
         Retry = "retry",
         /// It is lost, and its connection stays: for clients that ask again by themselves.
         Drop = "drop",
+    }
+}
+
+choice! {
+    /// Which header of the PROXY protocol (HAProxy's) has to come before all else.
+    ProxyProtocol {
+        /// None: what comes is the client's.
+        Off = "off",
+        /// A line of text, at most 107 bytes: `PROXY TCP4 192.0.2.1 198.51.100.7 56324 443`.
+        V1 = "v1",
+        /// The binary one, of 16384 bytes at most. What it says beside the addresses is passed over; a checksum, if there is
+        /// one, has to be right.
+        V2 = "v2",
+        /// Either of them.
+        Any = "any",
     }
 }
 

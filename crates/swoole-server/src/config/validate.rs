@@ -6,6 +6,7 @@ use std::ops::Range;
 use rustix::process::{Resource, getrlimit};
 
 use super::keys::{self, Kind};
+use super::listen;
 use super::value::size;
 use super::{
     Backend, Config, ConfigError, DispatchMode, Ipc, KIB, Listen, Mode, OnCrash, SandboxConnect, TaskIpcMode,
@@ -45,7 +46,8 @@ impl Config {
         check_count("max_timer", self.max_timer as u64)?;
         check_count("max_subscription", self.max_subscription as u64)?;
         check_count("max_connection", self.max_connection as u64)?;
-        check_count("backlog", self.backlog.into())?;
+        self.check_sockets()?;
+        self.check_proxies()?;
         check_count("busy_poll", self.busy_poll.into())?;
         check_count("crash_retries", self.crash_retries.into())?;
         check_size("socket_buffer_size", self.socket_buffer_size)?;
@@ -121,6 +123,10 @@ impl Config {
                 let expected = "must be one that can be read back: UTF-8, and no `?` in a path";
                 return Err(ConfigError::value("listen", address, expected));
             }
+            if address.name.as_ref().is_some_and(|name| !listen::is_name(name)) {
+                return Err(ConfigError::value("listen", address, format!("name must be {}", listen::NAME)));
+            }
+            address.socket.check(address)?;
             if let Some(retries) = address.crash_retries
                 && check_count("crash_retries", retries.into()).is_err()
             {

@@ -186,3 +186,82 @@ pub(super) mod paths {
         deserializer.deserialize_any(Paths)
     }
 }
+
+/// The mode of a file: octal digits, as text, so that nobody takes it for a decimal number.
+pub(super) mod octal {
+    use super::*;
+
+    /// All that may be asked for: reading, writing and executing.
+    pub(in crate::config) const MAX: u32 = 0o777;
+
+    pub(in crate::config) fn serialize<S: Serializer>(
+        mode: &Option<u32>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match mode {
+            Some(mode) => serializer.collect_str(&format(*mode)),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<u32>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse(&text).map(Some).ok_or_else(|| de::Error::custom("no octal digits, as \"660\""))
+    }
+
+    pub(in crate::config) fn parse(text: &str) -> Option<u32> {
+        // `from_str_radix` would take a sign.
+        let digits = text.strip_prefix("0o").unwrap_or(text);
+        let is_octal = digits.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+        is_octal.then(|| u32::from_str_radix(digits, 8).ok()).flatten()
+    }
+
+    pub(in crate::config) fn format(mode: u32) -> String {
+        format!("{mode:o}")
+    }
+}
+
+/// Networks in one text with `,` or `+` between them, or a list of such.
+pub(super) mod networks {
+    use super::*;
+    use crate::config::Network;
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<Network>, D::Error> {
+        struct Networks;
+
+        impl<'de> Visitor<'de> for Networks {
+            type Value = Vec<Network>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a network or a list of networks, as \"10.0.0.0/8\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<Network>, E> {
+                parse(text).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut many: A) -> Result<Vec<Network>, A::Error> {
+                let mut networks = Vec::new();
+                while let Some(text) = many.next_element::<String>()? {
+                    networks.extend(Networks.visit_str::<A::Error>(&text)?);
+                }
+                Ok(networks)
+            }
+        }
+
+        deserializer.deserialize_any(Networks)
+    }
+
+    pub(in crate::config) fn parse(text: &str) -> Option<Vec<Network>> {
+        text.split([',', '+']).map(|network| network.trim().parse().ok()).collect()
+    }
+
+    /// As an option of an address, of which several may stand in one variable with commas between them.
+    pub(in crate::config) fn format(networks: &[Network]) -> String {
+        networks.iter().map(Network::to_string).collect::<Vec<_>>().join("+")
+    }
+}

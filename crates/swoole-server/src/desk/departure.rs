@@ -14,7 +14,7 @@ use crate::wire::RequestKind;
 impl Desk {
     /// The client has shut down its side. What it has sent is answered, then it is closed.
     pub(crate) fn ended(&mut self, reactor: &mut Reactor, token: Token) {
-        let Some(slot) = self.slot_of(token) else { return };
+        let Some(slot) = self.slot_of(token) else { return self.guest_ended(reactor, token) };
         self.connections[slot].ended = true;
         self.close_if_done(reactor, slot);
         if !self.connections[slot].closing {
@@ -23,7 +23,7 @@ impl Desk {
     }
 
     pub(crate) fn failed(&mut self, reactor: &mut Reactor, token: Token, error: &dyn std::fmt::Display) {
-        let Some(slot) = self.slot_of(token) else { return };
+        let Some(slot) = self.slot_of(token) else { return self.guest_failed(reactor, token, error) };
         tracing::debug!(session = %self.connections[slot].session, "connection lost: {error}");
         if self.connections[slot].closing {
             reactor.close(token, Close::Now);
@@ -34,7 +34,9 @@ impl Desk {
 
     /// The descriptor is released: the slot is free. True if it was a connection's.
     pub(crate) fn closed(&mut self, reactor: &mut Reactor, token: Token) -> bool {
-        let Some(slot) = self.slot_of(token).or_else(|| self.displaced.remove(&token)) else { return false };
+        let Some(slot) = self.slot_of(token).or_else(|| self.displaced.remove(&token)) else {
+            return self.guest_closed(reactor, token);
+        };
         let connection = self.connections.remove(slot);
         if let Some((timer, _)) = connection.linger {
             reactor.cancel(timer);
@@ -49,7 +51,7 @@ impl Desk {
     }
 
     pub(crate) fn timer(&mut self, reactor: &mut Reactor, timer: TimerId) {
-        if self.look(reactor, timer) {
+        if self.look(reactor, timer) || self.guest_timer(reactor, timer) {
             return;
         }
         let Some(slot) = self.lingering.remove(&timer).and_then(|session| self.find_any(session)) else {
@@ -70,6 +72,7 @@ impl Desk {
     /// No new packets are read; those that wait for room still go their way.
     pub(crate) fn drain(&mut self, reactor: &mut Reactor) {
         self.draining = true;
+        self.clear_lobby(reactor, Close::Now);
         for (_, connection) in &self.connections {
             if !connection.closing {
                 reactor.pause(connection.token);
@@ -95,6 +98,7 @@ impl Desk {
 
     /// Closes every connection, after what was sent to it.
     pub(crate) fn close_all(&mut self, reactor: &mut Reactor, how: Close) {
+        self.clear_lobby(reactor, how);
         let slots: Vec<usize> = self.connections.iter().map(|(slot, _)| slot).collect();
         for slot in slots {
             if !self.connections[slot].closing {

@@ -10,12 +10,15 @@ use swoole_reactor::{Close, Detached, Reactor, Token};
 use super::flow::Level;
 use super::{Connection, Desk, Taker};
 use crate::board::Counter;
-use crate::session::{Flag, Session, SessionInfo};
+use crate::session::{Arrival, Flag, Session, SessionInfo};
 
 /// A connection between two workers.
 #[derive(Debug)]
 pub(crate) struct Heirloom {
+    /// Nobody's while it is in the lobby.
     pub(crate) session: Session,
+    /// Of one that is in the lobby: how it has come.
+    pub(crate) guest: Option<Arrival>,
     pub(crate) socket: OwnedFd,
     /// The client will send no more.
     pub(crate) ended: bool,
@@ -37,14 +40,14 @@ impl Desk {
                 reactor.pause(connection.token);
             }
         }
+        self.lobby.tokens().into_iter().for_each(|token| reactor.pause(token));
     }
 
     /// Bytes from a client, for whoever comes next.
     pub(crate) fn keep(&mut self, token: Token, bytes: &[u8]) {
-        if let Some(slot) = self.slot_of(token) {
-            self.count_received(slot, bytes.len());
-            self.connections[slot].input.add(bytes);
-        }
+        let Some(slot) = self.slot_of(token) else { return self.keep_of_guest(token, bytes) };
+        self.count_received(slot, bytes.len());
+        self.connections[slot].input.add(bytes);
     }
 
     /// A client has shut down its side, which is for whoever comes next.
@@ -56,13 +59,15 @@ impl Desk {
 
     /// Asks for the descriptors of all connections but those that are closed already: how many.
     pub(crate) fn detach_all(&self, reactor: &mut Reactor) -> usize {
-        let detached = |(_, connection): &(usize, &Connection)| reactor.detach(connection.token).is_ok();
-        self.connections.iter().filter(detached).count()
+        let tokens = self.connections.iter().map(|(_, connection)| connection.token);
+        tokens.chain(self.lobby.tokens()).filter(|token| reactor.detach(*token).is_ok()).count()
     }
 
     /// The descriptor has come: the connection is no longer this desk's.
     pub(crate) fn give_away(&mut self, token: Token, detached: Detached) -> Option<Heirloom> {
-        let slot = self.slot_of(token)?;
+        let Some(slot) = self.slot_of(token) else {
+            return self.give_guest_away(token, detached.socket, &detached.unread);
+        };
         self.count_received(slot, detached.unread.len());
         let Connection { session, ended, closing, input, .. } = self.connections.remove(slot);
         let mut input = input.into_bytes();
@@ -70,7 +75,7 @@ impl Desk {
         self.unwatch(slot);
         let topics = self.topics.forget(session);
         let (socket, output) = (detached.socket, detached.unsent);
-        Some(Heirloom { session, socket, ended, closing, input, output, topics })
+        Some(Heirloom { session, guest: None, socket, ended, closing, input, output, topics })
     }
 
     /// A connection that was given away and that nobody takes is closed.
@@ -97,9 +102,13 @@ impl Desk {
         heirlooms: Vec<Heirloom>,
     ) {
         let mut connections = Vec::new();
-        let mut bytes = Vec::new();
+        let (mut bytes, mut guests) = (Vec::new(), Vec::new());
         for heirloom in heirlooms {
-            let Heirloom { session, socket, ended, closing, input, output, topics } = heirloom;
+            if let Some(arrival) = heirloom.guest {
+                guests.push((heirloom, arrival));
+                continue;
+            }
+            let Heirloom { session, socket, ended, closing, input, output, topics, .. } = heirloom;
             // Counted as lost already if the last worker died after all.
             if self.shared.sessions.reactor(session) != self.id
                 || !(closing || self.shared.sessions.exists(session))
@@ -146,6 +155,10 @@ impl Desk {
                 self.watch(reactor, slot);
                 self.resume(reactor, taker, slot);
             }
+        }
+        // Behind those whose places are given already.
+        for (guest, arrival) in guests {
+            self.inherit_guest(reactor, taker, guest, arrival);
         }
     }
 }

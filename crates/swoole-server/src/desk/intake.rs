@@ -26,7 +26,7 @@ impl Desk {
         token: Token,
         bytes: &[u8],
     ) {
-        let Some(slot) = self.slot_of(token) else { return };
+        let Some(slot) = self.slot_of(token) else { return self.greet(reactor, taker, token, bytes) };
         if self.connections[slot].closing {
             return;
         }
@@ -69,7 +69,7 @@ impl Desk {
 
     /// A connection can be read from, and the driver asks where to.
     pub(crate) fn readable(&mut self, reactor: &mut Reactor, taker: &mut impl Taker, token: Token) {
-        let Some(slot) = self.slot_of(token) else { return };
+        let Some(slot) = self.slot_of(token) else { return self.guest_readable(reactor, taker, token) };
         let connection = &mut self.connections[slot];
         if connection.closing || connection.paused || connection.parked && connection.announced {
             return reactor.pause(token);

@@ -10,6 +10,7 @@
 //! | `connection` | one connection, and the cutting of its stream |
 //! | `replies` | what is sent to them |
 //! | `flow` | whether they are read from, and keep up |
+//! | `lobby` | connections that have yet to say for whom they come |
 //! | `topics` | who is subscribed to what |
 //! | `departure` | how they end |
 //! | `idle`, `patience` | which of them take too long |
@@ -21,6 +22,7 @@ mod flow;
 mod heritage;
 mod idle;
 mod intake;
+mod lobby;
 mod patience;
 mod replies;
 mod topics;
@@ -38,8 +40,9 @@ pub(crate) use connection::{Client, Fed, Offer, feed};
 use connection::{Connection, LINGER};
 pub(crate) use flow::Crossing;
 pub(crate) use heritage::Heirloom;
-pub(crate) use replies::Replies;
 use idle::Watch;
+use lobby::Lobby;
+pub(crate) use replies::Replies;
 use topics::Topics;
 
 use crate::board::Counter;
@@ -130,6 +133,8 @@ pub(crate) struct Desk {
     topics: Topics,
     watch: Watch,
     visitors: Visitors,
+    /// Connections that are no sessions yet.
+    lobby: Lobby,
     /// Closed, and their home workers not told yet.
     departed: Vec<(u16, Session)>,
     /// Their home workers have not been told yet; and from how many waiting bytes on they are.
@@ -164,6 +169,7 @@ impl Desk {
             topics: Topics::new(shared.config.max_subscription),
             watch: Watch::new(&shared),
             visitors: Visitors::default(),
+            lobby: Lobby::new(&shared),
             departed: Vec::new(),
             crossings: Vec::new(),
             high: shared.config.high_watermark(),
@@ -188,12 +194,12 @@ impl Desk {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.connections.is_empty()
+        self.len() == 0
     }
 
-    /// Connections, those on their way out included.
+    /// Connections, those in the lobby and on their way out included.
     pub(crate) fn len(&self) -> usize {
-        self.connections.len()
+        self.connections.len() + self.lobby.len()
     }
 
     /// Whether the session is connected here, and not on its way out.
@@ -209,11 +215,24 @@ impl Desk {
         socket: OwnedFd,
         arrival: &Arrival,
     ) -> Result<(), ReactorError> {
-        if arrival.peer.is_some() && self.shared.config.open_tcp_nodelay {
-            // A connection that is reset already refuses; reading from it will say so.
-            let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
+        if self.lobby.receives(arrival) {
+            return self.receive_guest(reactor, taker, socket, arrival);
         }
         let token = reactor.stream(socket)?;
+        self.count(Counter::Accepted, 1);
+        self.seat(reactor, taker, token, arrival, Vec::new());
+        Ok(())
+    }
+
+    /// Makes a session of a connection, which may have said something already.
+    fn seat(
+        &mut self,
+        reactor: &mut Reactor,
+        taker: &mut impl Taker,
+        token: Token,
+        arrival: &Arrival,
+        input: Vec<u8>,
+    ) {
         let vacancy = self.connections.vacant_entry();
         let slot = vacancy.key();
         let session = self.generations.next(&self.shared.sessions, self.id, slot);
@@ -227,14 +246,14 @@ impl Desk {
         if self.shared.delays_receive(arrival.listener) {
             self.pause(reactor, slot);
         }
-        self.count(Counter::Accepted, 1);
         self.watch(reactor, slot);
+        self.shared.sessions.received(session, input.len());
+        self.connections[slot].input = input.into();
         if self.draining || session.is_last() {
             self.close(reactor, slot, Close::Now);
         } else {
             self.resume(reactor, taker, slot);
         }
-        Ok(())
     }
 
     /// Lets the events of a connection find it.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use swoole_reactor::{Reactor, TimerId};
 
-use crate::config::{ByListener, Config};
+use crate::config::{ByListener, Config, ProxyProtocol};
 use crate::session::Arrival;
 use crowd::{Crowd, Place};
 use rate::Rate;
@@ -32,27 +32,30 @@ struct Book {
 
 impl Visitors {
     fn new(config: &Config) -> Visitors {
-        let limits = ByListener::new(config, |config| config.max_connection_per_ip);
+        // Who comes by a proxy connects from the proxy's address, as everybody else does.
+        let limits = ByListener::new(config, |config| match config.proxy_protocol {
+            ProxyProtocol::Off => config.max_connection_per_ip,
+            _ => 0,
+        });
         let is_on = limits.all().iter().any(|limit| *limit > 0);
         Visitors(is_on.then(|| Arc::new(Book { limits, crowd: Mutex::default() })))
     }
 
     fn admits(&self, arrival: &Arrival) -> bool {
-        let (Some(book), Some(place)) = (&self.0, place(arrival.listener, arrival.peer)) else { return true };
-        let limit = *book.limits.of(|| Some(arrival.listener));
-        book.crowd.lock().enter(place, if limit == 0 { usize::MAX } else { limit })
+        let Some((book, place)) = self.place(arrival.listener, arrival.peer) else { return true };
+        book.crowd.lock().enter(place, *book.limits.of(|| Some(arrival.listener)))
     }
 
     /// One that another process has let in is this one's from now on.
     pub(crate) fn take_over(&self, listener: u16, peer: Option<SocketAddr>) {
-        if let (Some(book), Some(place)) = (&self.0, place(listener, peer)) {
+        if let Some((book, place)) = self.place(listener, peer) {
             book.crowd.lock().enter(place, usize::MAX);
         }
     }
 
     /// One that was let in has left.
     pub(crate) fn leave(&self, listener: u16, peer: Option<SocketAddr>) {
-        if let (Some(book), Some(place)) = (&self.0, place(listener, peer)) {
+        if let Some((book, place)) = self.place(listener, peer) {
             book.crowd.lock().leave(place);
         }
     }
@@ -61,11 +64,12 @@ impl Visitors {
     pub(crate) fn is_on(&self) -> bool {
         self.0.is_some()
     }
-}
 
-/// Clients of a unix socket have no address to be counted by.
-fn place(listener: u16, peer: Option<SocketAddr>) -> Option<Place> {
-    peer.map(|peer| Place::new(listener, peer.ip()))
+    /// Where this one is counted: nowhere if there is no limit for it, or, as with clients of a unix socket, no address.
+    fn place(&self, listener: u16, peer: Option<SocketAddr>) -> Option<(&Book, Place)> {
+        let book = self.0.as_deref().filter(|book| *book.limits.of(|| Some(listener)) > 0)?;
+        peer.map(|peer| (book, Place::new(listener, peer.ip())))
+    }
 }
 
 pub(crate) struct Gate {

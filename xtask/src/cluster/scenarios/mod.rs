@@ -22,6 +22,7 @@ mod framing;
 mod groups;
 mod hostile;
 mod limits;
+mod listeners;
 mod manager;
 mod messages;
 mod operation;
@@ -30,6 +31,7 @@ mod placement;
 mod pressure;
 mod processes;
 mod programs;
+mod proxy;
 mod recycle;
 mod reload;
 mod sessions;
@@ -45,6 +47,8 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         shape::ALL,
         packets::ALL,
         framing::ALL,
+        listeners::ALL,
+        proxy::ALL,
         placement::ALL,
         commands::ALL,
         dispatch::ALL,

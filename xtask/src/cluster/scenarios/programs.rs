@@ -8,6 +8,7 @@ use crate::{cluster::proc, shell};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use std::fs;
+use std::process::Command;
 
 // Alone where the program's own port is taken, as its reader would.
 pub(super) static ALL: &[Scenario] = &[
@@ -33,6 +34,7 @@ pub(super) static ALL: &[Scenario] = &[
     once("multi_port", "the same service on three ports, framed in three ways", multi_port)
         .in_process()
         .alone(),
+    once("proxy_example", "who comes by a proxy is told from where, also by curl", proxy).in_process(),
     once(
         "table",
         "workers count a client's requests together, and go on counting when one was killed",
@@ -169,6 +171,8 @@ fn chat(cx: &Cx) -> Result<()> {
 }
 
 fn multi_port(cx: &Cx) -> Result<()> {
+    let unknown = cx.example("multi_port").flag("listen", "tcp://127.0.0.1:0?framing=line&name=programs");
+    unknown.refused(&["on_start", "no address has the name netstrings"])?;
     let mut server = cx.example("multi_port").flag("worker-num", 1).spawn()?;
     let talks: [(u16, &[u8], &[u8]); 3] = [
         (9504, b"world\r\nyou\n", b"hello, world\nhello, you\n"),
@@ -184,6 +188,29 @@ fn multi_port(cx: &Cx) -> Result<()> {
     let mut long = Client::connect(&Address::Tcp("127.0.0.1:9504".parse()?))?;
     long.send(&[b'x'; 1024])?;
     long.expect_close()?;
+    proc::signal(server.pid(), Signal::TERM)?;
+    let status = server.wait_exit(PATIENCE)?;
+    ensure!(status.code() == Some(0), "ended with {status}");
+    Ok(())
+}
+
+fn proxy(cx: &Cx) -> Result<()> {
+    let mut server = cx.example("proxy_protocol").flag("worker-num", 1).spawn()?;
+    let address = Address::Tcp("127.0.0.1:9507".parse()?);
+    let mut client = proc::until("the example to listen", PATIENCE, || Client::connect(&address).ok())?;
+    client.send(b"PROXY TCP4 192.0.2.1 198.51.100.7 56324 80\r\nGET / HTTP/1.0\r\n\r\n")?;
+    let reply = String::from_utf8(client.drain(PATIENCE)?)?;
+    ensure!(reply.ends_with("\r\n\r\nyou are 192.0.2.1:56324\n"), "got {reply:?}");
+    // A real one, where there is one.
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "20", "--haproxy-protocol"]);
+    match curl.arg("http://127.0.0.1:9507/").output() {
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            ensure!(output.status.success() && text.starts_with("you are 127.0.0.1:"), "curl: {output:?}");
+        }
+        Err(error) => ensure!(error.kind() == std::io::ErrorKind::NotFound, "start curl: {error}"),
+    }
     proc::signal(server.pid(), Signal::TERM)?;
     let status = server.wait_exit(PATIENCE)?;
     ensure!(status.code() == Some(0), "ended with {status}");

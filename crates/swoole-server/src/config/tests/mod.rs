@@ -80,7 +80,9 @@ fn every_choice_of_the_table_is_accepted_and_no_other() {
                 let flag = format!("{}={name}", key.flag());
                 // Some mean something in a sandbox only.
                 let strict = key.name.starts_with("worker_sandbox_").then_some("--worker-sandbox=strict");
-                let config = load(&[&[flag.as_str()], strict.as_slice()].concat(), &[]).unwrap();
+                let trusted = key.name.starts_with("proxy_").then_some("--proxy-trusted=::/0");
+                let flags = [&[flag.as_str()], strict.as_slice(), trusted.as_slice()].concat();
+                let config = load(&flags, &[]).unwrap();
                 assert_eq!(toml::Table::try_from(&config).unwrap()[key.name].as_str(), Some(*name));
             }
             assert!(error(&[&key.flag(), "nonsense"], &[]).contains(&format!("must be {}", key.expected())));
@@ -199,7 +201,7 @@ fn errors_name_the_source_the_key_the_value_and_the_range() {
     );
     assert_eq!(
         error(&["--listen", "udp://127.0.0.1:1"], &[]),
-        "flag --listen: listen = udp://127.0.0.1:1: not supported yet; must be tcp://IP:PORT or unix:///PATH"
+        "flag --listen: listen = udp://127.0.0.1:1: not supported yet; must be tcp://IP:PORT, unix:///PATH or fd://NAME"
     );
     assert_eq!(
         error(&["--reload-parallel=0"], &[]),
