@@ -60,7 +60,7 @@ pub struct Server {
 
 impl Server {
     /// A server with all the defaults that listens on `address`: `tcp://127.0.0.1:9501`, `tcp://[::]:9501`,
-    /// `unix:///run/app.sock`.
+    /// `unix:///run/app.sock`; for datagrams, `udp://127.0.0.1:9501`, `unixgram:///run/app.sock`.
     ///
     /// # Errors
     ///
@@ -418,7 +418,7 @@ fn make_absolute(config: &mut Config) -> Result<()> {
         *path = std::path::absolute(&*path)?;
     }
     for listen in &mut config.listen {
-        if let Address::Unix(path) = &mut listen.address {
+        if let Address::Unix(path) | Address::UnixDatagram(path) = &mut listen.address {
             *path = std::path::absolute(&*path)?;
         }
     }
@@ -461,7 +461,7 @@ fn open_listeners(config: &Config) -> Result<Listeners> {
 fn open_stalls(config: &Config, listeners: &Listeners) -> Result<Stalls> {
     let options = ListenOptions { first: false, ..listen_options(config) };
     let open = |worker: u16, (socket, listen): &(OwnedFd, Listen)| match listen.address {
-        Address::Tcp(_) if worker > 0 => Ok(listen_patiently(&listen.address, &options)?),
+        Address::Tcp(_) | Address::Udp(_) if worker > 0 => Ok(listen_patiently(&listen.address, &options)?),
         _ => Ok(socket.try_clone()?),
     };
     (0..config.worker_num)
@@ -490,7 +490,7 @@ fn listen_patiently(address: &Address, options: &ListenOptions) -> Result<OwnedF
 
 fn unix_paths(listeners: &Listeners) -> Vec<Box<Path>> {
     let paths = listeners.iter().filter_map(|(_, listen)| match &listen.address {
-        Address::Unix(path) => Some(path.as_path().into()),
+        Address::Unix(path) | Address::UnixDatagram(path) => Some(path.as_path().into()),
         _ => None,
     });
     paths.collect()

@@ -9,12 +9,14 @@
 //! | request | session: u64, total: u64 (bytes of the whole packet) | the packet, or a fragment of it |
 //! | batch of requests | session: u64, total: u64 (packets) | what was received, then for each packet in it where it begins and ends: u32, u32 |
 //! | reply | session: u64, ack: u64 (requests finished) | bytes for the client; of a bind, the user: u64; or an order ([`crate::audience`]) |
+//! | datagram | of its listener; as above | the client's address and the bytes ([`crate::datagram`]), of a reply a piece of that |
 //!
 //! All integers are little-endian. What comes from a worker is checked before it is believed.
 
 use std::ops::Range;
 
 use crate::audience::Order;
+use crate::datagram::PIECE_HEAD;
 use crate::session::Session;
 
 /// Bytes of either header.
@@ -32,6 +34,8 @@ pub(crate) enum RequestKind {
     Close = 3,
     /// Several whole packets of one connection.
     Batch = 4,
+    /// A datagram, or a fragment of one.
+    Datagram = 16,
 }
 
 /// What a reply record asks of the reactor.
@@ -48,6 +52,8 @@ pub(crate) enum ReplyKind {
     Order = 4,
     /// Bind the session to the user that the payload names.
     Bind = 8,
+    /// Send a datagram, of which this is a piece.
+    Datagram = 16,
 }
 
 /// The last fragment of its packet (a whole packet is its own last fragment).
@@ -143,6 +149,7 @@ impl Request {
             2 => RequestKind::Connect,
             3 => RequestKind::Close,
             4 => RequestKind::Batch,
+            16 => RequestKind::Datagram,
             _ => return Err(Malformed { tag, len: record.len() }),
         };
         let request = Request {
@@ -186,6 +193,7 @@ fn rare(kind: u32, payload: &[u8]) -> Option<ReplyKind> {
     match kind {
         4 if Order::decode(payload).is_some() => Some(ReplyKind::Order),
         8 if payload.len() == size_of::<u64>() => Some(ReplyKind::Bind),
+        16 if payload.len() >= PIECE_HEAD => Some(ReplyKind::Datagram),
         _ => None,
     }
 }

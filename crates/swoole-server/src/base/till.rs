@@ -42,6 +42,8 @@ enum What {
     /// For many, whoever the session is.
     Order(Vec<u8>),
     Bind(u64),
+    /// By the listener that stands in the session's place.
+    Datagram(Vec<u8>),
 }
 
 impl Outbox {
@@ -71,6 +73,11 @@ impl Outbox {
         self.acts.push(Act { session, what: What::Bind(uid) });
     }
 
+    fn send_to(&mut self, listener: Session, datagram: Vec<u8>) {
+        self.large += datagram.len();
+        self.acts.push(Act { session: listener, what: What::Datagram(datagram) });
+    }
+
     /// Whether the callback wants this session closed.
     pub(super) fn closes(&self, session: Session) -> bool {
         self.acts.iter().any(|act| act.session == session && matches!(act.what, What::Close))
@@ -89,6 +96,7 @@ impl Outbox {
                 What::Close => replies.close(session),
                 What::Order(order) => replies.order(&order),
                 What::Bind(uid) => replies.bind(session, uid),
+                What::Datagram(datagram) => replies.send_to(session, &datagram),
             }
         }
         self.large = 0;
@@ -135,6 +143,12 @@ impl Till<'_> {
 
     pub(crate) fn bind(&mut self, session: Session, uid: u64) {
         self.outbox.bind(session, uid);
+    }
+
+    /// A datagram with its address, by this worker's socket of that listener.
+    pub(crate) fn send_to(&mut self, listener: Session, datagram: Vec<u8>) {
+        self.bound(datagram.len());
+        self.outbox.send_to(listener, datagram);
     }
 
     /// What was sent so far leaves now, though the callback goes on.

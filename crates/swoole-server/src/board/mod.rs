@@ -86,7 +86,12 @@ const LOST: usize = 5;
 // The core that it was on last, plus 1; 0 before it has said so.
 const CORE: usize = 6;
 const RETRIED: usize = 7;
-const REACTOR_ROW: usize = 8;
+const DATAGRAMS: usize = 8;
+const DATAGRAMS_SENT: usize = 9;
+const DATAGRAMS_DROPPED: usize = 10;
+const DATAGRAMS_TRUNCATED: usize = 11;
+const DATAGRAMS_UNSENT: usize = 12;
+const REACTOR_ROW: usize = 16;
 
 // The head: the phase, then when the server started, then the pids of master and manager. Behind it, three words for each
 // worker slot: the process in it, its state, and when it has to be gone, if it was asked to leave (as below).
@@ -337,7 +342,8 @@ impl Board {
         let session = self.worker(worker, SESSION).load(Ordering::Acquire);
         let size = self.worker(worker, SIZE).load(Ordering::Relaxed);
         let session = (session != 0).then(|| Session::from_raw(session))?;
-        Some(PacketInHand { session, size, attempt: 1, age: None, fate: Fate::Closed })
+        let fate = if session.listener().is_some() { Fate::Dropped } else { Fate::Closed };
+        Some(PacketInHand { session, size, attempt: 1, age: None, fate })
     }
 
     /// Has this process, a worker, write its stack to the board when it gets this signal.
@@ -457,6 +463,11 @@ impl Board {
             retry_count: sum(Counter::Retried),
             received_bytes: sum(Counter::Received),
             sent_bytes: sum(Counter::Sent),
+            datagram_count: sum(Counter::Datagrams),
+            datagram_sent_count: sum(Counter::DatagramsSent),
+            datagram_dropped_count: sum(Counter::DatagramsDropped),
+            datagram_truncated_count: sum(Counter::DatagramsTruncated),
+            datagram_unsent_count: sum(Counter::DatagramsUnsent),
             respawn_count: self.facts[RESPAWNS].load(Ordering::Relaxed),
             workers: (0..config.worker_num).map(|id| row(id, id)).collect(),
             task_workers: (0..config.task_worker_num)
@@ -479,6 +490,11 @@ pub(crate) enum Counter {
     Sent = SENT,
     Lost = LOST,
     Retried = RETRIED,
+    Datagrams = DATAGRAMS,
+    DatagramsSent = DATAGRAMS_SENT,
+    DatagramsDropped = DATAGRAMS_DROPPED,
+    DatagramsTruncated = DATAGRAMS_TRUNCATED,
+    DatagramsUnsent = DATAGRAMS_UNSENT,
 }
 
 #[cfg(test)]

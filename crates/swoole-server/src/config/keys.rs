@@ -210,7 +210,7 @@ impl Key {
                 format!("{} or {last}", others.join(", "))
             }
             Text(_, expected) => expected.into(),
-            Listen => "tcp://IP:PORT or unix:///PATH".into(),
+            Listen => "tcp://IP:PORT, udp://IP:PORT, unix:///PATH or unixgram:///PATH".into(),
             Paths => "a file or directory that exists".into(),
         }
     }

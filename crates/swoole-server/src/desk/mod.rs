@@ -9,11 +9,13 @@
 //! | `intake` | bytes in: where they are read to, and how they get on |
 //! | `connection` | one connection, and the cutting of its stream |
 //! | `replies` | what is sent to them |
+//! | `datagrams` | those who have no connection |
 //! | `topics` | who is subscribed to what |
 //! | `departure` | how they end |
 //! | `heritage` | how they change hands |
 
 mod connection;
+mod datagrams;
 mod departure;
 mod heritage;
 mod intake;
@@ -31,12 +33,14 @@ use swoole_reactor::{Close, Error as ReactorError, Reactor, TimerId, Token};
 
 pub(crate) use connection::{Client, Fed, Offer, feed};
 use connection::{Connection, LINGER};
+use datagrams::Datagrams;
 pub(crate) use heritage::Heirloom;
 pub(crate) use replies::Replies;
 use topics::Topics;
 
 use crate::board::Counter;
 use crate::config::{DispatchMode, Framings};
+use crate::datagram::DatagramClient;
 use crate::session::{Arrival, Generations, Session};
 use crate::shared::Shared;
 
@@ -81,6 +85,15 @@ pub(crate) trait Taker {
         Err(packet)
     }
 
+    /// Takes a datagram; false if there is no room for it, or nobody wants it.
+    fn datagram(
+        &mut self,
+        desk: &mut Desk,
+        reactor: &mut Reactor,
+        from: &DatagramClient,
+        bytes: &[u8],
+    ) -> bool;
+
     /// The packets of one input are taken: what was answered on the spot goes out.
     fn deliver(&mut self, desk: &mut Desk, reactor: &mut Reactor);
 
@@ -118,6 +131,7 @@ pub(crate) struct Desk {
     stale: usize,
     lingering: HashMap<TimerId, Session>,
     topics: Topics,
+    datagrams: Datagrams,
     /// Closed, and their home workers not told yet.
     departed: Vec<(u16, Session)>,
     /// Closed, while other workers have packets of theirs: their home workers, and how many those are.
@@ -147,6 +161,7 @@ impl Desk {
             stale: 0,
             lingering: HashMap::new(),
             topics: Topics::new(shared.config.max_subscription),
+            datagrams: Datagrams::default(),
             departed: Vec::new(),
             leaving: HashMap::new(),
             reads,

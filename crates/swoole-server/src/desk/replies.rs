@@ -27,6 +27,7 @@ impl Replies<'_> {
             Parcel::Close(session) => self.close(session),
             Parcel::Order(order) => self.order(&order),
             Parcel::Bind(session, uid) => self.bind(session, uid),
+            Parcel::Datagram(listener, datagram) => self.send_to(listener, &datagram),
             Parcel::Message(from, _) => tracing::error!("a message from {from} has come to a reactor"),
         }
     }
@@ -106,6 +107,10 @@ impl ReplySink for Replies<'_> {
         if self.desk.is_open(session) {
             self.desk.shared.sessions.bind(session, uid);
         }
+    }
+
+    fn datagram(&mut self, listener: Session, piece: &[u8]) {
+        self.piece_of_datagram(listener, piece);
     }
 
     fn finished(&mut self, sent: &Sent, count: u32) {

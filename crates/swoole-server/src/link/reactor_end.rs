@@ -49,6 +49,8 @@ pub(crate) trait ReplySink {
     fn order(&mut self, order: &[u8]);
     /// The session belongs to this user from now on, or to nobody if it is 0.
     fn bind(&mut self, session: Session, uid: u64);
+    /// A piece of a datagram that this listener is to send; the pieces of one follow each other.
+    fn datagram(&mut self, listener: Session, piece: &[u8]);
     /// So many messages of a record are finished; the replies to them have been delivered here before.
     fn finished(&mut self, sent: &Sent, count: u32);
 }
@@ -229,7 +231,8 @@ impl ReactorEnd {
 
     /// Packets among them.
     pub(crate) fn packets(&self) -> usize {
-        let waiting = self.backlog.iter().filter(|(parcel, _)| parcel.kind == RequestKind::Packet);
+        let is_packet = |kind| matches!(kind, RequestKind::Packet | RequestKind::Datagram);
+        let waiting = self.backlog.iter().filter(|(parcel, _)| is_packet(parcel.kind));
         self.window.packets() + waiting.count()
     }
 

@@ -35,6 +35,7 @@ impl<'a> Gather<'a> {
             ReplyKind::Close => sink.close(reply.session),
             ReplyKind::Order => sink.order(payload),
             ReplyKind::Bind => sink.bind(reply.session, uid_of(payload)),
+            ReplyKind::Datagram => sink.datagram(reply.session, payload),
             ReplyKind::Send => {
                 self.parts[self.count] = IoSlice::new(payload);
                 self.count += 1;
@@ -81,6 +82,7 @@ impl Staging {
                 ReplyKind::Close => sink.close(reply.session),
                 ReplyKind::Order => sink.order(&payload),
                 ReplyKind::Bind => sink.bind(reply.session, uid_of(&payload)),
+                ReplyKind::Datagram => sink.datagram(reply.session, &payload),
                 ReplyKind::Send => sink.send_owned(reply.session, payload),
             }
         }

@@ -42,6 +42,8 @@ impl ReplySink for Replies {
 
     fn bind(&mut self, _: Session, _: u64) {}
 
+    fn datagram(&mut self, _: Session, _: &[u8]) {}
+
     fn finished(&mut self, _: &Sent, count: u32) {
         self.finished += count as usize;
     }

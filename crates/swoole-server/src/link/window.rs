@@ -52,7 +52,9 @@ impl Sent {
     #[inline]
     fn packets(&self) -> usize {
         match self.kind {
-            RequestKind::Packet | RequestKind::Batch if self.last => (self.items - self.done) as usize,
+            RequestKind::Packet | RequestKind::Batch | RequestKind::Datagram if self.last => {
+                (self.items - self.done) as usize
+            }
             _ => 0,
         }
     }

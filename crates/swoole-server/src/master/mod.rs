@@ -156,8 +156,8 @@ struct Office<H> {
     writable: Option<Token>,
     /// Not accepting yet.
     listeners: Listeners,
-    /// Accepting, in the order of the configuration.
-    accepting: Vec<Token>,
+    /// Accepting, and the number of each among the listeners.
+    accepting: Vec<(Token, usize)>,
     /// Accepting pauses at `max_connection`.
     full: bool,
     /// Accepted beyond `max_connection`: the next to be served.
@@ -370,9 +370,15 @@ impl<H: Handler> Office<H> {
             return;
         }
         self.stage = Stage::Serving;
-        for (socket, listen) in std::mem::take(&mut self.listeners) {
+        for ((socket, listen), number) in std::mem::take(&mut self.listeners).into_iter().zip(0..) {
+            if listen.address.is_datagram() {
+                let listener = number as u16;
+                let owner = self.shared.config.reactor_of_listener(listener);
+                self.crew.tell_one(owner.into(), Command::Datagrams { socket, listener });
+                continue;
+            }
             match reactor.accept(socket) {
-                Ok(token) => self.accepting.push(token),
+                Ok(token) => self.accepting.push((token, number)),
                 Err(error) => {
                     self.failure = Some(Error::setup(format!("accept on {listen}"), error));
                     return self.stop(reactor);
@@ -394,7 +400,8 @@ impl<H: Handler> Office<H> {
         socket: OwnedFd,
         peer: Option<SocketAddr>,
     ) {
-        let Some(index) = self.accepting.iter().position(|token| *token == listener) else { return };
+        let found = self.accepting.iter().find(|(token, _)| *token == listener);
+        let Some(index) = found.map(|(_, number)| *number) else { return };
         match &mut self.closing {
             Some(closing) => closing.heard = true,
             None if self.stage > Stage::Serving => return,
@@ -414,7 +421,7 @@ impl<H: Handler> Office<H> {
             if !self.crew.has_room(limit) {
                 if !std::mem::replace(&mut self.full, true) {
                     tracing::warn!("{limit} connections (max_connection): further ones wait");
-                    self.accepting.iter().for_each(|listener| reactor.pause_accept(*listener));
+                    self.accepting.iter().for_each(|(listener, _)| reactor.pause_accept(*listener));
                 }
                 return;
             }
@@ -423,7 +430,7 @@ impl<H: Handler> Office<H> {
             }
         }
         if std::mem::take(&mut self.full) && self.stage == Stage::Serving {
-            self.accepting.iter().for_each(|listener| reactor.resume_accept(*listener));
+            self.accepting.iter().for_each(|(listener, _)| reactor.resume_accept(*listener));
         }
     }
 

@@ -23,6 +23,8 @@ pub(crate) enum Kind {
     Order = 4,
     /// A client's session is to be bound to the user that the bytes name.
     Bind = 8,
+    /// A datagram that a listener is to send.
+    Datagram = 16,
 }
 
 /// What stands before the bytes.
@@ -35,7 +37,7 @@ pub(super) struct Header {
     pub(super) sender: u16,
     /// ... and which process of that seat.
     pub(super) generation: u32,
-    /// The session; of a message, how many bytes the whole of it has.
+    /// The session, or a listener; of a message, how many bytes the whole of it has.
     pub(super) about: u64,
 }
 
@@ -61,6 +63,7 @@ impl Header {
             3 => Kind::Message,
             4 => Kind::Order,
             8 => Kind::Bind,
+            16 => Kind::Datagram,
             _ => return None,
         };
         let header = Header {

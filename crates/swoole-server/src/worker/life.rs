@@ -277,7 +277,7 @@ fn deliver<H: Handler>(
     outlets.to(reactor).begin(record);
     outlets.take_up(message.session);
     duty.shared.board.start(duty.id, reactor.into(), record);
-    duty.shared.board.hold(duty.id, Some((message.session, message.payload.len())));
+    duty.shared.board.hold(duty.id, Some((message.session, message.size())));
     breakpoint::pass(Point::Begun);
     let mut worker = Worker { duty, way: Way::Links(outlets) };
     callbacks::message(handler, &mut worker, message.kind, message.session, message.payload);

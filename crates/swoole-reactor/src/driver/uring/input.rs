@@ -191,7 +191,10 @@ impl Uring {
         }
         self.current = None;
         let found = match &self.source(token).ok()?.kind {
-            Kind::Datagram { failed: true, .. } => return None,
+            Kind::Datagram { deaf: true, .. } => {
+                self.settle(token);
+                return None;
+            }
             Kind::Datagram { socket, .. } => match datagram::receive(socket.as_fd(), buffer) {
                 Ok(received) => received.map(|received| Found::Datagram { token, received }),
                 Err(error) => {
