@@ -270,9 +270,12 @@ impl Handler for Testbed {
     }
 
     fn on_packet(&mut self, worker: &mut Worker, from: &DatagramClient, packet: &[u8]) -> Result<()> {
-        match self.answer(worker, from, packet)? {
-            Some(answer) => worker.send_to(from, &answer),
-            None => Ok(()),
+        let Some(answer) = self.answer(worker, from, packet)? else { return Ok(()) };
+        match worker.send_to(from, &answer) {
+            Err(error @ Error::DatagramTooLong { .. }) => {
+                worker.send_to(from, format!("error: {error}").as_bytes())
+            }
+            sent => sent,
         }
     }
 
