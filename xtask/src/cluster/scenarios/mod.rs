@@ -14,6 +14,7 @@ mod config;
 mod confine;
 mod crash;
 mod crash_policy;
+mod datagrams;
 mod dispatch;
 mod dispatch_rules;
 mod drain;
@@ -41,6 +42,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
     let themes = [
         shape::ALL,
         packets::ALL,
+        datagrams::ALL,
         framing::ALL,
         placement::ALL,
         commands::ALL,
