@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
 use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, getpid, getrlimit, pidfd_open, pidfd_send_signal,
     setrlimit, waitpid,
@@ -449,7 +450,7 @@ fn try_backend(backend: Backend) -> Result<String> {
 fn open_listeners(config: &Config) -> Result<Listeners> {
     let options = listen_options(config);
     let open = |wanted: &Listen| {
-        let socket = listen_patiently(&wanted.address, &options)?;
+        let socket = open_socket(&wanted.address, &options, config)?;
         let address = local_address(&socket, &wanted.address)?;
         Ok((socket, Listen { address, ..wanted.clone() }))
     };
@@ -461,7 +462,9 @@ fn open_listeners(config: &Config) -> Result<Listeners> {
 fn open_stalls(config: &Config, listeners: &Listeners) -> Result<Stalls> {
     let options = ListenOptions { first: false, ..listen_options(config) };
     let open = |worker: u16, (socket, listen): &(OwnedFd, Listen)| match listen.address {
-        Address::Tcp(_) | Address::Udp(_) if worker > 0 => Ok(listen_patiently(&listen.address, &options)?),
+        Address::Tcp(_) | Address::Udp(_) if worker > 0 => {
+            Ok(open_socket(&listen.address, &options, config)?)
+        }
         _ => Ok(socket.try_clone()?),
     };
     (0..config.worker_num)
@@ -472,6 +475,18 @@ fn open_stalls(config: &Config, listeners: &Listeners) -> Result<Stalls> {
 fn listen_options(config: &Config) -> ListenOptions {
     let reuse_port = config.mode == Mode::Base;
     ListenOptions { backlog: config.backlog as i32, reuse_port, first: true, ..ListenOptions::default() }
+}
+
+/// Of a socket for datagrams the kernel's buffers are as large as it allows, up to `socket_buffer_size`: whoever has no room
+/// there is lost.
+fn open_socket(address: &Address, options: &ListenOptions, config: &Config) -> Result<OwnedFd, ListenError> {
+    let socket = listen_patiently(address, options)?;
+    if address.is_datagram() {
+        // It is cut to what the kernel allows; one that allows nothing else goes by its default.
+        let _ = set_socket_recv_buffer_size(&socket, config.socket_buffer_size);
+        let _ = set_socket_send_buffer_size(&socket, config.socket_buffer_size);
+    }
+    Ok(socket)
 }
 
 /// The kernel closes the sockets of a killed process's io_uring a few milliseconds after the process is gone, and tells

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long a client waits for an answer that must come.
@@ -22,6 +22,17 @@ enum Socket {
 
 pub(super) struct Sender {
     socket: Socket,
+    /// The file of its own name, which it puts away.
+    file: Option<PathBuf>,
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        if let Some(file) = &self.file {
+            // What is left in spite of that, the scenario is told of.
+            let _ = std::fs::remove_file(file);
+        }
+    }
 }
 
 /// The first address of the server's with this scheme, `udp` or `unixgram`, as it is written behind that.
@@ -56,7 +67,9 @@ impl Sender {
             Some(own) => UnixDatagram::bind(own)?,
             None => UnixDatagram::unbound()?,
         };
-        Self::of_unix(socket, address)
+        let mut sender = Self::of_unix(socket, address)?;
+        sender.file = own.map(Path::to_owned);
+        Ok(sender)
     }
 
     pub(super) fn of_unix(socket: UnixDatagram, address: impl AsRef<Path>) -> Result<Self> {
@@ -65,7 +78,7 @@ impl Sender {
     }
 
     fn new(socket: Socket) -> Result<Self> {
-        let sender = Self { socket };
+        let sender = Self { socket, file: None };
         sender.set_timeout(TIMEOUT)?;
         Ok(sender)
     }

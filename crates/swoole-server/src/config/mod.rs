@@ -278,8 +278,9 @@ pub struct Config {
     /// Whether small replies are sent at once (`TCP_NODELAY`). Default `true`. Swoole: `open_tcp_nodelay`.
     pub open_tcp_nodelay: bool,
 
-    /// Bytes of replies that may wait for one slow client, 64 KiB..=1 GiB. Default 8 MiB. Swoole:
-    /// `socket_buffer_size`.
+    /// Bytes of replies that may wait for one slow client, 64 KiB..=1 GiB. Default 8 MiB. A socket for datagrams asks the
+    /// kernel for buffers of so many bytes in each direction, of which it gives at most `net.core.rmem_max` and
+    /// `net.core.wmem_max`. Swoole: `socket_buffer_size`.
     #[serde(with = "value::size")]
     pub socket_buffer_size: usize,
 

@@ -174,20 +174,38 @@ fn unix(cx: &Cx) -> Result<()> {
     nameless.send(b"echo who am I")?;
     bed.log.wait_line(Source::Stderr, &["a datagram of an unnamed socket", "bound to no name"], PATIENCE)?;
 
-    // It fills its own buffer, and no more.
+    // It fills its own queue, and no more.
     let deaf_path = cx.dir.join("deaf");
-    let deaf = Sender::unix(&path, Some(&deaf_path))?;
+    let deaf = UnixDatagram::bind(&deaf_path)?;
+    deaf.set_read_timeout(Some(PATIENCE))?;
     let started = Instant::now();
     while stat(&mut client, "datagram_unsent_count")? == 0 {
         ensure!(started.elapsed() < PATIENCE, "answers to who does not read are all taken");
-        for _ in 0..50 {
-            deaf.send(b"echo to nobody")?;
+        for _ in 0..20 {
+            deaf.send_to(b"echo to nobody", &path)?;
         }
         sender.expect("echo meanwhile", "meanwhile")?;
     }
+    let mut buffer = [0; 100];
     for _ in 0..10 {
-        deaf.expect_answer("to nobody")?;
+        let count = deaf.recv(&mut buffer)?;
+        ensure!(buffer[..count] == *b"to nobody", "it got {:?}", &buffer[..count]);
     }
+    std::fs::remove_file(deaf_path)?;
+
+    // One that is connected has no limit of its own, and takes the buffer that answers to all wait in, until it reads.
+    let deaf_path = cx.dir.join("deaf-and-connected");
+    let deaf = Sender::unix(&path, Some(&deaf_path))?;
+    let before = stat(&mut client, "datagram_unsent_count")?;
+    let packet = format!("echo {}", "x".repeat(30_000));
+    let started = Instant::now();
+    while stat(&mut client, "datagram_unsent_count")? == before {
+        ensure!(started.elapsed() < PATIENCE, "answers to who does not read are all taken");
+        deaf.send(packet.as_bytes())?;
+    }
+    client.expect("echo a stream goes on", "a stream goes on")?;
+    while deaf.receive_within(Duration::from_millis(100))?.is_some() {}
+    sender.expect("echo everybody again", "everybody again")?;
 
     sender.send(&[b'x'; 70_000])?;
     wait_stat(&mut client, "datagram_truncated_count", 1)?;
