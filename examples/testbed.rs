@@ -19,6 +19,8 @@
 mod attempt;
 #[path = "testbed/command.rs"]
 mod command;
+#[path = "testbed/datagrams.rs"]
+mod datagrams;
 #[path = "testbed/death.rs"]
 mod death;
 #[path = "testbed/framing.rs"]
@@ -48,8 +50,8 @@ use later::Later;
 use messages::Messages;
 use swoole_server::config::{Config, DispatchMode, Framing, Listen, Sources};
 use swoole_server::{
-    Audience, Error, ExitStatus, Handler, Manager, Master, Peer, Result, Server, Session, TaskFate, TaskId,
-    TaskResult, TaskWorker, TimerId, Unfinished, Worker, WorkerError, WorkerKind,
+    Audience, DatagramClient, Error, ExitStatus, Handler, Manager, Master, Peer, Result, Server, Session,
+    TaskFate, TaskId, TaskResult, TaskWorker, TimerId, Unfinished, Worker, WorkerError, WorkerKind,
 };
 use tasks::{Means, Tasks, Timed};
 
@@ -277,6 +279,16 @@ impl Handler for Testbed {
         say(format!("on_close worker={} session={client}", worker.id()))
     }
 
+    fn on_packet(&mut self, worker: &mut Worker, from: &DatagramClient, packet: &[u8]) -> Result<()> {
+        let Some(answer) = self.answer(worker, from, packet)? else { return Ok(()) };
+        match worker.send_to(from, &answer) {
+            Err(error @ Error::DatagramTooLong { .. }) => {
+                worker.send_to(from, format!("error: {error}").as_bytes())
+            }
+            sent => sent,
+        }
+    }
+
     fn on_receive(&mut self, worker: &mut Worker, client: Session, packet: &[u8]) -> Result<()> {
         if self.connect_time.is_none() {
             return self.receive(worker, client, packet);
@@ -289,6 +301,28 @@ impl Handler for Testbed {
 }
 
 impl Testbed {
+    /// Does what a datagram wants, and gives the answer if there is one.
+    fn answer(
+        &mut self,
+        worker: &mut Worker,
+        from: &DatagramClient,
+        packet: &[u8],
+    ) -> Result<Option<Vec<u8>>> {
+        if self.speeches.echoes_datagrams() {
+            return Ok(Some(packet.to_vec()));
+        }
+        let line_end = self.line_end.clone();
+        let (line, end) = datagrams::without_end(packet, &line_end);
+        let reply = match Command::parse(line) {
+            Ok(Command::Session(None)) => Ok(Some(datagrams::describe(from))),
+            // It has no session, so what is about one is about nobody's.
+            Ok(command) => self.obey(worker, "0".parse().map_err(Error::other)?, command),
+            Err(complaint) => Err(Error::from(complaint)),
+        };
+        let reply = reply.unwrap_or_else(|error| Some(format!("error: {error}").into_bytes()));
+        Ok(reply.map(|reply| [&reply, end].concat()))
+    }
+
     fn receive(&mut self, worker: &mut Worker, client: Session, packet: &[u8]) -> Result<()> {
         if self.speeches.echo(worker, client, packet)? {
             return Ok(());
@@ -332,6 +366,7 @@ impl Testbed {
             Command::Bind(uid, session) => worker.bind(session.unwrap_or(client), uid).and_then(|()| ok()),
             Command::Unbind => worker.unbind(client).and_then(|()| ok()),
             Command::Send(session, line) => self.send_line(worker, session, line).and_then(|()| ok()),
+            Command::SendTo(to, bytes) => worker.send_to(&to, bytes).and_then(|()| ok()),
             Command::Broadcast(line) => {
                 let others = worker.sessions().filter(|session| *session != client).count();
                 worker.broadcast(Audience::all().except(client), &[line, &self.line_end].concat())?;

@@ -11,6 +11,7 @@
 //! | `unbind` | binds this session to nobody; `ok` |
 //! | `at WISH COMMAND` | COMMAND, wherever WISH sends it to ([`super::wishes`]) |
 //! | `send SESSION TEXT` | TEXT goes to that session; `ok` |
+//! | `sendto LISTENER ADDRESS TEXT` | TEXT goes as a datagram by the listener of this number to `IP:PORT`, `/PATH` or `@NAME`; `ok` |
 //! | `broadcast TEXT` | TEXT goes to every other session, in one broadcast; `sent N` |
 //! | `sendall TEXT` | the same, sent to one after the other |
 //! | `subscribe TOPIC`, `unsubscribe TOPIC` | the sender, to that topic; `ok` |
@@ -26,7 +27,7 @@
 //! | `clear ID` | `ok`, or `error: no such timer` |
 //! | `reply MS TEXT` | `TEXT` after MS; the reply is open till then |
 //! | `forget` | `ok`, and a reply is open for ever |
-//! | `task TEXT` | `task ID`, and when it is done `finish ID RESULT`: TEXT in upper case. As TEXT: `sleep MS`, `crash ...`, `fail WHY`, `big N`, `whoami`, `die_at POINT`; `early TEXT` is finished before its end, after `leave` the task worker is replaced, `ask TEXT` and `asks N TEXT` ask other task workers, `say TEXT` prints a line, `message TO TEXT` and `messages TO N BYTES` send messages, `send SESSION TEXT`, `close SESSION`, `exists SESSION`, `broadcast TEXT` and `publish TOPIC TEXT` are about clients; `after MS TEXT`, `tick MS N TEXT` and `clear ID` are done by the task worker, which prints `timer task=ID TIMER TEXT` and does TEXT |
+//! | `task TEXT` | `task ID`, and when it is done `finish ID RESULT`: TEXT in upper case. As TEXT: `sleep MS`, `crash ...`, `fail WHY`, `big N`, `whoami`, `die_at POINT`; `early TEXT` is finished before its end, after `leave` the task worker is replaced, `ask TEXT` and `asks N TEXT` ask other task workers, `say TEXT` prints a line, `message TO TEXT` and `messages TO N BYTES` send messages, `send SESSION TEXT`, `close SESSION`, `exists SESSION`, `broadcast TEXT`, `publish TOPIC TEXT` and `sendto ...` are about clients; `after MS TEXT`, `tick MS N TEXT` and `clear ID` are done by the task worker, which prints `timer task=ID TIMER TEXT` and does TEXT |
 //! | `taskto TASKWORKER TEXT` | the same, by that one |
 //! | `taskwait MS TEXT` | `result RESULT`, or `error: timeout` after MS |
 //! | `taskall MS TEXT\|TEXT\|...` | `results RESULT\|RESULT\|...` |
@@ -43,11 +44,12 @@
 //! | `reload`, `reload task`, `shutdown` | `ok`, then it happens; `task`: only of task workers |
 //! | `stop`, `stop WORKER` | `ok`, then that worker retires and is replaced |
 //!
-//! All else gets `error: ...`.
+//! All else gets `error: ...`. A datagram is a packet, with or without a line end, and is answered by one, likewise; to it
+//! `session` is `listener=L peer=ADDRESS`.
 
 use std::str::FromStr;
 
-use swoole_server::{Peer, Session};
+use swoole_server::{DatagramClient, Peer, Session};
 
 #[derive(Debug, PartialEq)]
 pub(crate) enum Command<'a> {
@@ -59,6 +61,7 @@ pub(crate) enum Command<'a> {
     Bind(u64, Option<Session>),
     Unbind,
     Send(Session, &'a [u8]),
+    SendTo(DatagramClient, &'a [u8]),
     Broadcast(&'a [u8]),
     SendAll(&'a [u8]),
     Subscribe(&'a [u8]),
@@ -143,6 +146,11 @@ impl<'a> Command<'a> {
             b"send" => {
                 let (session, text) = split_word(rest);
                 Command::Send(number(session, "send SESSION TEXT")?, text)
+            }
+            b"sendto" => {
+                let (to, text) =
+                    super::datagrams::parse(rest).ok_or_else(|| usage("sendto LISTENER ADDRESS TEXT"))?;
+                Command::SendTo(to, text)
             }
             b"bind" => {
                 let usage = "bind UID, or bind UID SESSION";
@@ -303,6 +311,8 @@ pub(crate) fn crc32(bytes: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use swoole_server::DatagramPeer;
+
     use super::*;
 
     #[test]
@@ -315,6 +325,10 @@ mod tests {
             (b"whoami\r", Command::Whoami),
             (b"send 258 hello there", Command::Send(session, b"hello there")),
             (b"send 258", Command::Send(session, b"")),
+            (
+                b"sendto 1 @name a b",
+                Command::SendTo(DatagramClient::new(1, DatagramPeer::Abstract(b"name".into())), b"a b"),
+            ),
             (b"close", Command::Close(None)),
             (b"close 258", Command::Close(Some(session))),
             (b"stop 3", Command::Stop(Some(3))),
@@ -381,6 +395,7 @@ mod tests {
             (b"leak 1073741825", "leak takes at most 1073741824 bytes"),
             (b"send", "usage: send SESSION TEXT"),
             (b"send x y", "usage: send SESSION TEXT"),
+            (b"sendto 0 localhost x", "usage: sendto LISTENER ADDRESS TEXT"),
             (b"stop 65536", "usage: stop, or stop WORKER"),
             (b"crash", "usage: crash panic, abort, segv, kill, or exit CODE"),
             (b"crash panic now", "usage: crash panic, abort, segv, kill, or exit CODE"),

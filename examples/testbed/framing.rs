@@ -25,13 +25,19 @@ impl Speech {
     }
 }
 
-/// By listener.
-pub(crate) struct Speeches(Vec<Speech>);
+/// By listener, and whether datagrams are no commands.
+pub(crate) struct Speeches(Vec<Speech>, bool);
 
 impl Speeches {
     pub(crate) fn new(config: &Config) -> Speeches {
         let framing = |listen: &Listen| listen.framing.unwrap_or(config.framing);
-        Speeches(config.listen.iter().map(|listen| Speech::of(framing(listen))).collect())
+        let speeches = config.listen.iter().map(|listen| Speech::of(framing(listen)));
+        Speeches(speeches.collect(), Speech::of(config.framing) != Speech::Commands)
+    }
+
+    /// Whether datagrams are echoed as they came, or are commands.
+    pub(crate) fn echoes_datagrams(&self) -> bool {
+        self.1
     }
 
     /// Echoes the packet, unless it is a command: whether it did.

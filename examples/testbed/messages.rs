@@ -3,6 +3,7 @@
 //! | message | what the process does that gets it |
 //! |---|---|
 //! | `send SESSION TEXT`, `close SESSION` | to that client |
+//! | `sendto LISTENER ADDRESS TEXT` | a datagram, as the packet of that name |
 //! | `sleep MS`, `crash HOW` | as the packets of that name |
 //! | `pass PEER TEXT` | sends TEXT to that one |
 //! | `number N BYTES...` | counts it, and looks whether it is the one that had to come |
@@ -12,7 +13,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use swoole_server::{Error, Peer, Result, Session, TaskWorker, UserProcess, Worker};
+use swoole_server::{DatagramClient, Error, Peer, Result, Session, TaskWorker, UserProcess, Worker};
 
 use super::command::{Crash, split_word};
 
@@ -21,6 +22,7 @@ pub(crate) trait Role {
     fn name(&self) -> String;
     fn send(&mut self, session: Session, bytes: &[u8]) -> Result<()>;
     fn close(&mut self, session: Session) -> Result<()>;
+    fn send_to(&mut self, to: &DatagramClient, bytes: &[u8]) -> Result<()>;
     fn send_message(&mut self, to: Peer, message: &[u8]) -> Result<()>;
 }
 
@@ -37,6 +39,10 @@ macro_rules! role {
 
             fn close(&mut self, session: Session) -> Result<()> {
                 self.close(session)
+            }
+
+            fn send_to(&mut self, to: &DatagramClient, bytes: &[u8]) -> Result<()> {
+                self.send_to(to, bytes)
             }
 
             fn send_message(&mut self, to: Peer, message: &[u8]) -> Result<()> {
@@ -88,6 +94,10 @@ impl Messages {
         match word {
             b"send" => role.send(session()?, &[text, line_end].concat()),
             b"close" => role.close(session()?),
+            b"sendto" => {
+                let (to, text) = super::datagrams::parse(rest).ok_or("sendto LISTENER ADDRESS TEXT")?;
+                role.send_to(&to, text)
+            }
             b"pass" => {
                 let to = parse_peer(first).ok_or("pass PEER TEXT")?;
                 role.send_message(to, text)

@@ -231,6 +231,10 @@ fn work(worker: &mut TaskWorker, text: &[u8], means: &mut Means<'_>) -> Result<V
                 return Ok(format!("sent {sent}").into_bytes());
             }
         }
+        b"sendto" => {
+            let (to, text) = super::datagrams::parse(rest).ok_or("sendto LISTENER ADDRESS TEXT")?;
+            worker.send_to(&to, text)?;
+        }
         b"broadcast" => worker.broadcast(Audience::all(), &[rest, means.line_end].concat())?,
         b"publish" => {
             let (topic, text) = split_word(rest);

@@ -267,8 +267,10 @@ impl Reactor {
 
     /// Delivers no [`Event::Data`] and no [`Event::Eof`] until [`receive`](Self::receive); bytes wait,
     /// mostly in the kernel, which lets the peer's window fill. Nothing is lost. That the peer resets the
-    /// connection is noticed only by a send, or after the resumption. Does nothing for a token that names no
-    /// stream, and in a forked child.
+    /// connection is noticed only by a send, or after the resumption.
+    ///
+    /// A datagram socket delivers nothing any more, for good: what comes waits in the kernel for whoever else has the
+    /// socket. It can still send. Does nothing for other tokens, and in a forked child.
     pub fn pause(&mut self, stream: Token) {
         if self.check().is_ok() {
             self.driver.pause(stream);

@@ -12,7 +12,7 @@ use crate::session::Session;
 pub enum Fate {
     /// It is lost, and its connection was closed (`on_crash = close`, and always in Base mode).
     Closed,
-    /// It is lost, and its connection stays (`on_crash = drop`).
+    /// It is lost, and its connection stays (`on_crash = drop`). Of a datagram, which has none, also under `on_crash = close`.
     Dropped,
     /// The next worker gets it (`on_crash = retry`).
     Retried,
@@ -24,7 +24,7 @@ pub enum Fate {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct PacketInHand {
-    /// Whose packet it was.
+    /// Whose packet it was; of a datagram, nobody's ([`listener`](PacketInHand::listener)).
     pub session: Session,
     /// Its size in bytes.
     pub size: u64,
@@ -37,6 +37,11 @@ pub struct PacketInHand {
 }
 
 impl PacketInHand {
+    /// The listener that it came in by, if it is a datagram; `session` is nobody's, then.
+    pub fn listener(&self) -> Option<u16> {
+        self.session.listener()
+    }
+
     /// Whether nobody will handle it any more.
     pub fn is_lost(&self) -> bool {
         self.fate != Fate::Retried
@@ -52,7 +57,12 @@ impl fmt::Display for PacketInHand {
             Fate::Retried => "will be retried:",
             Fate::Poison => "poison, lost after all its retries:",
         };
-        write!(f, "{what} a packet of {size} bytes of session {session}")?;
+        match self.listener() {
+            Some(listener) => {
+                write!(f, "{what} a datagram of {size} bytes that came in by listener {listener}")?
+            }
+            None => write!(f, "{what} a packet of {size} bytes of session {session}")?,
+        }
         if *attempt > 1 || *fate == Fate::Retried {
             write!(f, " (attempt {attempt})")?;
         }

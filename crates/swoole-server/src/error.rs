@@ -7,6 +7,7 @@ use swoole_reactor::listener::ListenError;
 use swoole_sys::process::ForkError;
 
 use crate::config::ConfigError;
+use crate::datagram::DatagramClient;
 use crate::post::Peer;
 use crate::session::Session;
 use crate::task::{TaskError, TaskId};
@@ -153,6 +154,36 @@ pub enum Error {
     /// The handler has no [`on_task`](crate::Handler::on_task).
     #[error("the handler has no on_task")]
     NoTaskHandler,
+    /// The handler has no [`on_packet`](crate::Handler::on_packet).
+    #[error("the handler has no on_packet, which datagrams come to")]
+    NoPacketHandler,
+    /// No datagram can be sent by this listener: there is none, or it is one for connections.
+    #[error("send a datagram: listener {listener} takes no datagrams")]
+    NoSuchListener {
+        /// Its index in the configuration's `listen`.
+        listener: u16,
+    },
+    /// Longer than any datagram may be.
+    #[error("send a datagram to {to}: {len} bytes, at most {max} can be sent at once")]
+    DatagramTooLong {
+        /// To whom.
+        to: DatagramClient,
+        /// Its length, in bytes.
+        len: usize,
+        /// The limit, in bytes.
+        max: usize,
+    },
+    /// A unix datagram client has not bound its socket to a path or an abstract name.
+    #[error("send a datagram: the client's socket is bound to no name, so it cannot be answered")]
+    Unnamed,
+    /// The address is none that the listener's socket can send to: another family, or no name that a unix socket can have.
+    #[error("send a datagram: {to} cannot be reached from {listen}")]
+    Unreachable {
+        /// To whom.
+        to: DatagramClient,
+        /// The listener's address.
+        listen: String,
+    },
     /// There is no such process, or it takes no messages.
     #[error("send a message: there is no {0} that takes any")]
     NoSuchPeer(Peer),

@@ -9,6 +9,7 @@ use swoole_supervisor::ExitStatus;
 
 use crate::board::Request;
 use crate::crash::PacketInHand;
+use crate::datagram::DatagramClient;
 use crate::error::{Error, Result};
 use crate::post::Peer;
 use crate::post::Sender;
@@ -31,7 +32,7 @@ use crate::worker::{TimerId, Worker};
 /// |---|---|---|
 /// | master | [`Master`] | `on_start`, `on_ready`, `on_before_shutdown`, `on_shutdown` |
 /// | manager | [`Manager`] | `on_manager_start`, `on_manager_stop`, `on_worker_error`, `on_before_reload`, `on_after_reload` |
-/// | worker | [`Worker`] | `on_worker_start`, `on_worker_exit`, `on_worker_stop`, `on_connect`, `on_receive`, `on_close`, `on_buffer_full`, `on_buffer_empty`, `on_timer`, `on_finish`, `on_pipe_message` |
+/// | worker | [`Worker`] | `on_worker_start`, `on_worker_exit`, `on_worker_stop`, `on_connect`, `on_receive`, `on_close`, `on_packet`, `on_buffer_full`, `on_buffer_empty`, `on_timer`, `on_finish`, `on_pipe_message` |
 /// | task worker | [`TaskWorker`] | `on_task_worker_start`, `on_task_worker_exit`, `on_task_worker_stop`, `on_task`, `on_task_worker_timer`, `on_task_worker_pipe_message` |
 /// | user process | [`UserProcess`](crate::UserProcess) | none: the function that [`Server::add_process`](crate::Server::add_process) was given |
 ///
@@ -177,6 +178,22 @@ pub trait Handler {
     fn on_buffer_empty(&mut self, worker: &mut Worker, session: Session) -> Result<()> {
         let _ = (worker, session);
         Ok(())
+    }
+
+    /// A datagram has arrived at a `udp://` or `unixgram://` address: whole, and maybe empty. It is answered by
+    /// [`Worker::send_to`], with `from`; there is no session, no `on_connect` and no `on_close`. Otherwise it is a packet
+    /// like others: the [rule](crate::config::DispatchMode) says which worker gets it (those of a connection go by the
+    /// sender's address), what is sent becomes visible when this returns, and if the worker dies in here, `on_crash` says
+    /// whether another one begins it again; under `close` it is dropped. But UDP promises nothing, and this server does not
+    /// make up for that: what a worker's ring has no room for is dropped, and
+    /// [counted](crate::Stats::datagram_dropped_count).
+    ///
+    /// An error is logged, and no more. The default is one.
+    ///
+    /// Swoole: `onPacket`.
+    fn on_packet(&mut self, worker: &mut Worker, from: &DatagramClient, packet: &[u8]) -> Result<()> {
+        let _ = (worker, from, packet);
+        Err(Error::NoPacketHandler)
     }
 
     /// A timer that [`Worker::after`] or [`Worker::tick`] has set. Its replies become visible when this returns. An error

@@ -127,6 +127,7 @@ mod control;
 #[doc(hidden)]
 pub mod counts;
 mod crash;
+mod datagram;
 mod desk;
 mod dispatch;
 mod error;
@@ -161,6 +162,7 @@ mod worker;
 pub use audience::Audience;
 pub use config::Config;
 pub use crash::{Fate, PacketInHand};
+pub use datagram::DatagramClient;
 pub use dispatch::{Choice, Dispatch};
 pub use error::{Error, Result};
 pub use handler::{Handler, Manager, Master, WorkerError, WorkerKind};
@@ -171,6 +173,7 @@ pub use server::Server;
 pub use session::{Session, SessionInfo};
 pub use stats::{Stats, UserProcessStats, WorkerState, WorkerStats};
 pub use swoole_protocol::PackageLength;
+pub use swoole_reactor::DatagramPeer;
 pub use swoole_supervisor::ExitStatus;
 #[cfg(feature = "typed")]
 pub use task::typed;

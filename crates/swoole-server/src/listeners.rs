@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
 use swoole_reactor::listener::{
     Address, Keepalive, ListenError, ListenOptions, TcpOptions, UnixOptions, inherit, listen, local_address,
 };
@@ -34,7 +35,7 @@ pub(crate) fn open(config: &Config) -> Result<Listeners> {
                 (socket, address)
             }
             address => {
-                let socket = listen_patiently(address, &options)?;
+                let socket = open_socket(address, &options, config)?;
                 let address = local_address(&socket, address)?;
                 (socket, address)
             }
@@ -79,9 +80,9 @@ fn claim(given: &mut Vec<Given>, name: &str, wanted: &Listen) -> Result<OwnedFd>
 /// only one, for all. Those that are open already are the first worker's.
 pub(crate) fn open_stalls(config: &Config, listeners: &Listeners) -> Result<Stalls> {
     let open = |worker: u16, ((socket, at), wanted): (&(OwnedFd, Listen), &Listen)| match wanted.address {
-        Address::Tcp(_) if worker > 0 => {
+        Address::Tcp(_) | Address::Udp(_) if worker > 0 => {
             let options = ListenOptions { first: false, ..options(config, wanted)? };
-            Ok(listen_patiently(&at.address, &options)?)
+            Ok(open_socket(&at.address, &options, config)?)
         }
         _ => Ok(socket.try_clone()?),
     };
@@ -93,7 +94,7 @@ pub(crate) fn open_stalls(config: &Config, listeners: &Listeners) -> Result<Stal
 /// The files of the sockets that this server has made itself.
 pub(crate) fn unix_paths(config: &Config) -> Vec<Box<Path>> {
     let paths = config.listen.iter().filter_map(|listen| match &listen.address {
-        Address::Unix(path) => Some(path.as_path().into()),
+        Address::Unix(path) | Address::UnixDatagram(path) => Some(path.as_path().into()),
         _ => None,
     });
     paths.collect()
@@ -154,6 +155,18 @@ fn find(key: &'static str, name: &str, wanted: &Listen) -> Result<u32> {
     let unknown =
         || ConfigError::value("listen", wanted, format!("{key} = {name}: there is none of that name"));
     found.ok_or_else(|| unknown().into())
+}
+
+/// Of a socket for datagrams the kernel's buffers are as large as it allows, up to `socket_buffer_size`: whoever has no room
+/// there is lost.
+fn open_socket(address: &Address, options: &ListenOptions, config: &Config) -> Result<OwnedFd, ListenError> {
+    let socket = listen_patiently(address, options)?;
+    if address.is_datagram() {
+        // It is cut to what the kernel allows; one that allows nothing else goes by its default.
+        let _ = set_socket_recv_buffer_size(&socket, config.socket_buffer_size);
+        let _ = set_socket_send_buffer_size(&socket, config.socket_buffer_size);
+    }
+    Ok(socket)
 }
 
 /// The kernel closes the sockets of a killed process's io_uring a few milliseconds after the process is gone, and tells

@@ -59,7 +59,7 @@ pub struct Server {
 
 impl Server {
     /// A server with all the defaults that listens on `address`: `tcp://127.0.0.1:9501`, `tcp://[::]:9501`,
-    /// `unix:///run/app.sock`.
+    /// `unix:///run/app.sock`; for datagrams, `udp://127.0.0.1:9501`, `unixgram:///run/app.sock`.
     ///
     /// # Errors
     ///
@@ -417,7 +417,7 @@ fn make_absolute(config: &mut Config) -> Result<()> {
         *path = std::path::absolute(&*path)?;
     }
     for listen in &mut config.listen {
-        if let Address::Unix(path) = &mut listen.address {
+        if let Address::Unix(path) | Address::UnixDatagram(path) = &mut listen.address {
             *path = std::path::absolute(&*path)?;
         }
     }

@@ -49,6 +49,18 @@ impl Session {
         self.0
     }
 
+    /// What stands in a session's place where datagrams of this listener are concerned. It has the generation that no
+    /// session has.
+    pub(crate) const fn of_listener(listener: u16) -> Session {
+        Session(listener as u64 + 1)
+    }
+
+    /// The listener, if it is that of datagrams.
+    #[inline]
+    pub(crate) fn listener(self) -> Option<u16> {
+        if self.generation() > 0 { None } else { u16::try_from(self.0.checked_sub(1)?).ok() }
+    }
+
     #[inline]
     fn place(self) -> u32 {
         self.0 as u32 & ((1 << PLACE_BITS) - 1)
@@ -419,8 +431,11 @@ impl SessionTable {
         if self.exists(session) { Ok(self.reactor(session)) } else { Err(Error::NoSuchSession(session)) }
     }
 
-    /// The listener that a session came in by, also for a while after it has gone.
+    /// The listener that a session came in by, also for a while after it has gone; or that of datagrams.
     pub(crate) fn listener(&self, session: Session) -> Option<u16> {
+        if let Some(listener) = session.listener() {
+            return Some(listener);
+        }
         let entry =
             self.entry(session).filter(|entry| entry[LAST].load(Ordering::Acquire) == session.raw())?;
         Some((entry[WHERE].load(Ordering::Relaxed) >> 48) as u16)

@@ -45,6 +45,19 @@ pub struct Stats {
     pub received_bytes: u64,
     /// Bytes sent to clients since the start.
     pub sent_bytes: u64,
+    /// Datagrams received since the start. What the kernel has thrown away before, because its buffer was full, it counts
+    /// itself (`nstat UdpRcvbufErrors`).
+    pub datagram_count: u64,
+    /// Datagrams that the kernel has taken from the server to send since the start.
+    pub datagram_sent_count: u64,
+    /// Datagrams that were received and given to no worker since the start: its ring was full, or a function that dispatches
+    /// wanted it so.
+    pub datagram_dropped_count: u64,
+    /// Datagrams that were longer than 64 KiB, and thrown away, since the start. Only a unix socket has such.
+    pub datagram_truncated_count: u64,
+    /// Datagrams that the server was to send and the kernel has not taken since the start: a full buffer, a unix client that
+    /// does not read or is gone, an address that leads nowhere.
+    pub datagram_unsent_count: u64,
     /// Workers, task workers and user processes forked after the first generation.
     pub respawn_count: u64,
     /// Each worker slot.
@@ -145,6 +158,11 @@ impl Stats {
             ("bad_proxy_count", self.bad_proxy_count),
             ("received_bytes", self.received_bytes),
             ("sent_bytes", self.sent_bytes),
+            ("datagram_count", self.datagram_count),
+            ("datagram_sent_count", self.datagram_sent_count),
+            ("datagram_dropped_count", self.datagram_dropped_count),
+            ("datagram_truncated_count", self.datagram_truncated_count),
+            ("datagram_unsent_count", self.datagram_unsent_count),
             ("respawn_count", self.respawn_count),
             ("task_worker_num", self.task_workers.len() as u64),
             ("user_process_num", self.user_processes.len() as u64),

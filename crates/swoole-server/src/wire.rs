@@ -9,12 +9,14 @@
 //! | request | session: u64, total: u32 (bytes of the whole packet), stamp: u32 (when it came, or 0) | the packet, or a fragment of it |
 //! | batch of requests | session: u64, total: u32 (packets), stamp: u32 | what was received, then for each packet in it where it begins and ends: u32, u32 |
 //! | reply | session: u64, ack: u64 (requests finished) | bytes for the client; of a bind, the user: u64; or an order ([`crate::audience`]), or a measure ([`crate::measure`]) |
+//! | datagram | of its listener; as above | the client's address and the bytes ([`crate::datagram`]), of a reply a piece of that |
 //!
 //! All integers are little-endian. What comes from a worker is checked before it is believed.
 
 use std::ops::Range;
 
 use crate::audience::Order;
+use crate::datagram::PIECE_HEAD;
 use crate::measure::Measure;
 use crate::session::Session;
 use crate::shed::Stamp;
@@ -40,13 +42,16 @@ pub(crate) enum RequestKind {
     BufferEmpty = 6,
     /// A packet that is shed, in its place among the others; without its bytes.
     Shed = 9,
+    /// A datagram, or a fragment of one.
+    Datagram = 16,
 }
 
 impl RequestKind {
-    /// Whether it stands for packets, so that the connection waits for them to be finished.
+    /// Whether it stands for packets: what clients have sent, and a worker is to answer.
     #[inline]
     pub(crate) fn is_packet(self) -> bool {
-        matches!(self, RequestKind::Packet | RequestKind::Batch | RequestKind::Shed)
+        use RequestKind::{Batch, Datagram, Packet, Shed};
+        matches!(self, Packet | Batch | Shed | Datagram)
     }
 }
 
@@ -66,6 +71,8 @@ pub(crate) enum ReplyKind {
     Bind = 8,
     /// Do something with the session's connection: [`Measure`].
     Measure = 16,
+    /// Send a datagram, of which this is a piece.
+    Datagram = 32,
 }
 
 /// The last fragment of its packet (a whole packet is its own last fragment).
@@ -166,6 +173,7 @@ impl Request {
             5 => RequestKind::BufferFull,
             6 => RequestKind::BufferEmpty,
             9 => RequestKind::Shed,
+            16 => RequestKind::Datagram,
             _ => return Err(Malformed { tag, len: record.len() }),
         };
         let request = Request {
@@ -211,6 +219,7 @@ fn rare(kind: u32, payload: &[u8]) -> Option<ReplyKind> {
         4 if Order::decode(payload).is_some() => Some(ReplyKind::Order),
         8 if payload.len() == size_of::<u64>() => Some(ReplyKind::Bind),
         16 if Measure::decode(payload).is_some() => Some(ReplyKind::Measure),
+        32 if payload.len() >= PIECE_HEAD => Some(ReplyKind::Datagram),
         _ => None,
     }
 }

@@ -2,6 +2,7 @@
 
 mod bed;
 mod client;
+mod datagram;
 mod disk;
 mod drought;
 mod lanes;

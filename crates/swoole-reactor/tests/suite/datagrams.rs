@@ -15,6 +15,7 @@ on_each_backend!(
     a_long_datagram_is_cut_and_says_so,
     a_datagram_that_cannot_go_is_an_error,
     a_full_receiver_is_busy,
+    a_paused_socket_sends_and_leaves_what_comes,
 );
 
 fn udp(bed: &mut Bed) -> (Token, UdpSocket) {
@@ -161,4 +162,23 @@ fn a_full_receiver_is_busy(backend: Backend) {
     // One out, one in.
     client.recv(&mut [0; 1000]).unwrap();
     bed.reactor.send_to(token, &peer, &[1; 1000]).unwrap();
+}
+
+fn a_paused_socket_sends_and_leaves_what_comes(backend: Backend) {
+    let mut bed = Bed::with(Options { backend, budget: 3, ..Options::default() });
+    let (token, client) = udp(&mut bed);
+    client.send(b"first").unwrap();
+    let (_, peer, _, _) = take(&mut bed);
+    let other = bed.reactor.socket(token).unwrap().try_clone_to_owned().unwrap();
+    bed.reactor.pause(token);
+    client.send(b"second").unwrap();
+    bed.fence();
+    assert_eq!(datagrams(&bed), 0);
+    bed.reactor.send_to(token, &peer, b"answer").unwrap();
+    let mut buffer = [0; 100];
+    assert_eq!(client.recv(&mut buffer).unwrap(), 6);
+    let other = UdpSocket::from(other);
+    assert_eq!(other.recv(&mut buffer).unwrap(), 6, "it waits for whoever has the socket");
+    bed.reactor.close(token, swoole_reactor::Close::Now);
+    bed.until("the end", |bed| bed.count(|seen| matches!(seen, Seen::Closed { .. })) == 1);
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use swoole_reactor::Reactor;
 
 use super::till::{Outbox, Till};
+use crate::datagram::DatagramClient;
 use crate::desk::{Client, Desk, Offer, Taker};
 use crate::handler::Handler;
 use crate::session::Session;
@@ -73,6 +74,19 @@ impl<H: Handler> Taker for Hands<'_, H> {
         self.message(desk, reactor, RequestKind::Packet, session, packet);
         let last = self.outbox.closes(session) || !desk.is_open(session);
         if last { Offer::Last } else { Offer::Taken }
+    }
+
+    fn datagram(
+        &mut self,
+        desk: &mut Desk,
+        reactor: &mut Reactor,
+        from: &DatagramClient,
+        bytes: &[u8],
+    ) -> bool {
+        let Duty { shared, id, .. } = &*self.duty;
+        shared.board.hold(*id, Some((Session::of_listener(from.listener), bytes.len())));
+        self.call(desk, reactor, |handler, worker| callbacks::datagram(handler, worker, from, bytes));
+        true
     }
 
     fn deliver(&mut self, desk: &mut Desk, reactor: &mut Reactor) {

@@ -44,6 +44,8 @@ enum What {
     Order(Vec<u8>),
     Bind(u64),
     Measure(Measure),
+    /// By the listener that stands in the session's place.
+    Datagram(Vec<u8>),
 }
 
 impl Outbox {
@@ -77,6 +79,11 @@ impl Outbox {
         self.acts.push(Act { session, what: What::Measure(measure) });
     }
 
+    fn send_to(&mut self, listener: Session, datagram: Vec<u8>) {
+        self.large += datagram.len();
+        self.acts.push(Act { session: listener, what: What::Datagram(datagram) });
+    }
+
     /// Whether the callback wants this session closed.
     pub(super) fn closes(&self, session: Session) -> bool {
         let closes = |what: &What| matches!(what, What::Close | What::Measure(Measure::Reset));
@@ -97,6 +104,7 @@ impl Outbox {
                 What::Order(order) => replies.order(&order),
                 What::Bind(uid) => replies.bind(session, uid),
                 What::Measure(measure) => replies.measure(session, measure),
+                What::Datagram(datagram) => replies.send_to(session, &datagram),
             }
         }
         self.large = 0;
@@ -147,6 +155,12 @@ impl Till<'_> {
 
     pub(crate) fn measure(&mut self, session: Session, measure: Measure) {
         self.outbox.measure(session, measure);
+    }
+
+    /// A datagram with its address, by this worker's socket of that listener.
+    pub(crate) fn send_to(&mut self, listener: Session, datagram: Vec<u8>) {
+        self.bound(datagram.len());
+        self.outbox.send_to(listener, datagram);
     }
 
     /// What was sent so far leaves now, though the callback goes on.

@@ -92,7 +92,12 @@ const REFUSED: usize = 10;
 const SHED: usize = 11;
 // Connections that were refused for what they did not say in a PROXY header.
 const BAD_PROXY: usize = 12;
-const REACTOR_ROW: usize = 13;
+const DATAGRAMS: usize = 13;
+const DATAGRAMS_SENT: usize = 14;
+const DATAGRAMS_DROPPED: usize = 15;
+const DATAGRAMS_TRUNCATED: usize = 16;
+const DATAGRAMS_UNSENT: usize = 17;
+const REACTOR_ROW: usize = 24;
 
 // The head: the phase, then when the server started, then the pids of master and manager. Behind it, three words for each
 // worker slot: the process in it, its state, and when it has to be gone, if it was asked to leave (as below).
@@ -360,7 +365,8 @@ impl Board {
         let session = self.worker(worker, SESSION).load(Ordering::Acquire);
         let size = self.worker(worker, SIZE).load(Ordering::Relaxed);
         let session = (session != 0).then(|| Session::from_raw(session))?;
-        Some(PacketInHand { session, size, attempt: 1, age: None, fate: Fate::Closed })
+        let fate = if session.listener().is_some() { Fate::Dropped } else { Fate::Closed };
+        Some(PacketInHand { session, size, attempt: 1, age: None, fate })
     }
 
     /// Has this process, a worker, write its stack to the board when it gets this signal.
@@ -487,6 +493,11 @@ impl Board {
             bad_proxy_count: sum(Counter::BadProxy),
             received_bytes: sum(Counter::Received),
             sent_bytes: sum(Counter::Sent),
+            datagram_count: sum(Counter::Datagrams),
+            datagram_sent_count: sum(Counter::DatagramsSent),
+            datagram_dropped_count: sum(Counter::DatagramsDropped),
+            datagram_truncated_count: sum(Counter::DatagramsTruncated),
+            datagram_unsent_count: sum(Counter::DatagramsUnsent),
             respawn_count: self.facts[RESPAWNS].load(Ordering::Relaxed),
             workers: (0..config.worker_num).map(|id| row(id, id)).collect(),
             task_workers: (0..config.task_worker_num)
@@ -518,6 +529,11 @@ pub(crate) enum Counter {
     Shed = SHED,
     /// Connections that were closed for what they did not say in a PROXY header.
     BadProxy = BAD_PROXY,
+    Datagrams = DATAGRAMS,
+    DatagramsSent = DATAGRAMS_SENT,
+    DatagramsDropped = DATAGRAMS_DROPPED,
+    DatagramsTruncated = DATAGRAMS_TRUNCATED,
+    DatagramsUnsent = DATAGRAMS_UNSENT,
 }
 
 #[cfg(test)]

@@ -283,7 +283,7 @@ impl Key {
                 format!("{} or {last}", others.join(", "))
             }
             Text(_, expected) => expected.into(),
-            Listen => "tcp://IP:PORT, unix:///PATH or fd://NAME".into(),
+            Listen => "tcp://IP:PORT, udp://IP:PORT, unix:///PATH, unixgram:///PATH or fd://NAME".into(),
             Paths => "a file or directory that exists".into(),
             Networks => "networks, as 10.0.0.0/8, 2001:db8::/32 or 192.0.2.1".into(),
         }

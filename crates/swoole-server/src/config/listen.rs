@@ -15,7 +15,8 @@ use super::value::{escaped, size};
 use super::{Config, Framing, LengthType, OnCrash, keys};
 
 /// Where clients connect, and whether they speak TLS: `tcp://127.0.0.1:9501`, `tcp://[::1]:9501`,
-/// `unix:///run/app.sock`; `tls://`, `udp://` and `unixgram://` are not supported yet.
+/// `unix:///run/app.sock`; where datagrams go: `udp://127.0.0.1:9501`, `unixgram:///run/app.sock`
+/// ([`on_packet`](crate::Handler::on_packet)). `tls://` is not supported yet.
 ///
 /// `fd://web` is a socket that listens already and that the program was given by this name, as systemd does it
 /// (`FileDescriptorName=`, sd_listen_fds(3)); `fd://3` is the one of this number. So clients that come while the server is
@@ -237,6 +238,12 @@ impl Listen {
             Address::Tcp(address) if self.tls => format!("tls://{address}"),
             address => address.to_string(),
         }
+    }
+
+    /// Whether one of the options says how packets are cut.
+    pub(super) fn has_framing(&self) -> bool {
+        let is_framing = |option: &&&str| !matches!(**option, "on_crash" | "crash_retries");
+        OPTIONS.iter().filter(is_framing).any(|option| self.written(option).is_some())
     }
 
     /// One option of the address `text`.

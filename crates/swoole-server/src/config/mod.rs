@@ -419,8 +419,9 @@ pub struct Config {
     #[serde(with = "value::seconds")]
     pub proxy_timeout: Duration,
 
-    /// Bytes of replies that may wait for one slow client, 64 KiB..=1 GiB. Default 8 MiB. Swoole:
-    /// `socket_buffer_size`.
+    /// Bytes of replies that may wait for one slow client, 64 KiB..=1 GiB. Default 8 MiB. A socket for datagrams asks the
+    /// kernel for buffers of so many bytes in each direction, of which it gives at most `net.core.rmem_max` and
+    /// `net.core.wmem_max`. Swoole: `socket_buffer_size`.
     #[serde(with = "value::size")]
     pub socket_buffer_size: usize,
 

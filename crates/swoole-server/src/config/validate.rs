@@ -116,7 +116,7 @@ impl Config {
             return Err(ConfigError::value("listen", "[]", "must hold an address, as tcp://127.0.0.1:9501"));
         }
         for address in &self.listen {
-            if address.tls || address.address.is_datagram() {
+            if address.tls {
                 return Err(not_yet("listen", address));
             }
             if address.to_string().parse::<Listen>().as_ref() != Ok(address) {
@@ -127,6 +127,10 @@ impl Config {
                 return Err(ConfigError::value("listen", address, format!("name must be {}", listen::NAME)));
             }
             address.socket.check(address)?;
+            if address.address.is_datagram() && address.has_framing() {
+                let expected = "must have no framing: a datagram is a packet";
+                return Err(ConfigError::value("listen", address, expected));
+            }
             if let Some(retries) = address.crash_retries
                 && check_count("crash_retries", retries.into()).is_err()
             {
@@ -286,6 +290,12 @@ impl Config {
     /// How many reactors there are: threads of the master, or in Base mode the workers themselves.
     pub(crate) fn reactors(&self) -> usize {
         usize::from(if self.mode == Mode::Base { self.worker_num } else { self.reactor_num.into() })
+    }
+
+    /// The reactor that has the socket of this listener, where datagrams come to. In Base mode, where each worker has one,
+    /// the worker that sends for those who have none.
+    pub(crate) fn reactor_of_listener(&self, listener: u16) -> u16 {
+        (usize::from(listener) % self.reactors().max(1)) as u16
     }
 
     /// How many rings there are: one for each reactor, worker and direction.

@@ -11,12 +11,14 @@
 //! | `replies` | what is sent to them |
 //! | `flow` | whether they are read from, and keep up |
 //! | `lobby` | connections that have yet to say for whom they come |
+//! | `datagrams` | those who have no connection |
 //! | `topics` | who is subscribed to what |
 //! | `departure` | how they end |
 //! | `idle`, `patience` | which of them take too long |
 //! | `heritage` | how they change hands |
 
 mod connection;
+mod datagrams;
 mod departure;
 mod flow;
 mod heritage;
@@ -38,6 +40,7 @@ use swoole_reactor::{Close, Error as ReactorError, Reactor, TimerId, Token};
 
 pub(crate) use connection::{Client, Fed, Offer, feed};
 use connection::{Connection, LINGER};
+use datagrams::Datagrams;
 pub(crate) use flow::Crossing;
 pub(crate) use heritage::Heirloom;
 use idle::Watch;
@@ -47,6 +50,7 @@ use topics::Topics;
 
 use crate::board::Counter;
 use crate::config::{DispatchMode, Framings};
+use crate::datagram::DatagramClient;
 use crate::gate::Visitors;
 use crate::session::{Arrival, Generations, Session};
 use crate::shared::Shared;
@@ -92,6 +96,15 @@ pub(crate) trait Taker {
         Err(packet)
     }
 
+    /// Takes a datagram; false if there is no room for it, or nobody wants it.
+    fn datagram(
+        &mut self,
+        desk: &mut Desk,
+        reactor: &mut Reactor,
+        from: &DatagramClient,
+        bytes: &[u8],
+    ) -> bool;
+
     /// The packets of one input are taken: what was answered on the spot goes out.
     fn deliver(&mut self, desk: &mut Desk, reactor: &mut Reactor);
 
@@ -135,6 +148,7 @@ pub(crate) struct Desk {
     visitors: Visitors,
     /// Connections that are no sessions yet.
     lobby: Lobby,
+    datagrams: Datagrams,
     /// Closed, and their home workers not told yet.
     departed: Vec<(u16, Session)>,
     /// Their home workers have not been told yet; and from how many waiting bytes on they are.
@@ -170,6 +184,7 @@ impl Desk {
             watch: Watch::new(&shared),
             visitors: Visitors::default(),
             lobby: Lobby::new(&shared),
+            datagrams: Datagrams::default(),
             departed: Vec::new(),
             crossings: Vec::new(),
             high: shared.config.high_watermark(),

@@ -30,6 +30,7 @@ impl Replies<'_> {
             Parcel::Order(order) => self.order(&order),
             Parcel::Bind(session, uid) => self.bind(session, uid),
             Parcel::Measure(session, measure) => self.measure(session, measure),
+            Parcel::Datagram(listener, datagram) => self.send_to(listener, &datagram),
             Parcel::Message(from, _) => tracing::error!("a message from {from} has come to a reactor"),
         }
     }
@@ -134,8 +135,14 @@ impl ReplySink for Replies<'_> {
         }
     }
 
+    fn datagram(&mut self, listener: Session, piece: &[u8]) {
+        self.piece_of_datagram(listener, piece);
+    }
+
     fn finished(&mut self, sent: &Sent, count: u32) {
         match sent.kind {
+            // No connection waits for a datagram.
+            RequestKind::Datagram => {}
             kind if kind.is_packet() && sent.last => {
                 self.desk.finished(self.reactor, sent.session, count as usize);
             }

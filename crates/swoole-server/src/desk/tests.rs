@@ -26,6 +26,10 @@ impl Taker for Nobody {
         Offer::Taken
     }
 
+    fn datagram(&mut self, _: &mut Desk, _: &mut Reactor, _: &DatagramClient, _: &[u8]) -> bool {
+        true
+    }
+
     fn deliver(&mut self, _: &mut Desk, _: &mut Reactor) {}
 
     fn is_clear(&self, _: usize) -> bool {

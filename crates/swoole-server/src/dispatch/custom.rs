@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::board::Board;
+use crate::datagram::DatagramClient;
 use crate::error::Result;
 use crate::session::{Session, SessionInfo, SessionTable};
 
@@ -19,7 +20,7 @@ pub enum Choice {
     Home,
     /// To nobody. The connection goes on, and does not learn of it.
     Drop,
-    /// To nobody, and the connection is closed, after the answers that are on their way.
+    /// To nobody, and the connection is closed, after the answers that are on their way. For a datagram the same as `Drop`.
     Close,
 }
 
@@ -27,9 +28,12 @@ pub enum Choice {
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct Dispatch<'a> {
-    /// The connection that it has come by.
+    /// The connection that it has come by; of a datagram, nobody's.
     pub session: Session,
-    /// The worker that hears of that connection's connect and close.
+    /// Who has sent it, if it is a datagram.
+    pub from: Option<&'a DatagramClient>,
+    /// The worker that hears of that connection's connect and close; of a datagram, one that follows from its sender's
+    /// address.
     pub home: u16,
     /// The whole packet.
     pub packet: &'a [u8],
@@ -46,7 +50,8 @@ impl Dispatch<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchSession`](crate::Error::NoSuchSession) does not happen while its packet is dispatched.
+    /// [`Error::NoSuchSession`](crate::Error::NoSuchSession) if it is a datagram. Else it does not happen while its packet is
+    /// dispatched.
     pub fn info(&self) -> Result<SessionInfo> {
         self.scene.sessions.info(self.session)
     }
@@ -114,15 +119,28 @@ impl Custom {
     }
 
     /// What the function says. One that panics costs the connection whose packet it was, and nobody else.
-    pub(crate) fn ask(&self, session: Session, home: u16, packet: &[u8], scene: &Scene<'_>) -> Verdict {
-        let dispatch = Dispatch { session, home, packet, scene };
+    pub(crate) fn ask(
+        &self,
+        (session, from): (Session, Option<&DatagramClient>),
+        home: u16,
+        packet: &[u8],
+        scene: &Scene<'_>,
+    ) -> Verdict {
+        let dispatch = Dispatch { session, from, home, packet, scene };
         match catch_unwind(AssertUnwindSafe(|| (self.0)(&dispatch))) {
             Ok(Choice::Worker(worker)) => Verdict::Worker((worker % u64::from(scene.worker_num)) as u16),
             Ok(Choice::Home) => Verdict::Worker(home),
             Ok(Choice::Drop) => Verdict::Drop,
             Ok(Choice::Close) => Verdict::Close,
             Err(_) => {
-                tracing::error!(%session, "closed, the function that dispatches has panicked on its packet");
+                match from {
+                    Some(from) => {
+                        tracing::error!("the function that dispatches has panicked on a datagram of {from}");
+                    }
+                    None => {
+                        tracing::error!(%session, "closed, the function that dispatches has panicked on its packet")
+                    }
+                }
                 Verdict::Close
             }
         }

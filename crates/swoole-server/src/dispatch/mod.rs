@@ -146,6 +146,16 @@ impl Dispatcher {
         }
     }
 
+    /// The same for datagrams from this address, of which nobody is told as a connect: under every rule a hash of the
+    /// address leads there, under `ip_hash` that of its IP address.
+    pub(crate) fn home_of_datagram(&self, peer: Option<IpAddr>, address: &[u8]) -> u16 {
+        let number = match peer {
+            Some(peer) if self.mode == DispatchMode::IpHash => number_of(peer),
+            _ => mix(hash(address)),
+        };
+        self.next_serving((number % self.up.len() as u64) as u16)
+    }
+
     fn own_in_turn(&mut self) -> u16 {
         let turn = self.turn;
         self.turn = (turn + 1) % self.own.len();

@@ -173,7 +173,7 @@ fn ask(function: impl Fn(&Dispatch<'_>) -> Choice + Send + Sync + 'static) -> Ve
         serves: &|worker| worker == 1,
         worker_num: 2,
     };
-    Custom::new(function).ask(session, 1, b"packet", &scene)
+    Custom::new(function).ask((session, None), 1, b"packet", &scene)
 }
 
 #[test]

@@ -47,6 +47,8 @@ impl ReplySink for Replies {
 
     fn measure(&mut self, _: Session, _: Measure) {}
 
+    fn datagram(&mut self, _: Session, _: &[u8]) {}
+
     fn finished(&mut self, sent: &Sent, count: u32) {
         if sent.last && matches!(sent.kind, RequestKind::Packet | RequestKind::Batch) {
             self.packets += count as usize;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::window::{Parcel, Sent};
 use crate::crash::{CrashPolicy, Fate, PacketInHand};
+use crate::datagram;
 use crate::session::Session;
 use crate::wire::RequestKind;
 
@@ -28,20 +29,32 @@ impl Casualty {
         policy: impl Fn(Session) -> CrashPolicy,
     ) -> Casualty {
         let Some(parcel) = parcel else { return Casualty { since: handed, ..Casualty::lost(sent) } };
+        let fate = policy(parcel.session).fate(parcel.attempt);
+        let size = match parcel.kind {
+            RequestKind::Datagram => datagram::len_of(&parcel.bytes),
+            _ => parcel.bytes.len(),
+        };
         Casualty {
             kind: parcel.kind,
             session: parcel.session,
-            size: parcel.bytes.len(),
+            size,
             attempt: parcel.attempt,
             since: parcel.since.or(handed),
-            fate: policy(parcel.session).fate(parcel.attempt),
+            fate: without_connection(parcel.kind, fate),
         }
     }
 
     /// The message is not there any more: a dying worker has written over it.
     pub(super) fn lost(sent: &Sent) -> Casualty {
         let Sent { kind, session, size, .. } = *sent;
-        Casualty { kind, session, size, attempt: 1, since: None, fate: Fate::Closed }
+        Casualty {
+            kind,
+            session,
+            size,
+            attempt: 1,
+            since: None,
+            fate: without_connection(kind, Fate::Closed),
+        }
     }
 
     /// What the world is told of it, if it is a packet.
@@ -50,4 +63,9 @@ impl Casualty {
         let age: Option<Duration> = since.map(|since| since.elapsed());
         kind.is_packet().then_some(PacketInHand { session, size: size as u64, attempt, age, fate })
     }
+}
+
+/// A datagram has no connection that could be closed.
+fn without_connection(kind: RequestKind, fate: Fate) -> Fate {
+    if kind == RequestKind::Datagram && fate == Fate::Closed { Fate::Dropped } else { fate }
 }

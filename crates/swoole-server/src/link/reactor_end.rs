@@ -53,6 +53,8 @@ pub(crate) trait ReplySink {
     fn bind(&mut self, session: Session, uid: u64);
     /// Something is to be done with its connection.
     fn measure(&mut self, session: Session, measure: Measure);
+    /// A piece of a datagram that this listener is to send; the pieces of one follow each other.
+    fn datagram(&mut self, listener: Session, piece: &[u8]);
     /// So many messages of a record are finished; the replies to them have been delivered here before.
     fn finished(&mut self, sent: &Sent, count: u32);
 }

@@ -37,6 +37,7 @@ impl<'a> Gather<'a> {
             ReplyKind::Order => sink.order(payload),
             ReplyKind::Bind => sink.bind(reply.session, uid_of(payload)),
             ReplyKind::Measure => measure(sink, reply.session, payload),
+            ReplyKind::Datagram => sink.datagram(reply.session, payload),
             ReplyKind::Send => {
                 self.parts[self.count] = IoSlice::new(payload);
                 self.count += 1;
@@ -92,6 +93,7 @@ impl Staging {
                 ReplyKind::Order => sink.order(&payload),
                 ReplyKind::Bind => sink.bind(reply.session, uid_of(&payload)),
                 ReplyKind::Measure => measure(sink, reply.session, &payload),
+                ReplyKind::Datagram => sink.datagram(reply.session, &payload),
                 ReplyKind::Send => sink.send_owned(reply.session, payload),
             }
         }

@@ -45,6 +45,8 @@ impl ReplySink for Replies {
 
     fn measure(&mut self, _: Session, _: Measure) {}
 
+    fn datagram(&mut self, _: Session, _: &[u8]) {}
+
     fn finished(&mut self, _: &Sent, count: u32) {
         self.finished += count as usize;
     }

@@ -17,6 +17,7 @@ use super::{Lane, SOCKET_PACKET, SOCKET_PIECE, UNCOMMITTED_MAX, reply_cost};
 use crate::audience::Order;
 use crate::breakpoint::{self, Point};
 use crate::crash::{CrashPolicies, CrashPolicy};
+use crate::datagram;
 use crate::error::Error;
 use crate::measure::Measure;
 use crate::session::{Session, SessionTable};
@@ -39,6 +40,17 @@ pub(crate) struct Message<'a> {
     pub(crate) payload: &'a [u8],
     /// When it came, if the reactor has said so.
     pub(crate) stamp: Stamp,
+}
+
+impl Message<'_> {
+    /// Bytes of what the client has sent.
+    #[inline]
+    pub(crate) fn size(&self) -> usize {
+        match self.kind {
+            RequestKind::Datagram => datagram::len_of(self.payload),
+            _ => self.payload.len(),
+        }
+    }
 }
 
 enum Source {
@@ -308,6 +320,13 @@ impl Outlet {
 
     pub(crate) fn measure(&mut self, session: Session, measure: Measure) -> Result<(), Error> {
         self.push(ReplyKind::Measure, session, self.ack, &measure.encode())
+    }
+
+    /// A datagram with its address, by this listener.
+    pub(crate) fn send_to(&mut self, listener: Session, datagram: &[u8]) -> Result<(), Error> {
+        self.bound(datagram.len())?;
+        let mut pieces = datagram::pieces(datagram, self.piece_max);
+        pieces.try_for_each(|piece| self.push(ReplyKind::Datagram, listener, self.ack, &piece))
     }
 
     /// What was sent so far stands, although its packet is not finished.

@@ -92,6 +92,12 @@ impl Crew {
         self.members.iter().for_each(|member| member.mail.post(command()));
     }
 
+    pub(super) fn tell_one(&self, reactor: usize, command: Command) {
+        if let Some(member) = self.members.get(reactor) {
+            member.mail.post(command);
+        }
+    }
+
     /// Connections that all of them have.
     pub(super) fn total(&self) -> usize {
         self.members.iter().map(|member| member.occupancy.get()).sum()

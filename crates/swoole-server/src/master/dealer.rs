@@ -8,6 +8,7 @@ use swoole_protocol::Framer;
 use swoole_reactor::Reactor;
 
 use crate::config::{Config, DispatchMode, Ipc};
+use crate::datagram::{self, DatagramClient};
 use crate::desk::{Client, Crossing, Desk, Fed, Intake, Offer, Replies, Taker, feed};
 use crate::dispatch::{Dispatcher, Gauge, Load, Query, Scene, Verdict};
 use crate::link::{BATCH_MAX, Parcel, ReactorEnd};
@@ -22,6 +23,8 @@ pub(super) struct Dealer {
     counts_queues: bool,
     /// Those of the batch at hand.
     packets: Vec<Range<usize>>,
+    /// The datagram at hand, behind its sender's address.
+    payload: Vec<u8>,
 }
 
 /// What became of a packet.
@@ -43,7 +46,8 @@ impl Dealer {
             links.iter_mut().for_each(ReactorEnd::write_stamps);
         }
         let counts_queues = shared.sheds.count_queues();
-        Dealer { links, dispatcher, shared, counts_queues, packets: Vec::with_capacity(BATCH_MAX) }
+        let packets = Vec::with_capacity(BATCH_MAX);
+        Dealer { links, dispatcher, shared, counts_queues, packets, payload: Vec::new() }
     }
 
     /// Whether all packets of a connection go to one worker, by a ring: then they can be received into it.
@@ -77,7 +81,7 @@ impl Dealer {
         if let Some(queue) = self.holds_back(client) {
             return Dealt::Offer(Offer::Blocked(queue));
         }
-        let first = match self.verdict(client, packet) {
+        let first = match self.verdict(Source::Client(client), packet) {
             Verdict::Worker(worker) => usize::from(worker),
             Verdict::Drop => return Dealt::Offer(Offer::Dropped),
             Verdict::Close => return Dealt::Offer(Offer::Refused),
@@ -119,6 +123,17 @@ impl Dealer {
         sheds.of(|| sessions.listener(session)).room(&rule.loads, worker as u16)
     }
 
+    /// Offers a datagram to this worker, or where any will do, to the next one that has room.
+    fn offer(&mut self, first: usize, kind: RequestKind, session: Session, packet: &[u8]) -> bool {
+        let workers = self.links.len();
+        let is_free = self.shared.config.dispatch_mode.is_free();
+        let tries = if is_free { workers } else { 1 };
+        (0..tries).map(|step| (first + step) % workers).any(|worker| {
+            (!is_free || self.dispatcher.is_eligible(worker as u16))
+                && self.links[worker].offer(kind, session, packet)
+        })
+    }
+
     /// Whether its next packet could overtake something: the queue to wait in.
     fn holds_back(&self, client: &Client) -> Option<usize> {
         let Client { session, home, greeted, in_flight, uid, .. } = *client;
@@ -134,8 +149,11 @@ impl Dealer {
         was_bound.then(|| self.dispatcher.of_uid(home, uid).into())
     }
 
-    fn verdict(&mut self, client: &Client, packet: &[u8]) -> Verdict {
-        let Client { session, home, .. } = *client;
+    fn verdict(&mut self, source: Source<'_>, packet: &[u8]) -> Verdict {
+        let (session, home, from) = match source {
+            Source::Client(client) => (client.session, client.home, None),
+            Source::Datagram(from, home) => (Session::of_listener(from.listener), home, Some(from)),
+        };
         let Dealer { dispatcher, shared, .. } = self;
         let Shared { config, rule, sessions, board, .. } = &**shared;
         if config.dispatch_mode == DispatchMode::Custom
@@ -148,11 +166,19 @@ impl Dealer {
                 serves: &|worker| dispatcher.serves(worker),
                 worker_num: config.worker_num,
             };
-            return custom.ask(session, home, packet, &scene);
+            return custom.ask((session, from), home, packet, &scene);
         }
-        let uid = if config.dispatch_mode == DispatchMode::Uid { sessions.uid(session) } else { 0 };
+        let is_by_user = config.dispatch_mode == DispatchMode::Uid && from.is_none();
+        let uid = if is_by_user { sessions.uid(session) } else { 0 };
         Verdict::Worker(dispatcher.choose(Query { home, uid, packet }, |worker| load(shared, worker)))
     }
+}
+
+/// Whose packet it is.
+enum Source<'a> {
+    Client(&'a Client),
+    /// Nobody's connection; with the home of such.
+    Datagram(&'a DatagramClient, u16),
 }
 
 fn load(shared: &Shared, worker: u16) -> Load {
@@ -230,6 +256,22 @@ impl Taker for Dealer {
         }
         link.enqueue(Parcel::new(RequestKind::Packet, session, packet));
         Ok(())
+    }
+
+    fn datagram(&mut self, _: &mut Desk, _: &mut Reactor, from: &DatagramClient, bytes: &[u8]) -> bool {
+        self.payload.clear();
+        datagram::encode(&from.peer, &mut self.payload);
+        let home = self.dispatcher.home_of_datagram(from.ip(), &self.payload);
+        let first = match self.verdict(Source::Datagram(from, home), bytes) {
+            Verdict::Worker(worker) => usize::from(worker),
+            Verdict::Drop | Verdict::Close => return false,
+        };
+        let mut payload = std::mem::take(&mut self.payload);
+        payload.extend_from_slice(bytes);
+        let listener = Session::of_listener(from.listener);
+        let taken = self.offer(first, RequestKind::Datagram, listener, &payload);
+        self.payload = payload;
+        taken
     }
 
     fn deliver(&mut self, _: &mut Desk, _: &mut Reactor) {}

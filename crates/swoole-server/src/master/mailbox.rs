@@ -17,6 +17,8 @@ use crate::session::Arrival;
 pub(super) enum Command {
     /// A new connection is yours.
     Adopt { socket: OwnedFd, arrival: Arrival },
+    /// You receive the datagrams of this listener, and send those that leave by it.
+    Datagrams { socket: OwnedFd, listener: u16 },
     /// This worker has started.
     Up { worker: u16 },
     /// This worker is dead and reaped. Settle what it left and say so.

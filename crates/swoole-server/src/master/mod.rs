@@ -159,8 +159,8 @@ struct Office<H> {
     writable: Option<Token>,
     /// Not accepting yet.
     listeners: Listeners,
-    /// Accepting, in the order of the configuration.
-    accepting: Vec<Token>,
+    /// Accepting, and the number of each among the listeners.
+    accepting: Vec<(Token, usize)>,
     /// Accepting pauses at `max_connection`.
     full: bool,
     /// It pauses also where it would be too fast.
@@ -375,9 +375,15 @@ impl<H: Handler> Office<H> {
             return;
         }
         self.stage = Stage::Serving;
-        for (socket, listen) in std::mem::take(&mut self.listeners) {
+        for ((socket, listen), number) in std::mem::take(&mut self.listeners).into_iter().zip(0..) {
+            if listen.address.is_datagram() {
+                let listener = number as u16;
+                let owner = self.shared.config.reactor_of_listener(listener);
+                self.crew.tell_one(owner.into(), Command::Datagrams { socket, listener });
+                continue;
+            }
             match reactor.accept(socket) {
-                Ok(token) => self.accepting.push(token),
+                Ok(token) => self.accepting.push((token, number)),
                 Err(error) => {
                     self.failure = Some(Error::setup(format!("accept on {listen}"), error));
                     return self.stop(reactor);
@@ -399,7 +405,8 @@ impl<H: Handler> Office<H> {
         socket: OwnedFd,
         peer: Option<SocketAddr>,
     ) {
-        let Some(index) = self.accepting.iter().position(|token| *token == listener) else { return };
+        let found = self.accepting.iter().find(|(token, _)| *token == listener);
+        let Some(index) = found.map(|(_, number)| *number) else { return };
         match &mut self.closing {
             Some(closing) => closing.heard = true,
             None if self.stage > Stage::Serving => return,
@@ -407,7 +414,7 @@ impl<H: Handler> Office<H> {
         }
         self.rest.accepted();
         if self.gate.shuts(reactor) {
-            self.accepting.iter().for_each(|listener| reactor.pause_accept(*listener));
+            self.accepting.iter().for_each(|(listener, _)| reactor.pause_accept(*listener));
         }
         let arrival = Arrival::new(&self.shared.addresses[index], index, peer);
         if !self.gate.admits(&arrival) {
@@ -425,7 +432,7 @@ impl<H: Handler> Office<H> {
             if !self.crew.has_room(limit) {
                 if !std::mem::replace(&mut self.full, true) {
                     tracing::warn!("{limit} connections (max_connection): further ones wait");
-                    self.accepting.iter().for_each(|listener| reactor.pause_accept(*listener));
+                    self.accepting.iter().for_each(|(listener, _)| reactor.pause_accept(*listener));
                 }
                 return;
             }
@@ -445,7 +452,7 @@ impl<H: Handler> Office<H> {
     /// One reason not to accept is gone.
     fn accept_again(&mut self, reactor: &mut Reactor) {
         if self.may_accept() {
-            self.accepting.iter().for_each(|listener| reactor.resume_accept(*listener));
+            self.accepting.iter().for_each(|(listener, _)| reactor.resume_accept(*listener));
         }
     }
 

@@ -173,8 +173,9 @@ impl ReactorThread {
                 pace.worked();
             }
             self.desk.end_glances(&mut reactor);
-            if last_look && self.stop == Stop::LastLook {
+            if last_look && self.stop == Stop::LastLook && !self.desk.has_datagrams(&reactor) {
                 self.stop = Stop::Draining;
+                self.desk.pause_datagrams(&mut reactor);
                 self.desk.drain(&mut reactor);
             }
             if events == 0 {
@@ -260,6 +261,10 @@ impl ReactorThread {
             Event::Eof { token } => self.desk.ended(reactor, token),
             Event::Sent { token } => self.desk.sent(token),
             Event::Low { token } => self.desk.sunk(reactor, token),
+            Event::Datagram { token, peer, bytes, truncated } => {
+                self.desk.datagram(reactor, &mut self.dealer, token, peer, (bytes, truncated));
+            }
+            Event::Failed { token, error } if self.desk.datagrams_failed(token, &error) => {}
             Event::Failed { token, error } => self.desk.failed(reactor, token, &error),
             Event::Closed { token } if self.desk.closed(reactor, token) => self.left(),
             Event::Timer { id } if self.stop == Stop::Finishing(id) => {
@@ -311,9 +316,18 @@ impl ReactorThread {
                     self.left();
                 }
             }
+            Command::Datagrams { socket, listener } => {
+                if let Err(error) = self.desk.open_datagrams(reactor, socket, listener) {
+                    let listen = &self.seat.shared.addresses[usize::from(listener)];
+                    tracing::error!("receive on {listen}: {error}");
+                }
+            }
             Command::Up { worker } => self.dealer.set_up(worker, true),
             Command::Settle { worker } => self.settle(reactor, worker),
-            Command::Drain if self.stop == Stop::No => self.stop = Stop::LastLook,
+            Command::Drain if self.stop == Stop::No => {
+                self.stop = Stop::LastLook;
+                self.desk.bound_datagrams(reactor);
+            }
             Command::Drain => {}
             Command::Finish { within } => self.finish(reactor, within),
         }

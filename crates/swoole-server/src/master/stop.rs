@@ -66,9 +66,11 @@ impl<H: Handler> Office<H> {
         self.listeners.clear();
         match self.shared.config.close_listen {
             CloseListen::First => {
-                self.accepting.drain(..).for_each(|listener| reactor.close(listener, Close::Now));
+                self.accepting.drain(..).for_each(|(listener, _)| reactor.close(listener, Close::Now));
             }
-            CloseListen::Last => self.accepting.iter().for_each(|listener| reactor.pause_accept(*listener)),
+            CloseListen::Last => {
+                self.accepting.iter().for_each(|(listener, _)| reactor.pause_accept(*listener));
+            }
         }
         self.held.clear();
         self.crew.tell(|| Command::Drain);

@@ -25,6 +25,8 @@ pub(crate) enum Kind {
     Bind = 8,
     /// Something is to be done with a client's connection: a [`Measure`](crate::measure::Measure).
     Measure = 16,
+    /// A datagram that a listener is to send.
+    Datagram = 32,
 }
 
 /// What stands before the bytes.
@@ -37,7 +39,7 @@ pub(super) struct Header {
     pub(super) sender: u16,
     /// ... and which process of that seat.
     pub(super) generation: u32,
-    /// The session; of a message, how many bytes the whole of it has.
+    /// The session, or a listener; of a message, how many bytes the whole of it has.
     pub(super) about: u64,
 }
 
@@ -64,6 +66,7 @@ impl Header {
             4 => Kind::Order,
             8 => Kind::Bind,
             16 => Kind::Measure,
+            32 => Kind::Datagram,
             _ => return None,
         };
         let header = Header {

@@ -9,6 +9,7 @@ use swoole_ipc::socketpair::Endpoint;
 use super::packet::{HEADER, Header, Kind, PIECE};
 use super::{MESSAGE_MAX, Peer};
 use crate::audience::ORDER_HEAD_MAX;
+use crate::datagram::PAYLOAD_MAX;
 use crate::measure::Measure;
 use crate::session::Session;
 use crate::shared::Shared;
@@ -26,6 +27,8 @@ pub(crate) enum Parcel {
     Bind(Session, u64),
     /// Its connection is to be treated so.
     Measure(Session, Measure),
+    /// To be sent by this listener: [`datagram`](crate::datagram).
+    Datagram(Session, Vec<u8>),
     /// For this process.
     Message(Peer, Vec<u8>),
 }
@@ -107,6 +110,7 @@ impl Receiver {
             Kind::Send => config.socket_buffer_size,
             Kind::Order => config.socket_buffer_size + ORDER_HEAD_MAX,
             Kind::Message => MESSAGE_MAX,
+            Kind::Datagram => PAYLOAD_MAX,
         };
         let whole = if first && last {
             bytes.to_vec()
@@ -131,6 +135,7 @@ impl Receiver {
             Kind::Message if whole.len() as u64 != about => return malformed(packet),
             Kind::Message => Parcel::Message(peer, whole),
             Kind::Order => Parcel::Order(whole),
+            Kind::Datagram => Parcel::Datagram(Session::from_raw(about), whole),
             _ => Parcel::Send(Session::from_raw(about), whole),
         })
     }

@@ -21,6 +21,18 @@ macro_rules! posts {
                 self.post_to(session, |sender, reactor| sender.send(reactor, session, bytes))
             }
 
+            /// Sends a datagram, see [`Worker::send_to`](crate::Worker::send_to). It leaves at once. In Base mode one worker
+            /// sends it for this process, the same for all datagrams of a listener.
+            ///
+            /// # Errors
+            ///
+            /// As for [`Worker::send_to`](crate::Worker::send_to), and [`Error::PeerFull`](crate::Error::PeerFull) as for
+            /// [`send`](Self::send).
+            pub fn send_to(&mut self, to: &crate::DatagramClient, bytes: &[u8]) -> Result<()> {
+                let datagram = crate::datagram::answer(&self.shared().addresses, to, bytes)?;
+                self.post_now(|sender| sender.send_to(to.listener, &datagram))
+            }
+
             /// Closes a client's connection, after what was sent to it before has gone out.
             ///
             /// # Errors

@@ -107,6 +107,13 @@ impl Sender {
         )
     }
 
+    /// A datagram with its address, by this listener.
+    pub(crate) fn send_to(&mut self, listener: u16, datagram: &[u8]) -> Result<()> {
+        let config = &self.shared.config;
+        let number = config.box_of_reactor(config.reactor_of_listener(listener));
+        self.queue(Kind::Datagram, number, Session::of_listener(listener).raw(), datagram)
+    }
+
     pub(crate) fn message(&mut self, to: Peer, message: &[u8]) -> Result<()> {
         if message.len() > MESSAGE_MAX {
             return Err(Error::MessageTooLong { to, len: message.len(), max: MESSAGE_MAX });

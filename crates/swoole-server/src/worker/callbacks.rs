@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::drain::Cause;
 use super::{TimerId, Worker};
+use crate::datagram::{self, DatagramClient};
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::post::Peer;
@@ -25,6 +26,7 @@ pub(crate) fn message<H: Handler>(
             worker.duty.count();
             handler.on_receive(worker, session, payload)
         }
+        RequestKind::Datagram => return encoded_datagram(handler, worker, session, payload),
         // A batch has come to its packets by now.
         RequestKind::Batch => Ok(()),
         RequestKind::Shed => shed(worker, session),
@@ -46,6 +48,33 @@ fn shed(worker: &mut Worker<'_>, session: Session) -> Result<()> {
     match shared.sheds.of(|| shared.sessions.listener(session)).reply() {
         Some(busy) => worker.send(session, busy),
         None => worker.close(session),
+    }
+}
+
+/// The same for a datagram, which has no session.
+pub(crate) fn datagram<H: Handler>(
+    handler: &mut H,
+    worker: &mut Worker<'_>,
+    from: &DatagramClient,
+    bytes: &[u8],
+) {
+    worker.duty.count();
+    let result = handler.on_packet(worker, from, bytes);
+    worker.publish_tasks();
+    match result {
+        Ok(()) => {}
+        Err(error) if error.is_departure() => tracing::debug!("a datagram of {from}: {error}"),
+        Err(error) => tracing::warn!("a datagram of {from}: {error}"),
+    }
+}
+
+/// One that has come from a reactor.
+fn encoded_datagram<H: Handler>(handler: &mut H, worker: &mut Worker<'_>, listener: Session, payload: &[u8]) {
+    match (listener.listener(), datagram::decode(payload)) {
+        (Some(listener), Some((peer, bytes))) => {
+            datagram(handler, worker, &DatagramClient::new(listener, peer), bytes);
+        }
+        _ => tracing::error!("a datagram that a reactor has sent is malformed ({} bytes)", payload.len()),
     }
 }
 

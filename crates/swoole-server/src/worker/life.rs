@@ -279,7 +279,7 @@ fn deliver<H: Handler>(
     outlets.to(reactor).begin(record);
     outlets.take_up(message.session);
     duty.shared.board.start(duty.id, reactor.into(), record);
-    duty.shared.board.hold(duty.id, Some((message.session, message.payload.len())));
+    duty.shared.board.hold(duty.id, Some((message.session, message.size())));
     breakpoint::pass(Point::Begun);
     let is_late = message.stamp != 0 && message.kind == RequestKind::Packet && is_late(&duty.shared, message);
     let kind = if is_late { RequestKind::Shed } else { message.kind };

@@ -29,6 +29,7 @@ use rustix::process::{Signal, getpid};
 use crate::base::Till;
 use crate::board::{Phase, Request};
 use crate::config::Config;
+use crate::datagram::DatagramClient;
 use crate::error::{Error, Result};
 use crate::handler::common;
 use crate::link::Outlets;
@@ -223,6 +224,32 @@ impl Worker<'_> {
             Way::Links(outlets) => return outlets.to(reactor).send(session, bytes),
             Way::Own(till) if till.id() == reactor => till.send(session, bytes),
             Way::Own(_) => self.duty.post.sender.send(reactor, session, bytes)?,
+        }
+        Ok(())
+    }
+
+    /// Sends a datagram, by the socket of the listener that `to` names: an answer to the client that
+    /// [`on_packet`](crate::Handler::on_packet) was given, or one to any other address. It leaves when the callback returns,
+    /// or at [`flush`](Worker::flush). Datagrams of this worker by one listener leave in their order.
+    ///
+    /// At most 65,507 bytes, which may be none. Nobody waits for who does not read: a datagram that the kernel does not
+    /// take at once, as of a unix client whose buffer is full, is lost, and
+    /// [counted](crate::Stats::datagram_unsent_count). Until the server is ready, and in Base mode in
+    /// [`on_worker_start`](crate::Handler::on_worker_start), nothing can be sent. Swoole: `sendto`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchListener`] if that listener takes no datagrams; [`Error::DatagramTooLong`]; [`Error::Unnamed`] for a
+    /// unix client that is bound to no name; [`Error::Unreachable`] for an address of another family than the listener's;
+    /// [`Error::Uncommitted`] under `on_crash = retry`, if this callback has sent too much already. Nothing was sent then.
+    pub fn send_to(&mut self, to: &DatagramClient, bytes: &[u8]) -> Result<()> {
+        let datagram = crate::datagram::answer(&self.shared().addresses, to, bytes)?;
+        let (listener, reactor) =
+            (Session::of_listener(to.listener), self.shared().config.reactor_of_listener(to.listener));
+        match &mut self.way {
+            Way::Links(outlets) => return outlets.to(reactor).send_to(listener, &datagram),
+            // Each worker has a socket of its own there.
+            Way::Own(till) => till.send_to(listener, datagram),
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ mod config;
 mod confine;
 mod crash;
 mod crash_policy;
+mod datagrams;
 mod dispatch;
 mod dispatch_rules;
 mod drain;
@@ -46,6 +47,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
     let themes = [
         shape::ALL,
         packets::ALL,
+        datagrams::ALL,
         framing::ALL,
         listeners::ALL,
         proxy::ALL,

@@ -140,7 +140,7 @@ impl Epoll {
                     }
                 }
             }
-            Kind::Datagram { failed: true, .. } => None,
+            Kind::Datagram { deaf: true, .. } => None,
             Kind::Datagram { socket, .. } => match datagram::receive(socket.as_fd(), buffer) {
                 Ok(Some(received)) => {
                     self.current = more;

@@ -152,7 +152,7 @@ impl Epoll {
                     return self.release(token, false);
                 }
             }
-            Kind::Datagram { failed, .. } => *failed = true,
+            Kind::Datagram { deaf, .. } => *deaf = true,
             Kind::Listener { .. } | Kind::Watch { .. } | Kind::Signals(_) => return,
         }
         // Taking a descriptor out of the set cannot fail while both are open.
@@ -284,8 +284,18 @@ impl Driver for Epoll {
     }
 
     fn pause(&mut self, token: Token) {
-        if let Ok(stream) = self.source(token).and_then(|source| source.stream(token)) {
-            stream.receiving = false;
+        match self.source(token) {
+            Ok(Source { kind: Kind::Datagram { deaf, .. }, .. }) => {
+                *deaf = true;
+                // Taking a descriptor out of the set cannot fail while both are open.
+                let _infallible = self.update(token);
+            }
+            Ok(source) => {
+                if let Ok(stream) = source.stream(token) {
+                    stream.receiving = false;
+                }
+            }
+            Err(_) => {}
         }
     }
 
@@ -388,7 +398,7 @@ impl Driver for Epoll {
     }
 
     fn datagram(&mut self, socket: OwnedFd) -> Result<Token, Error> {
-        self.insert(Kind::Datagram { socket, failed: false })
+        self.insert(Kind::Datagram { socket, deaf: false })
     }
 
     fn send_to(&mut self, token: Token, peer: &DatagramPeer, bytes: &[u8]) -> Result<(), Error> {

@@ -15,10 +15,21 @@ pub(super) struct Source {
 }
 
 pub(super) enum Kind {
-    Listener { socket: OwnedFd, accepting: bool },
+    Listener {
+        socket: OwnedFd,
+        accepting: bool,
+    },
     Stream(Stream),
-    Datagram { socket: OwnedFd, failed: bool },
-    Watch { fd: OwnedFd, interest: Interest, trigger: Trigger },
+    /// Nothing is received any more from one that is `deaf`: it has failed, or is paused.
+    Datagram {
+        socket: OwnedFd,
+        deaf: bool,
+    },
+    Watch {
+        fd: OwnedFd,
+        interest: Interest,
+        trigger: Trigger,
+    },
     Signals(SignalFd),
 }
 
@@ -86,7 +97,7 @@ impl Source {
                     | when(output, EventFlags::OUT)
                     | when(input || output, EventFlags::ET)
             }
-            Kind::Datagram { failed, .. } => when(!failed, EventFlags::IN),
+            Kind::Datagram { deaf, .. } => when(!deaf, EventFlags::IN),
             Kind::Watch { interest, trigger, .. } => {
                 when(interest.contains(Interest::READABLE), EventFlags::IN | EventFlags::RDHUP)
                     | when(interest.contains(Interest::WRITABLE), EventFlags::OUT)

@@ -197,7 +197,10 @@ impl Uring {
         let found = match &mut self.source(token).ok()?.kind {
             Kind::Listener { accepting: false, .. } => return None,
             Kind::Listener { socket, accepting, .. } => accept_one(token, socket, accepting),
-            Kind::Datagram { failed: true, .. } => return None,
+            Kind::Datagram { deaf: true, .. } => {
+                self.settle(token);
+                return None;
+            }
             Kind::Datagram { socket, .. } => match datagram::receive(socket.as_fd(), buffer) {
                 Ok(received) => received.map(|received| Found::Datagram { token, received }),
                 Err(error) => {

@@ -250,7 +250,7 @@ impl Uring {
                 stream.queue.clear();
                 stream.held.clear();
             }
-            Kind::Datagram { failed, .. } if !*failed => *failed = true,
+            Kind::Datagram { deaf, .. } if !*deaf => *deaf = true,
             _ => return,
         }
         match source.closing {
@@ -326,10 +326,13 @@ impl Driver for Uring {
     }
 
     fn pause(&mut self, token: Token) {
-        if let Ok(stream) = self.source(token).and_then(|source| source.stream(token)) {
+        let Ok(source) = self.source(token) else { return };
+        if let Kind::Datagram { deaf, .. } = &mut source.kind {
+            *deaf = true;
+        } else if let Ok(stream) = source.stream(token) {
             stream.receiving = false;
-            self.settle(token);
         }
+        self.settle(token);
     }
 
     fn send(&mut self, token: Token, bytes: Vec<u8>) -> Result<(), Error> {
@@ -368,7 +371,7 @@ impl Driver for Uring {
     }
 
     fn datagram(&mut self, socket: OwnedFd) -> Result<Token, Error> {
-        self.insert(Kind::Datagram { socket, failed: false })
+        self.insert(Kind::Datagram { socket, deaf: false })
     }
 
     fn send_to(&mut self, token: Token, peer: &DatagramPeer, bytes: &[u8]) -> Result<(), Error> {

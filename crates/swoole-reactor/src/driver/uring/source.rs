@@ -51,9 +51,10 @@ pub(super) enum Kind {
         held: VecDeque<OwnedFd>,
     },
     Stream(Stream),
+    /// Nothing is received any more from one that is `deaf`: it has failed, or is paused.
     Datagram {
         socket: OwnedFd,
-        failed: bool,
+        deaf: bool,
     },
     Watch {
         fd: OwnedFd,
@@ -157,7 +158,7 @@ impl Source {
             }
             Kind::Stream(stream) => (stream.receiving && stream.held.is_empty())
                 .then(|| opcode::RecvMulti::new(fd, GROUP).build()),
-            Kind::Datagram { failed, .. } => (!failed).then(|| poll(PollFlags::IN, false)),
+            Kind::Datagram { deaf, .. } => (!deaf).then(|| poll(PollFlags::IN, false)),
             Kind::Signals(_) => Some(poll(PollFlags::IN, false)),
             Kind::Watch { interest, trigger, .. } => {
                 let mut flags = PollFlags::empty();

@@ -44,7 +44,8 @@ impl<H: Handler> Life<'_, H> {
         self.packing = true;
         self.desk.pause_all(reactor);
         // Connections that were accepted, and nobody has been told of yet, come along.
-        let listeners: Vec<Token> = self.listeners.clone();
+        self.desk.pause_datagrams(reactor);
+        let listeners: Vec<Token> = self.listeners.iter().map(|(token, _)| *token).collect();
         let expected = listeners.iter().filter(|listener| reactor.detach(**listener).is_ok()).count();
         let mut closed = 0;
         let deadline = Instant::now() + DETACH_WAIT;
@@ -84,13 +85,14 @@ impl<H: Handler> Life<'_, H> {
         self.duty.has_heir = false;
         let (mut hands, desk) = self.hands();
         desk.unpark(reactor, &mut hands, 0);
+        self.desk.bound_datagrams(reactor);
         let (mut call, mut wait) = (LastCall::new(begun, within / 4), Some(Duration::ZERO));
         while let Some(longest) = wait {
             let heard = self.turn(reactor, Some(longest))? > 0;
             wait = call.next(Instant::now(), heard);
         }
         let is_first = self.duty.shared.config.close_listen == CloseListen::First;
-        for listener in self.listeners.drain(..) {
+        for (listener, _) in self.listeners.drain(..) {
             if is_first {
                 reactor.close(listener, Close::Now);
             } else {
@@ -103,10 +105,11 @@ impl<H: Handler> Life<'_, H> {
             self.turn(reactor, Some(left))?;
             unread.retain(|(session, bytes)| !self.desk.has_read(*session, *bytes));
             left = (within / 2).saturating_sub(begun.elapsed());
-            if unread.is_empty() || left.is_zero() {
+            if unread.is_empty() && !self.desk.has_datagrams(reactor) || left.is_zero() {
                 break;
             }
         }
+        self.desk.pause_datagrams(reactor);
         self.packing = true;
         self.desk.pause_all(reactor);
         // Clients have yet to take what comes of it.

@@ -97,8 +97,8 @@ struct Life<'a, H> {
     premises: Rc<Premises>,
     outbox: Outbox,
     desk: Desk,
-    /// Listening sockets, in the order of the configuration.
-    listeners: Vec<Token>,
+    /// Sockets that connections come to, and the number of each among the listeners.
+    listeners: Vec<(Token, usize)>,
     /// Connections at one time.
     limit: usize,
     /// Accepting pauses at that limit.
@@ -205,10 +205,15 @@ impl<'a, H: Handler> Life<'a, H> {
         self.mailbox = Some(mailbox.map_err(|error| Error::setup("watch the worker's box", error))?);
         let (mut hands, desk) = self.hands();
         desk.inherit(reactor, &mut hands, heirlooms);
-        for (socket, listen) in stalls.into_iter().zip(&shared.addresses) {
-            let failed = |error| Error::setup(format!("accept on {listen}"), error);
-            // The manager keeps it, and the worker before this one may have died with it.
-            self.listeners.push(reactor.accept_shared(socket).map_err(failed)?);
+        for ((socket, listen), number) in stalls.into_iter().zip(&shared.addresses).zip(0..) {
+            if listen.address.is_datagram() {
+                let failed = |error| Error::setup(format!("receive on {listen}"), error);
+                self.desk.open_datagrams(reactor, socket, number as u16).map_err(failed)?;
+            } else {
+                let failed = |error| Error::setup(format!("accept on {listen}"), error);
+                // The manager keeps it, and the worker before this one may have died with it.
+                self.listeners.push((reactor.accept_shared(socket).map_err(failed)?, number));
+            }
         }
         self.pause_if_full(reactor);
         Ok(())
@@ -326,6 +331,15 @@ impl<'a, H: Handler> Life<'a, H> {
             Event::Eof { token } => self.desk.ended(reactor, token),
             Event::Sent { token } => self.desk.sent(token),
             Event::Low { token } => self.desk.sunk(reactor, token),
+            Event::Datagram { token, peer, bytes, truncated } => {
+                let (mut hands, desk) = self.hands();
+                desk.datagram(reactor, &mut hands, token, peer, (bytes, truncated));
+                // What else waits in the kernel is the successor's.
+                if self.duty.retiring && self.duty.has_heir {
+                    self.desk.pause_datagrams(reactor);
+                }
+            }
+            Event::Failed { token, error } if self.desk.datagrams_failed(token, &error) => {}
             Event::Failed { token, error } => self.desk.failed(reactor, token, &error),
             Event::Closed { token } => self.closed(reactor, token),
             Event::Detached { token, detached } => {
@@ -337,7 +351,7 @@ impl<'a, H: Handler> Life<'a, H> {
             Event::Timer { id } => match self.rest.end(id) {
                 // Whoever leaves makes room again, or the gate opens.
                 Some(_) if self.full || self.gate.is_shut() => {}
-                Some(listener) if self.listeners.contains(&listener) => reactor.resume_accept(listener),
+                Some(listener) if self.number_of(listener).is_some() => reactor.resume_accept(listener),
                 // A stop has closed or paused it.
                 Some(_) => {}
                 None => self.desk.timer(reactor, id),
@@ -363,6 +377,10 @@ impl<'a, H: Handler> Life<'a, H> {
         self.orphan |= parent != self.manager || self.duty.shared.lifeline.is_cut();
     }
 
+    fn number_of(&self, listener: Token) -> Option<usize> {
+        self.listeners.iter().find(|(token, _)| *token == listener).map(|(_, number)| *number)
+    }
+
     fn accepted(
         &mut self,
         reactor: &mut Reactor,
@@ -370,10 +388,10 @@ impl<'a, H: Handler> Life<'a, H> {
         socket: OwnedFd,
         peer: Option<SocketAddr>,
     ) {
-        let Some(index) = self.listeners.iter().position(|token| *token == listener) else { return };
+        let Some(index) = self.number_of(listener) else { return };
         self.rest.accepted();
         if self.gate.shuts(reactor) {
-            self.listeners.iter().for_each(|listener| reactor.pause_accept(*listener));
+            self.listeners.iter().for_each(|(listener, _)| reactor.pause_accept(*listener));
         }
         let arrival = Arrival::new(&self.duty.shared.addresses[index], index, peer);
         if !self.gate.admits(&arrival) {
@@ -393,7 +411,7 @@ impl<'a, H: Handler> Life<'a, H> {
                 "{} connections (max_connection, a worker's share): further ones wait",
                 self.limit
             );
-            self.listeners.iter().for_each(|listener| reactor.pause_accept(*listener));
+            self.listeners.iter().for_each(|(listener, _)| reactor.pause_accept(*listener));
         }
     }
 
@@ -407,7 +425,7 @@ impl<'a, H: Handler> Life<'a, H> {
     /// One reason not to accept is gone. A stop has no listeners here.
     fn accept_again(&mut self, reactor: &mut Reactor) {
         if !self.full && !self.gate.is_shut() {
-            self.listeners.iter().for_each(|listener| reactor.resume_accept(*listener));
+            self.listeners.iter().for_each(|(listener, _)| reactor.resume_accept(*listener));
         }
     }
 

@@ -116,6 +116,11 @@ impl ReplySink for Sink<'_> {
         self.wrong.get_or_insert(Breach { kind: Kind::Misdelivered, what });
     }
 
+    fn datagram(&mut self, listener: Session, piece: &[u8]) {
+        let what = format!("a datagram that nobody sent: {listener:?}, {} bytes", piece.len());
+        self.wrong.get_or_insert(Breach { kind: Kind::Misdelivered, what });
+    }
+
     fn finished(&mut self, sent: &Sent, count: u32) {
         if sent.kind == RequestKind::Connect {
             return self.counter.greeted(sent.session);
