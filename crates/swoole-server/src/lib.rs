@@ -149,6 +149,7 @@ mod shared;
 mod stats;
 mod stop;
 mod task;
+mod tls;
 mod wire;
 mod worker;
 

@@ -15,7 +15,7 @@ use crate::task::store::{Shape, Store};
 
 /// Which layout this program has, and which meanings of what stands in it: of the parts, of the words in them, and of the
 /// records in the rings and the packets of the post. Whoever changes one of them counts this up, so that nobody who knows another one takes part.
-pub(crate) const LAYOUT: u32 = 8;
+pub(crate) const LAYOUT: u32 = 9;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {

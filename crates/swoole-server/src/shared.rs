@@ -37,6 +37,7 @@ use crate::stats::Stats;
 use crate::task::Tasks;
 use crate::task::courier::{Courier, Record};
 use crate::task::spill::Spill;
+use crate::tls::Tls;
 
 pub(crate) struct Shared {
     pub(crate) config: Config,
@@ -47,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) crash_policies: CrashPolicies,
     /// What the master's reactors dispatch by; nobody else uses it.
     pub(crate) rule: Rule,
+    /// What TLS needs, in the processes that have clients; empty in all others.
+    pub(crate) tls: Tls,
     pub(crate) placement: Placement,
     pub(crate) board: Board,
     pub(crate) sessions: SessionTable,
@@ -186,6 +189,7 @@ impl Shared {
             keep,
             crash_policies: CrashPolicies::new(&config, &addresses),
             rule: Rule::new(&config),
+            tls: Tls::default(),
             addresses,
             config,
         };

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 use swoole_reactor::listener::{Address, AddressError};
 
-use super::value::{escaped, size};
-use super::{Config, Framing, LengthType, OnCrash, keys};
+use super::value::{escaped, size, words};
+use super::{Config, Framing, LengthType, OnCrash, SniCerts, SslVerifyPeer, keys};
 
 /// Where clients connect, and whether they speak TLS: `tcp://127.0.0.1:9501`, `tcp://[::1]:9501`,
-/// `unix:///run/app.sock`; `tls://`, `udp://` and `unixgram://` are not supported yet.
+/// `tls://0.0.0.0:9443`, `unix:///run/app.sock`; `udp://` and `unixgram://` are not supported yet.
 ///
 /// What is to be otherwise for those who connect here than for the rest of the server is set behind the address, as in a
 /// URL: `tcp://127.0.0.1:9502?framing=length&package_max_length=4M&on_crash=retry`. (So the path of a unix socket can have no
@@ -74,10 +75,28 @@ pub struct Listen {
     pub package_length_func: Option<String>,
     /// [`package_max_length`](super::Config::package_max_length) of this address.
     pub package_max_length: Option<usize>,
+    /// [`ssl_cert_file`](super::Config::ssl_cert_file) of this address.
+    pub ssl_cert_file: Option<PathBuf>,
+    /// [`ssl_key_file`](super::Config::ssl_key_file) of this address.
+    pub ssl_key_file: Option<PathBuf>,
+    /// [`ssl_client_cert_file`](super::Config::ssl_client_cert_file) of this address.
+    pub ssl_client_cert_file: Option<PathBuf>,
+    /// [`ssl_verify_peer`](super::Config::ssl_verify_peer) of this address.
+    pub ssl_verify_peer: Option<SslVerifyPeer>,
+    /// [`ssl_protocols`](super::Config::ssl_protocols) of this address.
+    pub ssl_protocols: Option<Vec<String>>,
+    /// [`ssl_ciphers`](super::Config::ssl_ciphers) of this address.
+    pub ssl_ciphers: Option<Vec<String>>,
+    /// [`ssl_alpn`](super::Config::ssl_alpn) of this address.
+    pub ssl_alpn: Option<Vec<String>>,
+    /// [`ssl_stapling_file`](super::Config::ssl_stapling_file) of this address.
+    pub ssl_stapling_file: Option<PathBuf>,
+    /// [`ssl_sni_certs`](super::Config::ssl_sni_certs) of this address.
+    pub ssl_sni_certs: Option<SniCerts>,
 }
 
 /// The options of an address, in the order in which they are written.
-const OPTIONS: [&str; 10] = [
+const OPTIONS: [&str; 19] = [
     "on_crash",
     "crash_retries",
     "framing",
@@ -88,6 +107,15 @@ const OPTIONS: [&str; 10] = [
     "package_body_offset",
     "package_length_func",
     "package_max_length",
+    "ssl_cert_file",
+    "ssl_key_file",
+    "ssl_client_cert_file",
+    "ssl_verify_peer",
+    "ssl_protocols",
+    "ssl_ciphers",
+    "ssl_alpn",
+    "ssl_stapling_file",
+    "ssl_sni_certs",
 ];
 
 /// How an address is written where types can be told apart.
@@ -145,6 +173,15 @@ impl From<Address> for Listen {
             package_body_offset: None,
             package_length_func: None,
             package_max_length: None,
+            ssl_cert_file: None,
+            ssl_key_file: None,
+            ssl_client_cert_file: None,
+            ssl_verify_peer: None,
+            ssl_protocols: None,
+            ssl_ciphers: None,
+            ssl_alpn: None,
+            ssl_stapling_file: None,
+            ssl_sni_certs: None,
         }
     }
 }
@@ -199,6 +236,15 @@ impl Listen {
             "package_body_offset" => self.package_body_offset = Some(value.parse().ok()?),
             "package_length_func" => self.package_length_func = Some(value.into()),
             "package_max_length" => self.package_max_length = Some(size::parse(value)?),
+            "ssl_cert_file" => self.ssl_cert_file = Some(value.into()),
+            "ssl_key_file" => self.ssl_key_file = Some(value.into()),
+            "ssl_client_cert_file" => self.ssl_client_cert_file = Some(value.into()),
+            "ssl_verify_peer" => self.ssl_verify_peer = Some(one_of(&SslVerifyPeer::ALL, value)?),
+            "ssl_protocols" => self.ssl_protocols = Some(words::parse(value)),
+            "ssl_ciphers" => self.ssl_ciphers = Some(words::parse(value)),
+            "ssl_alpn" => self.ssl_alpn = Some(words::parse(value)),
+            "ssl_stapling_file" => self.ssl_stapling_file = Some(value.into()),
+            "ssl_sni_certs" => self.ssl_sni_certs = Some(value.parse().ok()?),
             _ => return None,
         }
         Some(())
@@ -208,6 +254,9 @@ impl Listen {
     fn written(&self, option: &str) -> Option<String> {
         fn text<T: ToString>(value: &Option<T>) -> Option<String> {
             value.as_ref().map(T::to_string)
+        }
+        fn path(value: &Option<PathBuf>) -> Option<String> {
+            value.as_ref().map(|path| path.display().to_string())
         }
         match option {
             "on_crash" => text(&self.on_crash),
@@ -220,12 +269,21 @@ impl Listen {
             "package_body_offset" => text(&self.package_body_offset),
             "package_length_func" => self.package_length_func.clone(),
             "package_max_length" => self.package_max_length.map(size::format),
+            "ssl_cert_file" => path(&self.ssl_cert_file),
+            "ssl_key_file" => path(&self.ssl_key_file),
+            "ssl_client_cert_file" => path(&self.ssl_client_cert_file),
+            "ssl_verify_peer" => text(&self.ssl_verify_peer),
+            "ssl_protocols" => self.ssl_protocols.as_deref().map(words::format),
+            "ssl_ciphers" => self.ssl_ciphers.as_deref().map(words::format),
+            "ssl_alpn" => self.ssl_alpn.as_deref().map(words::format),
+            "ssl_stapling_file" => path(&self.ssl_stapling_file),
+            "ssl_sni_certs" => text(&self.ssl_sni_certs),
             _ => None,
         }
     }
 
-    /// The configuration as those who connect here find it, as far as framing goes.
-    pub(super) fn applied_to(&self, config: &Config) -> Config {
+    /// The configuration as those who connect here find it, as far as framing and TLS go.
+    pub(crate) fn applied_to(&self, config: &Config) -> Config {
         fn replace<T: Clone>(general: &mut T, own: &Option<T>) {
             if let Some(own) = own {
                 general.clone_from(own);
@@ -242,7 +300,25 @@ impl Listen {
         replace(&mut applied.package_length_offset, &self.package_length_offset);
         replace(&mut applied.package_body_offset, &self.package_body_offset);
         replace(&mut applied.package_max_length, &self.package_max_length);
+        for (general, own) in [
+            (&mut applied.ssl_cert_file, &self.ssl_cert_file),
+            (&mut applied.ssl_key_file, &self.ssl_key_file),
+            (&mut applied.ssl_client_cert_file, &self.ssl_client_cert_file),
+            (&mut applied.ssl_stapling_file, &self.ssl_stapling_file),
+        ] {
+            *general = own.clone().or(general.take());
+        }
+        replace(&mut applied.ssl_verify_peer, &self.ssl_verify_peer);
+        replace(&mut applied.ssl_protocols, &self.ssl_protocols);
+        replace(&mut applied.ssl_ciphers, &self.ssl_ciphers);
+        replace(&mut applied.ssl_alpn, &self.ssl_alpn);
+        replace(&mut applied.ssl_sni_certs, &self.ssl_sni_certs);
         applied
+    }
+
+    /// Its options that begin like this, which are set.
+    pub(super) fn options_of(&self, prefix: &str) -> impl Iterator<Item = &'static str> {
+        OPTIONS.into_iter().filter(move |option| option.starts_with(prefix) && self.written(option).is_some())
     }
 
     /// What becomes of a packet of those who connect here that a worker died on.
@@ -277,7 +353,12 @@ impl TryFrom<Written> for Listen {
         let text = keys::show(&address);
         let mut listen: Listen = text.parse()?;
         for (option, value) in &table {
-            listen.set(&text, option, &keys::show(value))?;
+            // A table, of which there is one kind.
+            let value = match value.clone().try_into::<SniCerts>() {
+                Ok(certs) if value.is_table() => certs.to_string(),
+                _ => keys::show(value),
+            };
+            listen.set(&text, option, &value)?;
         }
         Ok(listen)
     }

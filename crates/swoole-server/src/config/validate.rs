@@ -59,7 +59,8 @@ impl Config {
         check_seconds("max_wait_time", self.max_wait_time.as_secs_f64())?;
         self.check_rings()?;
         self.check_confinement()?;
-        self.check_framings()
+        self.check_framings()?;
+        self.check_tls()
     }
 
     /// What can be said without looking up accounts and rights.
@@ -112,7 +113,7 @@ impl Config {
             return Err(ConfigError::value("listen", "[]", "must hold an address, as tcp://127.0.0.1:9501"));
         }
         for address in &self.listen {
-            if address.tls || address.address.is_datagram() {
+            if address.address.is_datagram() {
                 return Err(not_yet("listen", address));
             }
             if address.to_string().parse::<Listen>().as_ref() != Ok(address) {
@@ -351,7 +352,7 @@ pub(super) fn check_size(key: &'static str, value: usize) -> Result<(), ConfigEr
     }
 }
 
-fn check_seconds(key: &'static str, value: f64) -> Result<(), ConfigError> {
+pub(super) fn check_seconds(key: &'static str, value: f64) -> Result<(), ConfigError> {
     match keys::find(key).map(|key| &key.kind) {
         Some(Kind::Seconds(min, max)) if (*min..=*max).contains(&value) => Ok(()),
         _ => Err(wrong(key, value)),

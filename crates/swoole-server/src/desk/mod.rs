@@ -9,6 +9,7 @@
 //! | `intake` | bytes in: where they are read to, and how they get on |
 //! | `connection` | one connection, and the cutting of its stream |
 //! | `replies` | what is sent to them |
+//! | `secrecy` | TLS, where it is spoken |
 //! | `topics` | who is subscribed to what |
 //! | `departure` | how they end |
 //! | `heritage` | how they change hands |
@@ -18,6 +19,7 @@ mod departure;
 mod heritage;
 mod intake;
 mod replies;
+mod secrecy;
 mod topics;
 
 use std::collections::{HashMap, VecDeque};
@@ -33,10 +35,12 @@ pub(crate) use connection::{Client, Fed, Offer, feed};
 use connection::{Connection, LINGER};
 pub(crate) use heritage::Heirloom;
 pub(crate) use replies::Replies;
+use secrecy::Secrecy;
 use topics::Topics;
 
 use crate::board::Counter;
 use crate::config::{DispatchMode, Framings};
+use crate::error::{Error, Result};
 use crate::session::{Arrival, Generations, Session};
 use crate::shared::Shared;
 
@@ -55,7 +59,7 @@ pub(crate) trait Taker {
         reactor: &mut Reactor,
         session: Session,
         home: u16,
-    ) -> Result<(), usize>;
+    ) -> std::result::Result<(), usize>;
 
     /// Takes one packet of this client's.
     fn packet(&mut self, desk: &mut Desk, reactor: &mut Reactor, client: &Client, packet: &[u8]) -> Offer;
@@ -76,7 +80,7 @@ pub(crate) trait Taker {
     }
 
     /// Takes a large packet as it is, or gives it back: then it is offered like any other.
-    fn take_whole(&mut self, session: Session, home: u16, packet: Vec<u8>) -> Result<(), Vec<u8>> {
+    fn take_whole(&mut self, session: Session, home: u16, packet: Vec<u8>) -> std::result::Result<(), Vec<u8>> {
         let _ = (session, home);
         Err(packet)
     }
@@ -125,6 +129,8 @@ pub(crate) struct Desk {
     /// Connections are read from here, not by the driver.
     reads: bool,
     scratch: Vec<u8>,
+    /// What a read has come to after TLS.
+    plain: Vec<u8>,
     /// No new packets are taken, but from those whose bytes had to wait before: each is read from for one turn more when
     /// it goes on, since a driver may have taken bytes off the kernel's hands already. This turn's, and the last one's.
     draining: bool,
@@ -151,6 +157,7 @@ impl Desk {
             leaving: HashMap::new(),
             reads,
             scratch: Vec::new(),
+            plain: Vec::new(),
             draining: false,
             glances: Vec::new(),
             glanced: Vec::new(),
@@ -184,25 +191,32 @@ impl Desk {
         taker: &mut impl Taker,
         socket: OwnedFd,
         arrival: &Arrival,
-    ) -> Result<(), ReactorError> {
+    ) -> Result<()> {
+        let tls = self.shared.tls.stream(arrival.listener)?;
         if arrival.peer.is_some() && self.shared.config.open_tcp_nodelay {
             // A connection that is reset already refuses; reading from it will say so.
             let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
         }
-        let token = reactor.stream(socket)?;
+        let token = reactor.stream(socket).map_err(Error::other)?;
         let vacancy = self.connections.vacant_entry();
         let slot = vacancy.key();
         let session = self.generations.next(&self.shared.sessions, self.id, slot);
         let home = taker.home(arrival.peer.map(|peer| peer.ip()));
         let framer = self.framings.framer(Some(arrival.listener));
-        vacancy.insert(Connection::new(session, token, home, framer));
+        let tls = tls.map(|stream| Box::new(Secrecy::new(stream, *arrival)));
+        let is_plain = tls.is_none();
+        vacancy.insert(Connection { tls, ..Connection::new(session, token, home, framer) });
         self.remember(slot);
-        self.shared.sessions.open(session, arrival);
+        if is_plain {
+            self.shared.sessions.open(session, arrival);
+        }
         self.count(Counter::Accepted, 1);
         if self.draining || session.is_last() {
             self.close(reactor, slot, Close::Now);
-        } else {
+        } else if is_plain {
             self.resume(reactor, taker, slot);
+        } else {
+            self.await_handshake(reactor, slot);
         }
         Ok(())
     }
@@ -308,7 +322,7 @@ impl Desk {
         self.close_if_done(reactor, slot);
     }
 
-    fn listen(&self, reactor: &mut Reactor, token: Token) -> Result<(), ReactorError> {
+    fn listen(&self, reactor: &mut Reactor, token: Token) -> std::result::Result<(), ReactorError> {
         if self.reads { reactor.receive_into(token) } else { reactor.receive(token) }
     }
 
@@ -374,9 +388,9 @@ impl Desk {
         self.connections.get(slot).filter(|connection| connection.session == session).map(|_| slot)
     }
 
-    /// A connection that is not on its way out.
+    /// A connection that is not on its way out, nor on its way in.
     fn find(&self, session: Session) -> Option<usize> {
-        self.find_any(session).filter(|&slot| !self.connections[slot].closing)
+        self.find_any(session).filter(|&slot| !self.connections[slot].closing && !self.is_handshaking(slot))
     }
 
     fn count(&self, counter: Counter, more: u64) {

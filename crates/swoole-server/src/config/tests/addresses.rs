@@ -17,7 +17,8 @@ fn an_address_has_options_of_its_own() {
             "on_crash=drop&backlog=7",
             "an address has no option `backlog`, only on_crash, crash_retries, framing, \
              open_eof_split, package_eof, package_length_type, package_length_offset, package_body_offset, \
-             package_length_func, package_max_length",
+             package_length_func, package_max_length, ssl_cert_file, ssl_key_file, ssl_client_cert_file, \
+             ssl_verify_peer, ssl_protocols, ssl_ciphers, ssl_alpn, ssl_stapling_file, ssl_sni_certs",
         ),
         ("framing=http", "framing = http: must be raw, eof, length, varint or line"),
         ("package_length_type=i", "package_length_type = i: must be one of c C s S n v l L N V q Q J P"),
