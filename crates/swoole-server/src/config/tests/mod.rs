@@ -178,7 +178,7 @@ fn errors_name_the_source_the_key_the_value_and_the_range() {
     );
     assert_eq!(
         error(&["--listen", "udp://127.0.0.1:1"], &[]),
-        "flag --listen: listen = udp://127.0.0.1:1: not supported yet; must be tcp://IP:PORT or unix:///PATH"
+        "flag --listen: listen = udp://127.0.0.1:1: not supported yet; must be tcp://IP:PORT, tls://IP:PORT or unix:///PATH"
     );
     assert_eq!(
         error(&["--reload-parallel=0"], &[]),
