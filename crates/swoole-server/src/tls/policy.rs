@@ -12,7 +12,10 @@ use rustls::{
 
 use super::files::{self, TlsError};
 use super::names::Names;
-use crate::config::{CipherSuite, Config, SniCert, SslProtocol, SslVerifyPeer};
+use crate::config::{CipherSuite, Config, Mode, SniCert, SslProtocol, SslVerifyPeer};
+
+/// Bytes of a session, with the client's certificate, that is resumed whichever worker of Base mode it comes to.
+const TICKET_MAX: usize = 4096;
 
 /// Reads the files of an address, whose options are in the configuration, and puts everything together.
 pub(super) fn context(config: &Config) -> Result<Arc<ServerConfig>, TlsError> {
@@ -42,6 +45,10 @@ pub(super) fn context(config: &Config) -> Result<Arc<ServerConfig>, TlsError> {
     context.alpn_protocols = config.ssl_alpn.iter().map(|name| name.clone().into_bytes()).collect();
     // For all reactors: a client that comes again mostly comes to another one.
     context.ticketer = ring::Ticketer::new().map_err(failed)?;
+    if config.mode == Mode::Base {
+        // It takes no ticket that is longer than all that it has made itself: each worker would know its own only.
+        context.ticketer.encrypt(&[0; TICKET_MAX]);
+    }
     Ok(Arc::new(context))
 }
 

@@ -89,7 +89,7 @@ pub(super) fn resumption(cx: &Cx) -> Result<()> {
             client.expect("echo hello", "hello")?;
             let kind = client.tls()?.handshake_kind();
             let expected = if round == 0 { HandshakeKind::Full } else { HandshakeKind::Resumed };
-            ensure!(kind == Some(expected), "handshake {round} of {config:?} was {kind:?}");
+            ensure!(kind == Some(expected), "handshake {round} was {kind:?}");
             others.push(client);
         }
     }

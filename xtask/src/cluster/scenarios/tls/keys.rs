@@ -7,6 +7,7 @@ use crate::cluster::log::Source;
 use crate::cluster::matrix::Cx;
 use crate::cluster::proc;
 use anyhow::{Context, Result, ensure};
+use memchr::memmem;
 use rustix::process::Signal;
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
@@ -94,12 +95,13 @@ pub(super) fn reload_bad(cx: &Cx) -> Result<()> {
 
 /// How often one of these stands in a process's memory, and how much of that could be read.
 fn search(pid: i32, needles: &[Vec<u8>]) -> Result<(usize, usize)> {
-    const PIECE: usize = 1 << 20;
+    const PIECE: usize = 1 << 16;
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).with_context(|| format!("maps of {pid}"))?;
     let memory = File::open(format!("/proc/{pid}/mem"))?;
     let longest = needles.iter().map(Vec::len).max().unwrap_or(1);
     let (mut found, mut seen) = (0, 0);
     let mut piece = vec![0; PIECE + longest];
+    let nothing = piece.clone();
     for line in maps.lines() {
         let mut fields = line.split_whitespace();
         let (range, rights) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
@@ -111,24 +113,15 @@ fn search(pid: i32, needles: &[Vec<u8>]) -> Result<(usize, usize)> {
             // What no process can read (`[vvar]`) is no memory of its own.
             let Ok(count @ 1..) = memory.read_at(&mut piece[..wanted], at) else { break };
             seen += count;
-            let hits = |needle: &Vec<u8>| count_of(&piece[..count], needle);
-            found += needles.iter().map(hits).sum::<usize>();
+            if piece[..count] != nothing[..count] {
+                let hits = |needle: &Vec<u8>| memmem::find_iter(&piece[..count], needle).count();
+                found += needles.iter().map(hits).sum::<usize>();
+            }
             // Overlapping, so that nothing hides on an edge.
             at += if count > PIECE { PIECE as u64 } else { count as u64 };
         }
     }
     Ok((found, seen))
-}
-
-/// How often the needle stands in there.
-fn count_of(haystack: &[u8], needle: &[u8]) -> usize {
-    let mut rest = haystack;
-    let mut count = 0;
-    while let Some(at) = rest.iter().position(|byte| *byte == needle[0]) {
-        count += usize::from(rest[at..].starts_with(needle));
-        rest = &rest[at + 1..];
-    }
-    count
 }
 
 pub(super) fn keys(cx: &Cx) -> Result<()> {
