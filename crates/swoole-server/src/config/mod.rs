@@ -355,6 +355,12 @@ pub struct Config {
     /// [`SandboxConnect::None`].
     pub worker_sandbox_connect: SandboxConnect,
 
+    /// TLS is done where the connections are, with the packets in clear between there and the handler. `on_connect` comes
+    /// after the handshake, and a client that says its last word (`close_notify`) or ends its stream without one is answered
+    /// first. In Base mode a worker that is replaced cannot hand TLS over: its clients of `tls://` take what was sent, and are
+    /// closed in order. Tickets (resumption) are good for all reactors, until the next reload; in Base mode for six hours at
+    /// most at another worker than the one that has given them. `SessionInfo` counts bytes as they are on the wire.
+    ///
     /// The certificate of `tls://` addresses, with those that lead from it to one that clients know: a PEM file. It is read
     /// again at each reload; one that cannot be used leaves the last one in place, and the log says why. Default: none. An
     /// address may have its own, see [`Listen`]; so it may for the keys below, down to `ssl_sni_certs`. Swoole:
