@@ -43,9 +43,9 @@ pub use error::{ConfigError, Origin};
 pub(crate) use framing::{Framings, LengthFuncs};
 pub use listen::{Listen, ListenError};
 pub use source::Sources;
-pub use ssl::{SniCert, SniCerts};
 #[cfg(feature = "tls")]
 pub(crate) use ssl::{CipherSuite, SslProtocol};
+pub use ssl::{SniCert, SniCerts};
 pub use swoole_protocol::LengthType;
 pub use swoole_reactor::Backend;
 pub use swoole_reactor::listener::Address;

@@ -107,9 +107,10 @@ impl FromStr for SniCerts {
             let cert = SniCert { ssl_cert_file: cert.into(), ssl_key_file: key.into() };
             Some((host.to_ascii_lowercase(), cert))
         };
-        let certs = text.split(';').filter(|one| !one.is_empty()).map(|text| {
-            one(text).ok_or_else(|| format!("{text:?} is not HOST=CERT_FILE:KEY_FILE"))
-        });
+        let certs = text
+            .split(';')
+            .filter(|one| !one.is_empty())
+            .map(|text| one(text).ok_or_else(|| format!("{text:?} is not HOST=CERT_FILE:KEY_FILE")));
         certs.collect::<Result<_, _>>().map(SniCerts)
     }
 }
@@ -136,9 +137,8 @@ impl<'de> Deserialize<'de> for SniCerts {
             }
 
             fn visit_map<A: de::MapAccess<'de>>(self, table: A) -> Result<SniCerts, A::Error> {
-                let table = BTreeMap::<String, SniCert>::deserialize(
-                    de::value::MapAccessDeserializer::new(table),
-                )?;
+                let table =
+                    BTreeMap::<String, SniCert>::deserialize(de::value::MapAccessDeserializer::new(table))?;
                 let lower = |(host, cert): (String, SniCert)| (host.to_ascii_lowercase(), cert);
                 Ok(SniCerts(table.into_iter().map(lower).collect()))
             }

@@ -60,7 +60,9 @@ impl Desk {
         if !connection.closing {
             if self.is_handshaking(slot) {
                 let limit = self.shared.config.ssl_handshake_timeout;
-                tracing::info!("closed, its TLS handshake takes longer than {limit:?} (ssl_handshake_timeout)");
+                tracing::info!(
+                    "closed, its TLS handshake takes longer than {limit:?} (ssl_handshake_timeout)"
+                );
             }
             self.close(reactor, slot, Close::Reset);
         } else if reactor.queued(connection.token) < before {

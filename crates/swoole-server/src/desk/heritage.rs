@@ -58,7 +58,8 @@ impl Desk {
     /// Asks for the descriptors of all connections but those that are closed already: how many. TLS cannot change hands: its
     /// keys are in here. Those connections take what was sent, and end.
     pub(crate) fn detach_all(&mut self, reactor: &mut Reactor) -> usize {
-        let is_secret = |(_, connection): &(usize, &Connection)| connection.tls.is_some() && !connection.closing;
+        let is_secret =
+            |(_, connection): &(usize, &Connection)| connection.tls.is_some() && !connection.closing;
         let secret: Vec<usize> = self.connections.iter().filter(is_secret).map(|(slot, _)| slot).collect();
         secret.into_iter().for_each(|slot| self.close(reactor, slot, Close::AfterSend));
         let detached = |(_, connection): &(usize, &Connection)| reactor.detach(connection.token).is_ok();

@@ -80,7 +80,12 @@ pub(crate) trait Taker {
     }
 
     /// Takes a large packet as it is, or gives it back: then it is offered like any other.
-    fn take_whole(&mut self, session: Session, home: u16, packet: Vec<u8>) -> std::result::Result<(), Vec<u8>> {
+    fn take_whole(
+        &mut self,
+        session: Session,
+        home: u16,
+        packet: Vec<u8>,
+    ) -> std::result::Result<(), Vec<u8>> {
         let _ = (session, home);
         Err(packet)
     }

@@ -4,8 +4,8 @@ use std::io::IoSlice;
 
 use swoole_reactor::{Close, Reactor};
 
-use super::{Connection, Desk};
 use super::topics::Subscribed;
+use super::{Connection, Desk};
 use crate::audience::{Audience, Order};
 use crate::board::Counter;
 use crate::link::{ReplySink, Sent};

@@ -61,10 +61,7 @@ pub(super) fn check(config: &Config) -> Result<(), TlsError> {
 }
 
 /// All certificates of a file, of which there must be one.
-pub(super) fn certificates(
-    key: &'static str,
-    path: &Path,
-) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+pub(super) fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let text = fs::read(path).map_err(|source| TlsError::Read { key, path: path.into(), source })?;
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&text)
         .collect::<Result<_, _>>()

@@ -62,7 +62,11 @@ fn a_pair_is_loaded_and_nothing_else() {
             a.1.clone(),
             "ssl_cert_file = empty: there is no certificate in it (PEM, BEGIN CERTIFICATE)",
         ),
-        (a.1.clone(), a.1.clone(), "ssl_cert_file = a.key: there is no certificate in it (PEM, BEGIN CERTIFICATE)"),
+        (
+            a.1.clone(),
+            a.1.clone(),
+            "ssl_cert_file = a.key: there is no certificate in it (PEM, BEGIN CERTIFICATE)",
+        ),
         (
             a.0.clone(),
             dir.write("cert", fs::read(&a.0).unwrap(), 0o600),

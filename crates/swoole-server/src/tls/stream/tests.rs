@@ -54,7 +54,11 @@ fn read(client: &mut ClientConnection, mut wire: &[u8]) -> (Vec<u8>, bool) {
 }
 
 /// Lets both talk until neither has anything to say; what the server has read.
-fn converse(server: &mut Stream, client: &mut ClientConnection, pieces: &[usize]) -> (Vec<u8>, Vec<Progress>) {
+fn converse(
+    server: &mut Stream,
+    client: &mut ClientConnection,
+    pieces: &[usize],
+) -> (Vec<u8>, Vec<Progress>) {
     let (mut plain, mut news) = (Vec::new(), Vec::new());
     let mut pieces = pieces.iter().cycle();
     loop {

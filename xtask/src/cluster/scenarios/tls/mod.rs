@@ -19,10 +19,18 @@ use std::sync::Arc;
 pub(super) static ALL: &[Scenario] = &[
     full("tls_echo", "lines, large packets and ends come over TLS 1.2 and 1.3 as over TCP", echo),
     full("tls_framing", "packets of a length framing come over TLS, wherever records are cut", framing),
-    backends("tls_slow_reader", "a client of TLS that does not read is closed, others are served", slow_reader),
+    backends(
+        "tls_slow_reader",
+        "a client of TLS that does not read is closed, others are served",
+        slow_reader,
+    ),
     full("tls_worker_dies", "a worker's death costs no TLS connection", worker_dies).in_process(),
-    backends("tls_base_worker_dies", "a worker's death in Base mode cuts its TLS clients off, and no others", base_dies)
-        .in_base(),
+    backends(
+        "tls_base_worker_dies",
+        "a worker's death in Base mode cuts its TLS clients off, and no others",
+        base_dies,
+    )
+    .in_base(),
     backends("tls_stop", "a stop answers clients of TLS, and tells them of the end", stop),
     backends("tls_half_close", "who has said its last word is answered first", half_close),
     backends("tls_garbage", "what is no TLS costs its sender the connection only", hands::garbage),
@@ -32,9 +40,21 @@ pub(super) static ALL: &[Scenario] = &[
     once("tls_protocols", "versions, ciphers and ALPN are what the address says", policy::protocols),
     backends("tls_client_certs", "clients show certificates where they have to", policy::client_certificates),
     once("tls_refused", "certificates that cannot be used are refused at the start", policy::refused),
-    once("tls_openssl", "openssl s_client is served, with each version, and gets the OCSP response", policy::openssl),
-    backends("tls_reload", "a reload brings new certificates; connections go on, or in Base mode end in order", keys::reload),
-    backends("tls_reload_bad", "certificates that cannot be used leave the last ones in place", keys::reload_bad),
+    once(
+        "tls_openssl",
+        "openssl s_client is served, with each version, and gets the OCSP response",
+        policy::openssl,
+    ),
+    backends(
+        "tls_reload",
+        "a reload brings new certificates; connections go on, or in Base mode end in order",
+        keys::reload,
+    ),
+    backends(
+        "tls_reload_bad",
+        "certificates that cannot be used leave the last ones in place",
+        keys::reload_bad,
+    ),
     once("tls_keys", "no memory of a manager or worker has a key in it", keys::keys).in_process(),
 ];
 

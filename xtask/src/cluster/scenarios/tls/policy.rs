@@ -107,7 +107,8 @@ pub(super) fn client_certificates(cx: &Cx) -> Result<()> {
         let file = clients.file.display();
         format!("tls://127.0.0.1:0?ssl_client_cert_file={file}&ssl_verify_peer={verify}")
     };
-    let bed = testbed(cx, &own).flag("listen", listen("request")).flag("listen", listen("require")).start()?;
+    let bed =
+        testbed(cx, &own).flag("listen", listen("request")).flag("listen", listen("require")).start()?;
     for versions in [&[&TLS12][..], &[&TLS13]] {
         for (identity, served) in [
             (Some(&known), [true, true, true]),
@@ -139,7 +140,9 @@ pub(super) fn refused(cx: &Cx) -> Result<()> {
         launch.flag("ssl-cert-file", cert).flag("ssl-key-file", key)
     };
     let (cert, key) = (own.cert_file.display(), own.key_file.display());
-    with(&cert, &key).flag("ssl-protocols", "TLSv1.1").refused(&["ssl_protocols = TLSv1.1", "TLSv1.2, TLSv1.3"])?;
+    with(&cert, &key)
+        .flag("ssl-protocols", "TLSv1.1")
+        .refused(&["ssl_protocols = TLSv1.1", "TLSv1.2, TLSv1.3"])?;
     with(&cert, &key).flag("ssl-ciphers", "AES128-SHA").refused(&["ssl_ciphers = AES128-SHA", "ECDHE-"])?;
     with(&cert, &key).flag("ssl-verify-peer", "require").refused(&["needs ssl_client_cert_file"])?;
     with(&cert, &"/nowhere").refused(&["ssl_key_file = /nowhere", "No such file"])?;
