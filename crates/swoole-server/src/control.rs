@@ -55,6 +55,8 @@ pub(crate) enum News {
     Died { worker: u16, generation: u32, status: ExitStatus },
     /// Somebody asked the manager to end the server.
     StopWanted,
+    /// A reload of the workers begins.
+    Reloading,
 }
 
 /// A message as it travels: what it is, and numbers.
@@ -158,6 +160,7 @@ impl News {
                 (5, vec![worker.into(), generation.into(), pack_status(status)])
             }
             News::StopWanted => (6, vec![]),
+            News::Reloading => (7, vec![]),
         }
     }
 
@@ -179,6 +182,7 @@ impl News {
                 status: unpack_status(status)?,
             },
             (6, []) => News::StopWanted,
+            (7, []) => News::Reloading,
             _ => return None,
         })
     }
@@ -312,6 +316,7 @@ mod tests {
             News::Died { worker: 7, generation: 1, status: killed },
             News::Died { worker: 7, generation: 1, status: ExitStatus::Unknown },
             News::StopWanted,
+            News::Reloading,
         ];
         for news in &all_news {
             send_news(&manager, news).unwrap();

@@ -48,6 +48,7 @@
 //! | [`Audience`], [`Worker::broadcast`] | many clients at once, and topics that they are subscribed to |
 //! | [`Peer`], [`Worker::send_message`] | messages between processes |
 //! | [`Server::add_process`], [`UserProcess`] | a function of your own in a process of its own, kept alive beside the workers |
+//! | [`Config::ssl_cert_file`] | TLS: the keys that begin with `ssl_`, at addresses of `tls://`, with the feature `tls` (a default one) |
 //! | [`Config`] | every key, from code, a TOML file, the environment or flags |
 //! | [`Server`] | starting, and the signals it understands |
 //!
@@ -156,6 +157,7 @@ mod shed;
 mod stats;
 mod stop;
 mod task;
+mod tls;
 mod wire;
 mod worker;
 

@@ -30,6 +30,7 @@ use crate::manager;
 use crate::master::{self, Listeners};
 use crate::process::{Processes, UserProcess};
 use crate::shared::{Links, Shared};
+use crate::tls;
 
 /// A server, ready to start.
 ///
@@ -248,7 +249,7 @@ impl Server {
     /// | `SIGTERM`, `SIGINT`, `SIGQUIT` | stop in order: every packet that came is answered, within `max_wait_time` |
     /// | `SIGINT` while it stops | stop at once: what is not answered yet is lost |
     /// | `SIGUSR2` | reload of the task workers alone |
-    /// | `SIGUSR1` | reload: new workers and task workers, no user processes, as [`Config::reload_mode`] and [`Config::reload_parallel`] say; no connection notices |
+    /// | `SIGUSR1` | reload: certificates, new workers and task workers, no user processes, as [`Config::reload_mode`] and [`Config::reload_parallel`] say; no connection notices |
     /// | `SIGHUP` | the log file is opened anew, in all processes |
     ///
     /// # Errors
@@ -282,6 +283,7 @@ impl Server {
         config.check_custom(custom.is_some())?;
         let framings = config.framings(&length_funcs)?;
         make_absolute(&mut config)?;
+        tls::check(&config)?;
         log::init(config.log_level, config.log_file.as_deref())
             .map_err(|error| Error::setup("open the log", error))?;
         refuse_threads()?;
@@ -345,6 +347,7 @@ fn start<H: Handler>(
         Mode::Base => {
             tracing::info!("{choice}; base mode");
             let stalls = listeners::open_stalls(&shared.config, &listeners)?;
+            shared.tls.load(&shared.config)?;
             drop(listeners);
             let result = base::run(handler, shared, framings, stalls);
             drop((pid_file, hold));
@@ -380,14 +383,18 @@ fn start_master<H: Handler>(
             let _ = swoole_sys::title::set("swoole: master");
             // So that each side notices when the other one is gone.
             drop(to_master);
-            let result = master::run(
-                handler,
-                Arc::clone(&shared),
-                (links, lanes, image),
-                (listeners, framings),
-                to_manager,
-                manager,
-            );
+            // Only now, when there is no process any more that could have the keys without need.
+            let loaded = shared.tls.load(&shared.config);
+            let result = loaded.and_then(|()| {
+                master::run(
+                    handler,
+                    Arc::clone(&shared),
+                    (links, lanes, image),
+                    (listeners, framings),
+                    to_manager,
+                    manager,
+                )
+            });
             drop(own);
             // There may have been no manager at the end.
             shared.tasks.put_away();
@@ -414,6 +421,9 @@ fn make_absolute(config: &mut Config) -> Result<()> {
     let files = [&mut config.log_file, &mut config.pid_file].into_iter().flatten();
     let lists = [&mut config.worker_sandbox_read, &mut config.worker_sandbox_write].into_iter().flatten();
     for path in files.chain(&mut config.chroot).chain(lists).chain([&mut config.task_tmpdir]) {
+        *path = std::path::absolute(&*path)?;
+    }
+    for path in config.ssl_files() {
         *path = std::path::absolute(&*path)?;
     }
     for listen in &mut config.listen {

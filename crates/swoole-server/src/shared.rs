@@ -38,6 +38,7 @@ use crate::stats::Stats;
 use crate::task::Tasks;
 use crate::task::courier::{Courier, Record};
 use crate::task::spill::Spill;
+use crate::tls::Tls;
 
 pub(crate) struct Shared {
     pub(crate) config: Config,
@@ -49,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) sheds: ByListener<Shed>,
     /// What the master's reactors dispatch by; nobody else uses it.
     pub(crate) rule: Rule,
+    /// What TLS needs, in the processes that have clients; empty in all others.
+    pub(crate) tls: Tls,
     pub(crate) placement: Placement,
     pub(crate) board: Board,
     pub(crate) sessions: SessionTable,
@@ -189,6 +192,7 @@ impl Shared {
             crash_policies: CrashPolicies::new(&config, &addresses),
             sheds: Shed::of(&config),
             rule: Rule::new(&config),
+            tls: Tls::default(),
             addresses,
             config,
         };

@@ -199,7 +199,7 @@ impl Bed {
 
     pub(super) fn port(&self) -> Result<u16> {
         match self.address()? {
-            Address::Tcp(address) => Ok(address.port()),
+            Address::Tcp(address) | Address::Tls(address) => Ok(address.port()),
             other => bail!("{other:?} has no port"),
         }
     }

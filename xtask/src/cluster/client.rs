@@ -5,11 +5,13 @@ use super::proc;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, SendFlags, SocketType, sockopt};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a client waits for the server to take or give a byte.
@@ -19,6 +21,8 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Address {
     Tcp(SocketAddr),
+    /// TCP, and TLS over it.
+    Tls(SocketAddr),
     Unix(PathBuf),
     /// A scheme that no scenario connects to.
     Other(String),
@@ -30,6 +34,9 @@ impl Address {
             Some(("tcp", address)) => {
                 Self::Tcp(address.parse().with_context(|| format!("address {text:?}"))?)
             }
+            Some(("tls", address)) => {
+                Self::Tls(address.parse().with_context(|| format!("address {text:?}"))?)
+            }
             Some(("unix", path)) => Self::Unix(path.into()),
             Some(_) => Self::Other(text.to_owned()),
             None => bail!("address {text:?} has no scheme"),
@@ -39,13 +46,15 @@ impl Address {
 
 pub(super) enum Stream {
     Tcp(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
     Unix(UnixStream),
 }
 
 impl Stream {
     fn open(address: &Address) -> Result<Self> {
         let stream = match address {
-            Address::Tcp(address) => {
+            // What a client of TLS says first is up to it.
+            Address::Tcp(address) | Address::Tls(address) => {
                 let stream = TcpStream::connect_timeout(address, TIMEOUT)?;
                 stream.set_nodelay(true)?;
                 Self::Tcp(stream)
@@ -63,6 +72,10 @@ impl Stream {
                 stream.set_read_timeout(Some(timeout))?;
                 stream.set_write_timeout(Some(timeout))
             }
+            Self::Tls(stream) => {
+                stream.sock.set_read_timeout(Some(timeout))?;
+                stream.sock.set_write_timeout(Some(timeout))
+            }
             Self::Unix(stream) => {
                 stream.set_read_timeout(Some(timeout))?;
                 stream.set_write_timeout(Some(timeout))
@@ -73,6 +86,7 @@ impl Stream {
     fn try_clone(&self) -> std::io::Result<Self> {
         Ok(match self {
             Self::Tcp(stream) => Self::Tcp(stream.try_clone()?),
+            Self::Tls(_) => return Err(ErrorKind::Unsupported.into()),
             Self::Unix(stream) => Self::Unix(stream.try_clone()?),
         })
     }
@@ -82,6 +96,7 @@ impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
+            Self::Tls(stream) => stream.sock.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
         }
     }
@@ -91,6 +106,7 @@ impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
             Self::Unix(stream) => stream.read(buffer),
         }
     }
@@ -100,6 +116,12 @@ impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.write(bytes),
+            // As a socket does: what was taken goes out.
+            Self::Tls(stream) => {
+                let count = stream.write(bytes)?;
+                stream.flush()?;
+                Ok(count)
+            }
             Self::Unix(stream) => stream.write(bytes),
         }
     }
@@ -153,6 +175,37 @@ impl Client {
         Ok(Self { stream: BufReader::new(stream) })
     }
 
+    /// Connects, and shakes hands with the server, whose name is `name`.
+    pub(super) fn connect_tls(address: &Address, config: &Arc<ClientConfig>, name: &str) -> Result<Self> {
+        let Stream::Tcp(mut socket) = Stream::open(address)? else { bail!("no TLS at {address:?}") };
+        let mut connection = ClientConnection::new(Arc::clone(config), name.to_owned().try_into()?)?;
+        while connection.is_handshaking() {
+            connection.complete_io(&mut socket).context("shake hands")?;
+        }
+        let stream = Stream::Tls(Box::new(StreamOwned::new(connection, socket)));
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    /// The last word of TLS: no more packets come; replies may still be read.
+    pub(super) fn say_goodbye(&mut self) -> Result<()> {
+        let Stream::Tls(stream) = self.stream.get_mut() else { bail!("this client does without TLS") };
+        stream.conn.send_close_notify();
+        stream.flush().context("say goodbye")
+    }
+
+    /// What it reads and writes by.
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.stream.get_ref().as_fd()
+    }
+
+    /// What is known of TLS.
+    pub(super) fn tls(&mut self) -> Result<&mut ClientConnection> {
+        match self.stream.get_mut() {
+            Stream::Tls(stream) => Ok(&mut stream.conn),
+            _ => bail!("this client does without TLS"),
+        }
+    }
+
     /// Connects as one of the thousands: few bytes are buffered, and it leaves with an abort, not with an entry in the
     /// kernel's table of connections that lasts a minute and slows down every later look at that table.
     pub(super) fn connect_small(address: &Address) -> Result<Self> {
@@ -200,6 +253,7 @@ impl Client {
     pub(super) fn port(&self) -> Result<u16> {
         match self.stream.get_ref() {
             Stream::Tcp(stream) => Ok(stream.local_addr()?.port()),
+            Stream::Tls(stream) => Ok(stream.sock.local_addr()?.port()),
             Stream::Unix(_) => bail!("a unix socket has no port"),
         }
     }
@@ -344,6 +398,7 @@ impl Client {
     pub(super) fn finish(&self) -> Result<()> {
         match self.stream.get_ref() {
             Stream::Tcp(stream) => stream.shutdown(Shutdown::Write)?,
+            Stream::Tls(stream) => stream.sock.shutdown(Shutdown::Write)?,
             Stream::Unix(stream) => stream.shutdown(Shutdown::Write)?,
         }
         Ok(())

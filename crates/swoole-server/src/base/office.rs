@@ -306,7 +306,16 @@ impl<H: Handler> Program for Office<H> {
                 self.staff.ready(*slot);
                 self.see(*slot, control);
             }
-            other => self.staff.tell(other),
+            other => {
+                if let Report::ReloadBegun { groups, .. } = other
+                    && groups.contains(&WORKERS)
+                {
+                    // Successors get what is forked with them.
+                    let Shared { tls, config, .. } = self.shared();
+                    tls.reload(config);
+                }
+                self.staff.tell(other);
+            }
         }
     }
 

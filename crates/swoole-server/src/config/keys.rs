@@ -262,6 +262,32 @@ pub(super) static KEYS: &[Key] = &[
     key("worker_sandbox_read", Paths, "strict: what workers may read; may repeat"),
     key("worker_sandbox_write", Paths, "strict: what workers may change; may repeat"),
     key("worker_sandbox_connect", Choice(&["none", "unix", "any"]), "strict: which sockets workers may open"),
+    key("ssl_cert_file", Text("FILE", "a path"), "tls: the certificate and its chain (PEM)"),
+    key("ssl_key_file", Text("FILE", "a path"), "tls: its private key (PEM), readable by nobody else"),
+    key("ssl_client_cert_file", Text("FILE", "a path"), "tls: authorities of clients' certificates (PEM)"),
+    key(
+        "ssl_verify_peer",
+        Choice(&["off", "request", "require"]),
+        "tls: whether clients have to show certificates",
+    ),
+    key(
+        "ssl_protocols",
+        Text("NAMES", "TLSv1.2, TLSv1.3 or both, with `:` between them"),
+        "tls: the versions that are spoken",
+    ),
+    key("ssl_ciphers", Text("NAMES", "names of cipher suites, with `:` between them"), "tls: cipher suites"),
+    key(
+        "ssl_alpn",
+        Text("NAMES", "names of 1..=255 bytes, with `:` between them"),
+        "tls: protocols to choose from (ALPN)",
+    ),
+    key("ssl_stapling_file", Text("FILE", "a path"), "tls: an OCSP response for the certificate (DER)"),
+    key(
+        "ssl_sni_certs",
+        Text("CERTS", "HOST=CERT_FILE:KEY_FILE, with `;` between them; HOST may begin with `*.`"),
+        "tls: more certificates, by the name that a client asks for",
+    ),
+    key("ssl_handshake_timeout", Seconds(0.1, 3600.0), "tls: how long a client's handshake may take"),
 ];
 
 /// The key of this name.
@@ -283,7 +309,10 @@ impl Key {
                 format!("{} or {last}", others.join(", "))
             }
             Text(_, expected) => expected.into(),
-            Listen => "tcp://IP:PORT, udp://IP:PORT, unix:///PATH, unixgram:///PATH or fd://NAME".into(),
+            Listen => {
+                "tcp://IP:PORT, tls://IP:PORT, udp://IP:PORT, unix:///PATH, unixgram:///PATH or fd://NAME"
+                    .into()
+            }
             Paths => "a file or directory that exists".into(),
             Networks => "networks, as 10.0.0.0/8, 2001:db8::/32 or 192.0.2.1".into(),
         }
@@ -340,6 +369,7 @@ impl Key {
         };
         match default {
             Some(toml::Value::Array(none)) if none.is_empty() => {}
+            Some(toml::Value::String(none)) if none.is_empty() => {}
             Some(default) => notes.push(format!("default {}", show(default))),
             None => {}
         }

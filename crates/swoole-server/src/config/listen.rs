@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -11,12 +12,12 @@ use swoole_reactor::listener::{Address, AddressError};
 
 use super::proxy::{self, ProxyOptions};
 use super::socket::{self, SocketOptions};
-use super::value::{escaped, size};
-use super::{Config, Framing, LengthType, OnCrash, keys};
+use super::value::{escaped, size, words};
+use super::{Config, Framing, LengthType, OnCrash, SniCerts, SslVerifyPeer, keys};
 
-/// Where clients connect, and whether they speak TLS: `tcp://127.0.0.1:9501`, `tcp://[::1]:9501`,
+/// Where clients connect, and whether they speak TLS: `tcp://127.0.0.1:9501`, `tcp://[::1]:9501`, `tls://0.0.0.0:9443`,
 /// `unix:///run/app.sock`; where datagrams go: `udp://127.0.0.1:9501`, `unixgram:///run/app.sock`
-/// ([`on_packet`](crate::Handler::on_packet)). `tls://` is not supported yet.
+/// ([`on_packet`](crate::Handler::on_packet)).
 ///
 /// `fd://web` is a socket that listens already and that the program was given by this name, as systemd does it
 /// (`FileDescriptorName=`, sd_listen_fds(3)); `fd://3` is the one of this number. So clients that come while the server is
@@ -107,10 +108,28 @@ pub struct Listen {
     pub socket: SocketOptions,
     /// What a proxy has to say first.
     pub proxy: ProxyOptions,
+    /// [`ssl_cert_file`](super::Config::ssl_cert_file) of this address.
+    pub ssl_cert_file: Option<PathBuf>,
+    /// [`ssl_key_file`](super::Config::ssl_key_file) of this address.
+    pub ssl_key_file: Option<PathBuf>,
+    /// [`ssl_client_cert_file`](super::Config::ssl_client_cert_file) of this address.
+    pub ssl_client_cert_file: Option<PathBuf>,
+    /// [`ssl_verify_peer`](super::Config::ssl_verify_peer) of this address.
+    pub ssl_verify_peer: Option<SslVerifyPeer>,
+    /// [`ssl_protocols`](super::Config::ssl_protocols) of this address.
+    pub ssl_protocols: Option<Vec<String>>,
+    /// [`ssl_ciphers`](super::Config::ssl_ciphers) of this address.
+    pub ssl_ciphers: Option<Vec<String>>,
+    /// [`ssl_alpn`](super::Config::ssl_alpn) of this address.
+    pub ssl_alpn: Option<Vec<String>>,
+    /// [`ssl_stapling_file`](super::Config::ssl_stapling_file) of this address.
+    pub ssl_stapling_file: Option<PathBuf>,
+    /// [`ssl_sni_certs`](super::Config::ssl_sni_certs) of this address.
+    pub ssl_sni_certs: Option<SniCerts>,
 }
 
 /// The options of an address, in the order in which they are written.
-const OPTIONS: [&str; 18] = [
+const OPTIONS: [&str; 27] = [
     "on_crash",
     "crash_retries",
     "framing",
@@ -129,6 +148,15 @@ const OPTIONS: [&str; 18] = [
     "max_queue",
     "max_queue_time",
     "busy_reply",
+    "ssl_cert_file",
+    "ssl_key_file",
+    "ssl_client_cert_file",
+    "ssl_verify_peer",
+    "ssl_protocols",
+    "ssl_ciphers",
+    "ssl_alpn",
+    "ssl_stapling_file",
+    "ssl_sni_certs",
 ];
 
 /// What a name must be: the only option that is no key of the server.
@@ -210,6 +238,15 @@ impl From<Address> for Listen {
             busy_reply: None,
             socket: SocketOptions::default(),
             proxy: ProxyOptions::default(),
+            ssl_cert_file: None,
+            ssl_key_file: None,
+            ssl_client_cert_file: None,
+            ssl_verify_peer: None,
+            ssl_protocols: None,
+            ssl_ciphers: None,
+            ssl_alpn: None,
+            ssl_stapling_file: None,
+            ssl_sni_certs: None,
         }
     }
 }
@@ -279,6 +316,15 @@ impl Listen {
             "max_queue" => self.max_queue = Some(value.parse().ok()?),
             "max_queue_time" => self.max_queue_time = Some(seconds_of(value)?),
             "busy_reply" => self.busy_reply = Some(escaped::parse(value).ok()?),
+            "ssl_cert_file" => self.ssl_cert_file = Some(value.into()),
+            "ssl_key_file" => self.ssl_key_file = Some(value.into()),
+            "ssl_client_cert_file" => self.ssl_client_cert_file = Some(value.into()),
+            "ssl_verify_peer" => self.ssl_verify_peer = Some(one_of(&SslVerifyPeer::ALL, value)?),
+            "ssl_protocols" => self.ssl_protocols = Some(words::parse(value)),
+            "ssl_ciphers" => self.ssl_ciphers = Some(words::parse(value)),
+            "ssl_alpn" => self.ssl_alpn = Some(words::parse(value)),
+            "ssl_stapling_file" => self.ssl_stapling_file = Some(value.into()),
+            "ssl_sni_certs" => self.ssl_sni_certs = Some(value.parse().ok()?),
             _ => return self.socket.read(option, value).or_else(|| self.proxy.read(option, value)),
         }
         Some(())
@@ -290,6 +336,9 @@ impl Listen {
             value.as_ref().map(T::to_string)
         }
         let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64().to_string());
+        fn path(value: &Option<PathBuf>) -> Option<String> {
+            value.as_ref().map(|path| path.display().to_string())
+        }
         match option {
             "name" => self.name.clone(),
             "on_crash" => text(&self.on_crash),
@@ -310,12 +359,21 @@ impl Listen {
             "max_queue" => text(&self.max_queue),
             "max_queue_time" => seconds(self.max_queue_time),
             "busy_reply" => self.busy_reply.as_deref().map(in_url),
+            "ssl_cert_file" => path(&self.ssl_cert_file),
+            "ssl_key_file" => path(&self.ssl_key_file),
+            "ssl_client_cert_file" => path(&self.ssl_client_cert_file),
+            "ssl_verify_peer" => text(&self.ssl_verify_peer),
+            "ssl_protocols" => self.ssl_protocols.as_deref().map(words::format),
+            "ssl_ciphers" => self.ssl_ciphers.as_deref().map(words::format),
+            "ssl_alpn" => self.ssl_alpn.as_deref().map(words::format),
+            "ssl_stapling_file" => path(&self.ssl_stapling_file),
+            "ssl_sni_certs" => text(&self.ssl_sni_certs),
             _ => self.socket.written(option).or_else(|| self.proxy.written(option)),
         }
     }
 
-    /// The configuration as those who connect here find it, as far as framing and limits go.
-    pub(super) fn applied_to(&self, config: &Config) -> Config {
+    /// The configuration as those who connect here find it, as far as framing, limits and TLS go.
+    pub(crate) fn applied_to(&self, config: &Config) -> Config {
         fn replace<T: Clone>(general: &mut T, own: &Option<T>) {
             if let Some(own) = own {
                 general.clone_from(own);
@@ -340,7 +398,25 @@ impl Listen {
         replace(&mut applied.max_queue_time, &self.max_queue_time);
         replace(&mut applied.busy_reply, &self.busy_reply);
         replace(&mut applied.proxy_protocol, &self.proxy.proxy_protocol);
+        for (general, own) in [
+            (&mut applied.ssl_cert_file, &self.ssl_cert_file),
+            (&mut applied.ssl_key_file, &self.ssl_key_file),
+            (&mut applied.ssl_client_cert_file, &self.ssl_client_cert_file),
+            (&mut applied.ssl_stapling_file, &self.ssl_stapling_file),
+        ] {
+            *general = own.clone().or(general.take());
+        }
+        replace(&mut applied.ssl_verify_peer, &self.ssl_verify_peer);
+        replace(&mut applied.ssl_protocols, &self.ssl_protocols);
+        replace(&mut applied.ssl_ciphers, &self.ssl_ciphers);
+        replace(&mut applied.ssl_alpn, &self.ssl_alpn);
+        replace(&mut applied.ssl_sni_certs, &self.ssl_sni_certs);
         applied
+    }
+
+    /// Its options that begin like this, which are set.
+    pub(super) fn options_of(&self, prefix: &str) -> impl Iterator<Item = &'static str> {
+        OPTIONS.into_iter().filter(move |option| option.starts_with(prefix) && self.written(option).is_some())
     }
 
     /// What becomes of a packet of those who connect here that a worker died on.
@@ -378,7 +454,11 @@ impl TryFrom<Written> for Listen {
             let shown = match value {
                 // What was meant for octal digits has become another number.
                 toml::Value::Integer(number) if option == "unix_mode" => format!("{number}, no text"),
-                value => keys::show(value),
+                // A table, of which there is one kind.
+                value => match value.clone().try_into::<SniCerts>() {
+                    Ok(certs) if value.is_table() => certs.to_string(),
+                    _ => keys::show(value),
+                },
             };
             listen.set(&text, option, &shown)?;
         }

@@ -38,6 +38,7 @@ mod listen;
 mod proxy;
 mod socket;
 mod source;
+mod ssl;
 mod validate;
 mod value;
 
@@ -49,6 +50,9 @@ pub(crate) use proxy::ProxyRule;
 pub use proxy::{Network, NetworkError, ProxyOptions};
 pub use socket::SocketOptions;
 pub use source::Sources;
+#[cfg(feature = "tls")]
+pub(crate) use ssl::{CipherSuite, SslProtocol};
+pub use ssl::{SniCert, SniCerts};
 pub use swoole_protocol::LengthType;
 pub use swoole_reactor::Backend;
 pub use swoole_reactor::listener::Address;
@@ -438,7 +442,8 @@ pub struct Config {
 
     /// Whether nothing is read from a client before a worker, as a rule in or after
     /// [`on_connect`](crate::Handler::on_connect), has [confirmed](crate::Worker::confirm) it. Default `false`. That such a
-    /// client leaves is not noticed before either. Swoole: `enable_delay_receive`.
+    /// client leaves is not noticed before either. Not for addresses of TLS or with `proxy_protocol`. Swoole:
+    /// `enable_delay_receive`.
     pub enable_delay_receive: bool,
 
     /// Whether reactors and workers are each kept on a core of their own, a reactor and its workers on neighbouring cores
@@ -508,6 +513,70 @@ pub struct Config {
     /// With `worker_sandbox = strict`: which sockets workers may open, to connect to others. Default
     /// [`SandboxConnect::None`].
     pub worker_sandbox_connect: SandboxConnect,
+
+    /// TLS is done where the connections are, with the packets in clear between there and the handler. `on_connect` comes
+    /// after the handshake, and a client that says its last word (`close_notify`) or ends its stream without one is answered
+    /// first. In Base mode a worker that is replaced cannot hand TLS over: its clients of `tls://` take what was sent, and are
+    /// closed in order. Tickets (resumption) are good for all reactors, until the next reload; in Base mode for six hours at
+    /// most at another worker than the one that has given them. `SessionInfo` counts bytes as they are on the wire.
+    ///
+    /// The certificate of `tls://` addresses, with those that lead from it to one that clients know: a PEM file. It is read
+    /// again at each reload; one that cannot be used leaves the last one in place, and the log says why. Default: none. An
+    /// address may have its own, see [`Listen`]; so it may for the keys below, down to `ssl_sni_certs`. Swoole:
+    /// `ssl_cert_file`.
+    pub ssl_cert_file: Option<PathBuf>,
+
+    /// The private key of that certificate: a PEM file (PKCS #8, PKCS #1 or SEC 1), not encrypted. It must not be open to
+    /// all users, nor to its group for writing. In Process mode the master alone reads it, when manager and workers exist
+    /// already: no other process ever has it in its memory. In Base mode workers do TLS, and have it. Default: none. Swoole:
+    /// `ssl_key_file`.
+    pub ssl_key_file: Option<PathBuf>,
+
+    /// The authorities that clients' certificates come from: a PEM file. Default: none. Swoole: `ssl_client_cert_file`.
+    pub ssl_client_cert_file: Option<PathBuf>,
+
+    /// Whether clients show certificates. Default [`SslVerifyPeer::Off`]. (Swoole's `true` is `require`.)
+    pub ssl_verify_peer: SslVerifyPeer,
+
+    /// The versions of TLS that are spoken, of `TLSv1.2` and `TLSv1.3`: a list, or text with `:`, `,` or blanks between
+    /// them. Default: both. Swoole: `ssl_protocols`, there a number.
+    #[serde(deserialize_with = "value::words::deserialize")]
+    pub ssl_protocols: Vec<String>,
+
+    /// The cipher suites that are used, the best first: a list, or text with `:` between them, by OpenSSL's names or those of
+    /// RFCs. Of a version of TLS of which none is named, all are used; so names of TLS 1.2 alone do not turn off TLS 1.3.
+    /// Default: none, for all. All of them keep past connections secret if the key is lost. Swoole: `ssl_ciphers`.
+    #[serde(deserialize_with = "value::words::deserialize")]
+    pub ssl_ciphers: Vec<String>,
+
+    /// The protocols that clients may choose from by ALPN, the best first: a list, or text with `:` between them, as
+    /// `h2:http/1.1`. A client that offers others only is refused; one that offers none is not. Default: none, when offers are
+    /// not looked at. (Swoole sets it by itself.)
+    #[serde(deserialize_with = "value::words::deserialize")]
+    pub ssl_alpn: Vec<String>,
+
+    /// An OCSP response for `ssl_cert_file`, as DER, for clients that ask for it. Who renews it reloads the server. Default:
+    /// none. (Swoole has no such key.)
+    pub ssl_stapling_file: Option<PathBuf>,
+
+    /// More certificates, by the name that a client asks for (SNI): `example.org`, or `*.example.org` for all names with one
+    /// label in place of the asterisk. A name itself wins over an asterisk; for all other names, and for none, there is
+    /// `ssl_cert_file`. A TOML file has a table for each:
+    ///
+    /// ```toml
+    /// [ssl_sni_certs."*.example.org"]
+    /// ssl_cert_file = "/etc/ssl/example.pem"
+    /// ssl_key_file = "/etc/ssl/example.key"
+    /// ```
+    ///
+    /// A flag has them as text: `*.example.org=/etc/ssl/example.pem:/etc/ssl/example.key;...`. Default: none. Swoole:
+    /// `ssl_sni_certs`.
+    pub ssl_sni_certs: SniCerts,
+
+    /// How long a client may take from its connect to the end of the TLS handshake, 0.1..=3600 seconds. Default 10. One that
+    /// takes longer is reset. No handler hears of it before. (Swoole has no such key.)
+    #[serde(with = "value::seconds")]
+    pub ssl_handshake_timeout: Duration,
 
     /// The names of the user processes, which are no key: they come from the program, with their functions
     /// ([`Server::add_process`](crate::Server::add_process)).
@@ -610,6 +679,16 @@ impl Default for Config {
             worker_sandbox_read: Vec::new(),
             worker_sandbox_write: Vec::new(),
             worker_sandbox_connect: SandboxConnect::None,
+            ssl_cert_file: None,
+            ssl_key_file: None,
+            ssl_client_cert_file: None,
+            ssl_verify_peer: SslVerifyPeer::Off,
+            ssl_protocols: ["TLSv1.2", "TLSv1.3"].map(Into::into).into(),
+            ssl_ciphers: Vec::new(),
+            ssl_alpn: Vec::new(),
+            ssl_stapling_file: None,
+            ssl_sni_certs: SniCerts::default(),
+            ssl_handshake_timeout: Duration::from_secs(10),
             user_processes: Vec::new(),
         }
     }
@@ -863,6 +942,19 @@ choice! {
         Unix = "unix",
         /// Also `AF_INET` and `AF_INET6`. They connect, or send and receive datagrams: a TCP port is not to be had.
         Any = "any",
+    }
+}
+
+choice! {
+    /// Whether the clients of `tls://` addresses show certificates of their own.
+    SslVerifyPeer {
+        /// They are not asked.
+        Off = "off",
+        /// They are asked: one that shows none is served, one whose certificate does not come from
+        /// `ssl_client_cert_file` is not.
+        Request = "request",
+        /// Who shows none that comes from there is not served.
+        Require = "require",
     }
 }
 

@@ -63,7 +63,8 @@ impl Config {
         self.check_rings()?;
         self.check_limits()?;
         self.check_confinement()?;
-        self.check_framings()
+        self.check_framings()?;
+        self.check_tls()
     }
 
     /// What can be said without looking up accounts and rights.
@@ -116,9 +117,6 @@ impl Config {
             return Err(ConfigError::value("listen", "[]", "must hold an address, as tcp://127.0.0.1:9501"));
         }
         for address in &self.listen {
-            if address.tls {
-                return Err(not_yet("listen", address));
-            }
             if address.to_string().parse::<Listen>().as_ref() != Ok(address) {
                 let expected = "must be one that can be read back: UTF-8, and no `?` in a path";
                 return Err(ConfigError::value("listen", address, expected));
@@ -127,6 +125,12 @@ impl Config {
                 return Err(ConfigError::value("listen", address, format!("name must be {}", listen::NAME)));
             }
             address.socket.check(address)?;
+            let delays = address.enable_delay_receive.unwrap_or(self.enable_delay_receive);
+            if delays && (address.tls || self.proxy_rule(address).is_some()) {
+                let expected = "must be false where clients speak TLS, or a proxy's header comes first: what comes with \
+                                that is read";
+                return Err(ConfigError::value("enable_delay_receive", true, expected));
+            }
             if address.address.is_datagram() && address.has_framing() {
                 let expected = "must have no framing: a datagram is a packet";
                 return Err(ConfigError::value("listen", address, expected));
@@ -371,10 +375,6 @@ fn expected(key: &str) -> String {
 
 pub(super) fn wrong(key: &'static str, value: impl fmt::Display) -> ConfigError {
     ConfigError::value(key, value, format!("must be {}", expected(key)))
-}
-
-fn not_yet(key: &'static str, value: impl fmt::Display) -> ConfigError {
-    ConfigError::value(key, value, format!("not supported yet; must be {}", expected(key)))
 }
 
 pub(super) fn check_count(key: &'static str, value: u64) -> Result<(), ConfigError> {

@@ -265,3 +265,42 @@ pub(super) mod networks {
         networks.iter().map(Network::to_string).collect::<Vec<_>>().join("+")
     }
 }
+
+/// Words: a list of them, or text with `:`, `,` or blanks between them.
+pub(super) mod words {
+    use super::*;
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<String>, D::Error> {
+        struct Words;
+
+        impl<'de> Visitor<'de> for Words {
+            type Value = Vec<String>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of words, or text with `:` between them")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<String>, E> {
+                Ok(parse(text))
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, many: A) -> Result<Vec<String>, A::Error> {
+                Vec::deserialize(de::value::SeqAccessDeserializer::new(many))
+            }
+        }
+
+        deserializer.deserialize_any(Words)
+    }
+
+    pub(in crate::config) fn parse(text: &str) -> Vec<String> {
+        let words = text.split([':', ',', ' ']).filter(|word| !word.is_empty());
+        words.map(str::to_owned).collect()
+    }
+
+    /// As text that [`parse`] reads back, if no word has one of those between words in it.
+    pub(in crate::config) fn format(words: &[String]) -> String {
+        words.join(":")
+    }
+}

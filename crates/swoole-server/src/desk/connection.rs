@@ -8,6 +8,7 @@ use swoole_reactor::{TimerId, Token};
 
 use super::flow::Level;
 use super::patience::{Patience, Pulse};
+use super::secrecy::Secrecy;
 use crate::session::Session;
 
 /// How long a connection that is on its way out may stand still: a client that has shut down its side waits for
@@ -18,6 +19,8 @@ pub(super) const LINGER: Duration = Duration::from_secs(30);
 pub(super) struct Connection {
     pub(super) session: Session,
     pub(super) token: Token,
+    /// What is between the socket and everything else, where TLS is spoken.
+    pub(super) tls: Option<Box<Secrecy>>,
     /// The worker that hears of its connect and close.
     pub(super) home: u16,
     pub(super) framer: Framer,
@@ -44,7 +47,7 @@ pub(super) struct Connection {
     pub(super) ended: bool,
     /// On its way out: nothing more is taken from it or sent to it.
     pub(super) closing: bool,
-    /// When it has to be gone, and what waited for the client when that was set: progress puts it off.
+    /// When it has to be gone, or to have shaken hands, and what waited for the client when that was set: progress puts it off.
     pub(super) linger: Option<(TimerId, usize)>,
     /// Where it came in and from where, if that is counted.
     pub(super) visit: Option<(u16, Option<SocketAddr>)>,
@@ -60,6 +63,7 @@ impl Connection {
         Connection {
             session,
             token,
+            tls: None,
             home,
             framer,
             input: Input::default(),

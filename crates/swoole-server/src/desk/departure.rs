@@ -1,5 +1,7 @@
 //! How connections end: by their client, by a worker, by their time, by the stop.
 
+use std::time::Duration;
+
 use rustix::io::ioctl_fionread;
 use swoole_reactor::{Close, Reactor, TimerId, Token};
 
@@ -15,6 +17,9 @@ impl Desk {
     /// The client has shut down its side. What it has sent is answered, then it is closed.
     pub(crate) fn ended(&mut self, reactor: &mut Reactor, token: Token) {
         let Some(slot) = self.slot_of(token) else { return self.guest_ended(reactor, token) };
+        if self.is_handshaking(slot) && !self.connections[slot].closing {
+            return self.close(reactor, slot, Close::Now);
+        }
         self.connections[slot].ended = true;
         self.close_if_done(reactor, slot);
         if !self.connections[slot].closing {
@@ -61,6 +66,12 @@ impl Desk {
         let before = connection.linger.take().map_or(0, |(_, queued)| queued);
         // A reset, so that the client can tell that it has not got everything.
         if !connection.closing {
+            if self.is_handshaking(slot) {
+                let limit = self.shared.config.ssl_handshake_timeout;
+                tracing::info!(
+                    "closed, its TLS handshake takes longer than {limit:?} (ssl_handshake_timeout)"
+                );
+            }
             self.close(reactor, slot, Close::Reset);
         } else if reactor.queued(connection.token) < before {
             self.linger(reactor, slot);
@@ -194,6 +205,9 @@ impl Desk {
         if parked {
             self.forget_waiting();
         }
+        if how == Close::AfterSend {
+            self.say_goodbye(reactor, slot);
+        }
         if how == Close::AfterSend && reactor.queued(token) > 0 {
             self.linger(reactor, slot);
         }
@@ -201,13 +215,26 @@ impl Desk {
     }
 
     pub(crate) fn linger(&mut self, reactor: &mut Reactor, slot: usize) {
+        self.bound(reactor, slot, LINGER);
+    }
+
+    /// Gives a connection so long for what it is at.
+    pub(super) fn bound(&mut self, reactor: &mut Reactor, slot: usize, within: Duration) {
         let connection = &mut self.connections[slot];
-        let timer = reactor.timer(LINGER);
+        let timer = reactor.timer(within);
         let before = connection.linger.replace((timer, reactor.queued(connection.token)));
         self.lingering.insert(timer, connection.session);
         if let Some((before, _)) = before {
             reactor.cancel(before);
             self.lingering.remove(&before);
+        }
+    }
+
+    /// What it was at is done.
+    pub(super) fn unbound(&mut self, reactor: &mut Reactor, slot: usize) {
+        if let Some((timer, _)) = self.connections[slot].linger.take() {
+            reactor.cancel(timer);
+            self.lingering.remove(&timer);
         }
     }
 

@@ -47,7 +47,10 @@ impl Desk {
     pub(crate) fn keep(&mut self, token: Token, bytes: &[u8]) {
         let Some(slot) = self.slot_of(token) else { return self.keep_of_guest(token, bytes) };
         self.count_received(slot, bytes.len());
-        self.connections[slot].input.add(bytes);
+        // Nobody comes next there.
+        if self.connections[slot].tls.is_none() {
+            self.connections[slot].input.add(bytes);
+        }
     }
 
     /// A client has shut down its side, which is for whoever comes next.
@@ -57,8 +60,13 @@ impl Desk {
         }
     }
 
-    /// Asks for the descriptors of all connections but those that are closed already: how many.
-    pub(crate) fn detach_all(&self, reactor: &mut Reactor) -> usize {
+    /// Asks for the descriptors of all connections but those that are closed already: how many. TLS cannot change hands: its
+    /// keys are in here. Those connections take what was sent, and end.
+    pub(crate) fn detach_all(&mut self, reactor: &mut Reactor) -> usize {
+        let is_secret =
+            |(_, connection): &(usize, &Connection)| connection.tls.is_some() && !connection.closing;
+        let secret: Vec<usize> = self.connections.iter().filter(is_secret).map(|(slot, _)| slot).collect();
+        secret.into_iter().for_each(|slot| self.close(reactor, slot, Close::AfterSend));
         let tokens = self.connections.iter().map(|(_, connection)| connection.token);
         tokens.chain(self.lobby.tokens()).filter(|token| reactor.detach(*token).is_ok()).count()
     }

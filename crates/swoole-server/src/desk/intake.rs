@@ -2,7 +2,7 @@
 //!
 //! Where the driver reads on demand, what a client sends is read to where it is wanted: whole packets into the memory
 //! of who takes them ([`Taker::take_in`]), the rest of a large packet behind its beginning, and only else into a scratch
-//! from which it is copied.
+//! from which it is copied, as what TLS has to be taken off.
 
 use swoole_protocol::Cut;
 use swoole_reactor::{Reactor, Token};
@@ -31,7 +31,23 @@ impl Desk {
             return;
         }
         self.count_received(slot, bytes.len());
+        if self.connections[slot].tls.is_some() {
+            self.decrypt(reactor, taker, slot, bytes);
+        } else {
+            self.arrived(reactor, taker, slot, bytes);
+        }
+    }
+
+    /// Bytes of a client's stream.
+    pub(super) fn arrived(
+        &mut self,
+        reactor: &mut Reactor,
+        taker: &mut impl Taker,
+        slot: usize,
+        bytes: &[u8],
+    ) {
         let connection = &mut self.connections[slot];
+        let token = connection.token;
         if !connection.parked && connection.input.bytes().len() < LARGE {
             let mut fill = |_: &mut Reactor, space: &mut [u8]| {
                 let len = bytes.len().min(space.len());
@@ -95,7 +111,8 @@ impl Desk {
         let read = |reactor: &mut Reactor, buffer: &mut [u8]| {
             reactor.read(token, buffer).ok().flatten().unwrap_or(0)
         };
-        if missing >= LARGE {
+        let is_plain = connection.tls.is_none();
+        if missing >= LARGE && is_plain {
             let read = connection.input.fill(missing.min(PIECE), |buffer| read(reactor, buffer));
             connection.missing -= read;
             self.count_received(slot, read);
@@ -104,7 +121,7 @@ impl Desk {
             }
             return;
         }
-        if begun < LARGE && !connection.parked && !reactor.has_hung_up(token) {
+        if begun < LARGE && is_plain && !connection.parked && !reactor.has_hung_up(token) {
             let taken = self.take_in(reactor, taker, slot, last_read, &mut |reactor, buffer| {
                 let whole = whole_packets(begun, buffer.len(), usual);
                 read(reactor, &mut buffer[..whole])

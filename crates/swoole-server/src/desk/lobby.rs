@@ -187,6 +187,13 @@ impl Desk {
                 }
             }
             Ok(Some(header)) => {
+                let tls = match self.shared.tls.stream(arrival.listener) {
+                    Ok(tls) => tls,
+                    Err(error) => {
+                        tracing::error!("take a connection on: {error}");
+                        return self.show_out(reactor, token, Close::Now);
+                    }
+                };
                 let Some(mut guest) = self.lobby.remove(token) else { return };
                 if let Some(timer) = guest.timer {
                     reactor.cancel(timer);
@@ -197,7 +204,7 @@ impl Desk {
                     Told::Inet { source, .. } => Some(source),
                 };
                 let rest = guest.input.split_off(header.len);
-                self.seat(reactor, taker, token, &arrival.of(peer), rest);
+                self.seat(reactor, taker, token, &arrival.of(peer), (tls, rest));
             }
             Err(error) => self.refuse(reactor, token, &error),
         }

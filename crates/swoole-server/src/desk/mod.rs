@@ -12,6 +12,7 @@
 //! | `flow` | whether they are read from, and keep up |
 //! | `lobby` | connections that have yet to say for whom they come |
 //! | `datagrams` | those who have no connection |
+//! | `secrecy` | TLS, where it is spoken |
 //! | `topics` | who is subscribed to what |
 //! | `departure` | how they end |
 //! | `idle`, `patience` | which of them take too long |
@@ -27,6 +28,7 @@ mod intake;
 mod lobby;
 mod patience;
 mod replies;
+mod secrecy;
 mod topics;
 
 use std::collections::{HashMap, VecDeque};
@@ -46,14 +48,17 @@ pub(crate) use heritage::Heirloom;
 use idle::Watch;
 use lobby::Lobby;
 pub(crate) use replies::Replies;
+use secrecy::Secrecy;
 use topics::Topics;
 
 use crate::board::Counter;
 use crate::config::{DispatchMode, Framings};
 use crate::datagram::DatagramClient;
+use crate::error::{Error, Result};
 use crate::gate::Visitors;
 use crate::session::{Arrival, Generations, Session};
 use crate::shared::Shared;
+use crate::tls::Stream;
 
 /// Who takes what clients send.
 pub(crate) trait Taker {
@@ -70,7 +75,7 @@ pub(crate) trait Taker {
         reactor: &mut Reactor,
         session: Session,
         home: u16,
-    ) -> Result<(), usize>;
+    ) -> std::result::Result<(), usize>;
 
     /// Takes one packet of this client's.
     fn packet(&mut self, desk: &mut Desk, reactor: &mut Reactor, client: &Client, packet: &[u8]) -> Offer;
@@ -91,7 +96,12 @@ pub(crate) trait Taker {
     }
 
     /// Takes a large packet as it is, or gives it back: then it is offered like any other.
-    fn take_whole(&mut self, session: Session, home: u16, packet: Vec<u8>) -> Result<(), Vec<u8>> {
+    fn take_whole(
+        &mut self,
+        session: Session,
+        home: u16,
+        packet: Vec<u8>,
+    ) -> std::result::Result<(), Vec<u8>> {
         let _ = (session, home);
         Err(packet)
     }
@@ -159,6 +169,8 @@ pub(crate) struct Desk {
     /// Connections are read from here, not by the driver.
     reads: bool,
     scratch: Vec<u8>,
+    /// What a read has come to after TLS.
+    plain: Vec<u8>,
     /// No new packets are taken, but from those whose bytes had to wait before: each is read from for one turn more when
     /// it goes on, since a driver may have taken bytes off the kernel's hands already. This turn's, and the last one's.
     draining: bool,
@@ -191,6 +203,7 @@ impl Desk {
             leaving: HashMap::new(),
             reads,
             scratch: Vec::new(),
+            plain: Vec::new(),
             draining: false,
             glances: Vec::new(),
             glanced: Vec::new(),
@@ -229,13 +242,14 @@ impl Desk {
         taker: &mut impl Taker,
         socket: OwnedFd,
         arrival: &Arrival,
-    ) -> Result<(), ReactorError> {
+    ) -> Result<()> {
         if self.lobby.receives(arrival) {
-            return self.receive_guest(reactor, taker, socket, arrival);
+            return self.receive_guest(reactor, taker, socket, arrival).map_err(Error::other);
         }
-        let token = reactor.stream(socket)?;
+        let tls = self.shared.tls.stream(arrival.listener)?;
+        let token = reactor.stream(socket).map_err(Error::other)?;
         self.count(Counter::Accepted, 1);
-        self.seat(reactor, taker, token, arrival, Vec::new());
+        self.seat(reactor, taker, token, arrival, (tls, Vec::new()));
         Ok(())
     }
 
@@ -246,7 +260,7 @@ impl Desk {
         taker: &mut impl Taker,
         token: Token,
         arrival: &Arrival,
-        input: Vec<u8>,
+        (tls, input): (Option<Stream>, Vec<u8>),
     ) {
         let vacancy = self.connections.vacant_entry();
         let slot = vacancy.key();
@@ -255,20 +269,34 @@ impl Desk {
         let framer = self.framings.framer(Some(arrival.listener));
         let mut connection = Connection::new(session, token, home, framer);
         connection.visit = self.visitors.is_on().then_some((arrival.listener, arrival.peer));
+        let is_plain = tls.is_none();
+        connection.tls = tls.map(|stream| Box::new(Secrecy::new(stream, *arrival)));
         vacancy.insert(connection);
         self.remember(slot);
-        self.shared.sessions.open(session, arrival);
+        if is_plain {
+            self.introduce(reactor, slot, arrival);
+            self.shared.sessions.received(session, input.len());
+        }
+        if self.draining || session.is_last() {
+            self.close(reactor, slot, Close::Now);
+        } else if is_plain {
+            self.connections[slot].input = input.into();
+            self.resume(reactor, taker, slot);
+        } else {
+            self.await_handshake(reactor, slot);
+            if !input.is_empty() {
+                self.decrypt(reactor, taker, slot, &input);
+            }
+        }
+    }
+
+    /// Who it is is known: it is a session from now on.
+    fn introduce(&mut self, reactor: &mut Reactor, slot: usize, arrival: &Arrival) {
+        self.shared.sessions.open(self.connections[slot].session, arrival);
         if self.shared.delays_receive(arrival.listener) {
             self.pause(reactor, slot);
         }
         self.watch(reactor, slot);
-        self.shared.sessions.received(session, input.len());
-        self.connections[slot].input = input.into();
-        if self.draining || session.is_last() {
-            self.close(reactor, slot, Close::Now);
-        } else {
-            self.resume(reactor, taker, slot);
-        }
     }
 
     /// Lets the events of a connection find it.
@@ -379,7 +407,7 @@ impl Desk {
         self.close_if_done(reactor, slot);
     }
 
-    fn listen(&self, reactor: &mut Reactor, token: Token) -> Result<(), ReactorError> {
+    fn listen(&self, reactor: &mut Reactor, token: Token) -> std::result::Result<(), ReactorError> {
         if self.reads { reactor.receive_into(token) } else { reactor.receive(token) }
     }
 
@@ -445,9 +473,9 @@ impl Desk {
         self.connections.get(slot).filter(|connection| connection.session == session).map(|_| slot)
     }
 
-    /// A connection that is not on its way out.
+    /// A connection that is not on its way out, nor on its way in.
     fn find(&self, session: Session) -> Option<usize> {
-        self.find_any(session).filter(|&slot| !self.connections[slot].closing)
+        self.find_any(session).filter(|&slot| !self.connections[slot].closing && !self.is_handshaking(slot))
     }
 
     fn count(&self, counter: Counter, more: u64) {

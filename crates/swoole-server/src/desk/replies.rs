@@ -3,10 +3,10 @@
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use swoole_reactor::{Close, Reactor, Token};
+use swoole_reactor::{Close, Reactor};
 
-use super::Desk;
 use super::topics::Subscribed;
+use super::{Connection, Desk};
 use crate::audience::{Audience, Order};
 use crate::board::Counter;
 use crate::link::{ReplySink, Sent};
@@ -66,42 +66,58 @@ impl Replies<'_> {
         }
     }
 
-    fn send_by(
-        &mut self,
-        session: Session,
-        len: usize,
-        send: impl FnOnce(&mut Reactor, Token) -> Result<(), swoole_reactor::Error>,
-    ) {
+    fn send_output(&mut self, session: Session, output: Output<'_>) {
         // The client has left meanwhile, or the worker lies: nobody gets it.
         let Some(slot) = self.desk.find(session) else { return };
-        let token = self.desk.connections[slot].token;
-        let limit = self.desk.shared.config.socket_buffer_size;
-        let queued = self.reactor.queued(token);
+        let output = self.desk.encrypt(slot, output);
+        self.desk.transmit(self.reactor, slot, output);
+    }
+}
+
+/// What is for one client.
+pub(super) enum Output<'a> {
+    Parts(&'a [IoSlice<'a>]),
+    Whole(Vec<u8>),
+}
+
+impl Desk {
+    /// Puts bytes on the way to a client, unless too many wait for it already.
+    pub(super) fn transmit(&mut self, reactor: &mut Reactor, slot: usize, output: Output<'_>) {
+        let Connection { session, token, .. } = self.connections[slot];
+        let len = match &output {
+            Output::Parts(parts) => parts.iter().map(|part| part.len()).sum(),
+            Output::Whole(bytes) => bytes.len(),
+        };
+        let limit = self.shared.config.socket_buffer_size;
+        let queued = reactor.queued(token);
         // Whoever has taken everything before may be sent more than the limit at once: the worker has bounded that.
         if queued > 0 && queued + len > limit {
             tracing::warn!(%session, "closed, it does not read: {queued} bytes wait for it (socket_buffer_size = {limit})");
-            return self.desk.close(self.reactor, slot, Close::Reset);
+            return self.close(reactor, slot, Close::Reset);
         }
-        if let Err(error) = send(self.reactor, token) {
+        let sent = match output {
+            Output::Parts(parts) => reactor.send_slices(token, parts),
+            Output::Whole(bytes) => reactor.send(token, bytes),
+        };
+        if let Err(error) = sent {
             tracing::debug!(%session, "connection lost: {error}");
-            return self.desk.close(self.reactor, slot, Close::Now);
+            return self.close(reactor, slot, Close::Now);
         }
-        let queued = self.reactor.queued(token);
-        self.desk.shared.sessions.sent(session, len, queued);
-        self.desk.rise(self.reactor, slot, queued);
-        self.desk.has_sent(slot);
-        self.desk.count(Counter::Sent, len as u64);
+        let queued = reactor.queued(token);
+        self.shared.sessions.sent(session, len, queued);
+        self.rise(reactor, slot, queued);
+        self.has_sent(slot);
+        self.count(Counter::Sent, len as u64);
     }
 }
 
 impl ReplySink for Replies<'_> {
     fn send(&mut self, session: Session, parts: &[IoSlice<'_>]) {
-        let len = parts.iter().map(|part| part.len()).sum();
-        self.send_by(session, len, |reactor, token| reactor.send_slices(token, parts));
+        self.send_output(session, Output::Parts(parts));
     }
 
     fn send_owned(&mut self, session: Session, bytes: Vec<u8>) {
-        self.send_by(session, bytes.len(), |reactor, token| reactor.send(token, bytes));
+        self.send_output(session, Output::Whole(bytes));
     }
 
     fn order(&mut self, order: &[u8]) {

@@ -243,7 +243,14 @@ impl<H: Handler> Program for Office<H> {
                 self.staff.ready(*slot);
                 self.tell(&News::Ready { worker: self.seat(*slot), generation: *generation });
             }
-            other => self.staff.tell(other),
+            other => {
+                if let Report::ReloadBegun { groups, .. } = other
+                    && groups.contains(&WORKERS)
+                {
+                    self.tell(&News::Reloading);
+                }
+                self.staff.tell(other);
+            }
         }
     }
 

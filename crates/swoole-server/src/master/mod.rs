@@ -300,6 +300,7 @@ impl<H: Handler> Office<H> {
                 self.serve_if_ready(reactor);
             }
             News::StopWanted => self.stop(reactor),
+            News::Reloading => self.shared.tls.reload(&self.shared.config),
         }
     }
 

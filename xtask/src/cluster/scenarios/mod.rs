@@ -41,6 +41,7 @@ mod shortage;
 mod stop;
 mod stuck;
 mod tasks;
+mod tls;
 mod vortex;
 
 pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
@@ -66,6 +67,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         stop::ALL,
         stuck::ALL,
         tasks::ALL,
+        tls::ALL,
         messages::ALL,
         groups::ALL,
         sessions::ALL,

@@ -19,7 +19,8 @@ fn an_address_has_options_of_its_own() {
              open_eof_split, package_eof, package_length_type, package_length_offset, package_body_offset, \
              package_length_func, package_max_length, enable_delay_receive, max_connection_per_ip, \
              heartbeat_idle_time, max_idle_time, package_max_time, max_queue, max_queue_time, busy_reply, \
-             backlog, open_tcp_nodelay, open_tcp_keepalive, \
+             ssl_cert_file, ssl_key_file, ssl_client_cert_file, ssl_verify_peer, ssl_protocols, ssl_ciphers, ssl_alpn, \
+             ssl_stapling_file, ssl_sni_certs, backlog, open_tcp_nodelay, open_tcp_keepalive, \
              tcp_keepidle, tcp_keepinterval, tcp_keepcount, tcp_defer_accept, tcp_fastopen, tcp_user_timeout, \
              ipv6_only, reuse_port, unix_mode, unix_user, unix_group, proxy_protocol, proxy_trusted, \
              proxy_timeout, name",
@@ -278,4 +279,12 @@ fn a_proxy_has_to_be_trusted_by_somebody() {
                proxy_trusted = ['10.0.0.0/8', '::1']\n";
     let config = with_file(own, |file| load(&["--config", file], &[])).unwrap();
     assert_eq!(config.listen[0].to_string(), "tcp://[::]:0?proxy_protocol=any&proxy_trusted=10.0.0.0/8+::1");
+}
+
+#[test]
+fn who_is_confirmed_later_has_said_nothing_before() {
+    let flags = ["--listen=tcp://[::1]:0?proxy_protocol=v2&enable_delay_receive=true", "--proxy-trusted=::1"];
+    let refused = error(&flags, &[]);
+    assert!(refused.contains("enable_delay_receive = true: must be false where clients speak TLS"), "{refused}");
+    load(&["--listen=tcp://[::1]:0?enable_delay_receive=true"], &[]).unwrap();
 }

@@ -200,11 +200,6 @@ fn errors_name_the_source_the_key_the_value_and_the_range() {
         "flag --on-crash: on_crash = retry: must be close in Base mode, where a worker's connections go with it"
     );
     assert_eq!(
-        error(&["--listen", "tls://127.0.0.1:1"], &[]),
-        "flag --listen: listen = tls://127.0.0.1:1: not supported yet; must be tcp://IP:PORT, udp://IP:PORT, \
-         unix:///PATH, unixgram:///PATH or fd://NAME"
-    );
-    assert_eq!(
         error(&["--reload-parallel=0"], &[]),
         "flag --reload-parallel: reload_parallel = 0: must be 1..=1024"
     );
@@ -269,9 +264,6 @@ fn addresses_say_what_is_wrong_with_them() {
     );
     let env = [("SWOOLE_LISTEN", "tcp://0.0.0.0:1,tcp://localhost:80")];
     assert!(error(&[], &env).starts_with(&format!("environment SWOOLE_LISTEN: listen: {ours}")));
-    let text = "tls://127.0.0.1:1";
-    assert_eq!(text.parse::<Listen>().unwrap().to_string(), text);
-    assert!(error(&["--listen", text], &[]).contains(&format!("listen = {text}: not supported yet")));
     for text in ["udp://127.0.0.1:1?on_crash=retry&crash_retries=2", "unixgram:///x"] {
         let listen: Listen = text.parse().unwrap();
         assert_eq!(listen.to_string(), text);

@@ -61,7 +61,7 @@ impl World<'_> {
                 self.serves = true;
                 self.succession = None;
             }
-            News::AllForked | News::StopWanted => {}
+            News::AllForked | News::StopWanted | News::Reloading => {}
         }
         true
     }

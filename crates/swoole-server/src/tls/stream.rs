@@ -1,0 +1,79 @@
+//! One connection's TLS: ciphertext in, packets' bytes out, and the other way round. No socket is touched here.
+
+use std::io::{IoSlice, Read as _, Write as _};
+use std::sync::Arc;
+
+use rustls::{Error, ServerConfig, ServerConnection};
+
+use super::Progress;
+
+/// One connection's TLS. Nothing of what it has given out stays in here, and of what came in, at most one record that is
+/// not whole: 16 KiB, or 64 KiB of a handshake's message.
+pub(crate) struct Stream(ServerConnection);
+
+impl Stream {
+    pub(super) fn new(context: Arc<ServerConfig>) -> Result<Stream, Error> {
+        let mut connection = ServerConnection::new(context)?;
+        // It is asked for at once; what waits for the client waits elsewhere, and is bounded there.
+        connection.set_buffer_limit(None);
+        Ok(Stream(connection))
+    }
+
+    /// The client cannot be spoken to yet, and has not said anything.
+    pub(crate) fn is_handshaking(&self) -> bool {
+        self.0.is_handshaking()
+    }
+
+    /// Takes bytes off the wire, and adds to `plain` what they say. There may be output then, also after an error: it tells
+    /// the client, and is the last.
+    pub(crate) fn receive(&mut self, mut bytes: &[u8], plain: &mut Vec<u8>) -> Result<Progress, Error> {
+        let connection = &mut self.0;
+        let before = connection.is_handshaking();
+        let mut ended = false;
+        // What comes behind a client's last word is nothing.
+        while !bytes.is_empty() && !ended {
+            connection.read_tls(&mut bytes).map_err(|error| Error::General(error.to_string()))?;
+            let state = connection.process_new_packets()?;
+            let (begin, count) = (plain.len(), state.plaintext_bytes_to_read());
+            plain.resize(begin + count, 0);
+            connection
+                .reader()
+                .read_exact(&mut plain[begin..])
+                .map_err(|error| Error::General(error.to_string()))?;
+            ended = state.peer_has_closed();
+        }
+        Ok(Progress { established: before && !connection.is_handshaking(), ended })
+    }
+
+    /// Encrypts what is for the client.
+    pub(crate) fn send(&mut self, parts: &[IoSlice<'_>]) {
+        for part in parts {
+            // It takes all, since there is no limit.
+            let _ = self.0.writer().write(part);
+        }
+    }
+
+    /// Tells the client that nothing more comes, so that it knows it has everything.
+    pub(crate) fn say_goodbye(&mut self) {
+        self.0.send_close_notify();
+    }
+
+    /// What is to go to the wire.
+    pub(crate) fn take_output(&mut self) -> Vec<u8> {
+        let mut output = Vec::new();
+        while self.0.wants_write() {
+            // Memory takes all.
+            let _ = self.0.write_tls(&mut output);
+        }
+        output
+    }
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Stream").field(&self.0.protocol_version()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;
