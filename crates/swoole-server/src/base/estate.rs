@@ -216,7 +216,7 @@ mod tests {
     fn guest(number: u64) -> Option<Arrival> {
         let peer = ["[2001:db8::1]:443", "no address"][number as usize % 2].parse().ok();
         let arrival = Arrival { listener: 7, port: number as u16, peer, connected_at: u64::MAX - number };
-        (number % 5 == 0).then_some(arrival)
+        number.is_multiple_of(5).then_some(arrival)
     }
 
     fn client(number: u64) -> (Heirloom, UnixStream) {

@@ -295,16 +295,18 @@ impl Desk {
     fn refuse(&mut self, reactor: &mut Reactor, token: Token, why: &dyn fmt::Display) {
         let Some(guest) = self.lobby.guests.get(&token) else { return };
         let Arrival { listener, peer, .. } = guest.arrival;
-        let peer = peer.map_or("a client of a unix socket".into(), |peer| peer.to_string());
-        let address = self.shared.addresses.get(usize::from(listener)).map(|listen| listen.url());
-        let text = format!("closed {peer} at {}: {why}", address.unwrap_or_default());
         if self.lobby.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
             let untold = std::mem::take(&mut self.lobby.untold);
             self.lobby.told = Some(Instant::now());
-            tracing::warn!("{text} (and {untold} others that were not told of)");
+            let peer = peer.map_or("a client of a unix socket".into(), |peer| peer.to_string());
+            let address = self.shared.addresses.get(usize::from(listener)).map(|listen| listen.url());
+            let address = address.unwrap_or_default();
+            tracing::warn!(
+                "closed {peer} at {address}: {why} (and {untold} others since the last one told of)"
+            );
         } else {
             self.lobby.untold += 1;
-            tracing::debug!("{text}");
+            tracing::debug!(?peer, listener, "closed: {why}");
         }
         self.count(Counter::BadProxy, 1);
         self.show_out(reactor, token, Close::Now);

@@ -79,3 +79,77 @@ fn a_connection_whose_place_is_taken_before_it_is_reported_closed_still_leaves()
     assert!(desk.is_empty());
     assert_eq!(shared.stats().close_count, 2);
 }
+
+/// A desk whose only address wants a PROXY header, by which only one network is believed.
+fn proxied_desk() -> (Desk, Arc<Shared>, Reactor) {
+    let mut config = Config::default();
+    (config.worker_num, config.reactor_num, config.max_connection) = (1, 1, 8);
+    config.listen.push("tcp://127.0.0.1:0?proxy_protocol=any&proxy_trusted=10.0.0.0/8".parse().unwrap());
+    let framings = config.framings(&LengthFuncs::new()).unwrap();
+    let (shared, _links, _hold) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
+    let shared = Arc::new(shared);
+    let desk = Desk::new(0, Arc::clone(&shared), framings, 1, true);
+    let reactor = Reactor::new(Options { backend: Backend::Epoll, ..Options::default() }).unwrap();
+    (desk, shared, reactor)
+}
+
+/// Turns until `done`, as a reactor thread does; what leaves is given to the caller.
+fn turn_until(desk: &mut Desk, reactor: &mut Reactor, done: impl Fn(&Desk) -> bool) -> Vec<Heirloom> {
+    let mut left = Vec::new();
+    for _ in 0..50 {
+        let turn = reactor.turn(Some(Duration::from_millis(50)), |reactor, event| match event {
+            Event::Data { token, bytes } => desk.received(reactor, &mut Nobody, token, bytes),
+            Event::Readable { token } => desk.readable(reactor, &mut Nobody, token),
+            Event::Closed { token } => assert!(desk.closed(reactor, token)),
+            Event::Detached { token, detached } => left.extend(desk.give_away(token, detached)),
+            _ => {}
+        });
+        turn.unwrap();
+        if done(desk) {
+            return left;
+        }
+    }
+    panic!("it has not come to that");
+}
+
+#[test]
+fn who_is_in_the_lobby_is_nobody_until_the_header_is_there_whoever_has_the_connection() {
+    let header = b"PROXY TCP4 192.0.2.1 198.51.100.7 56324 443\r\nhello";
+    let proxy = Arrival { peer: "10.0.0.1:1".parse().ok(), ..ARRIVAL };
+    for cut in [1, 20, 44] {
+        let (mut desk, _, mut reactor) = proxied_desk();
+        let (socket, client) = client();
+        rustix::io::write(&client, &header[..cut]).unwrap();
+        desk.adopt(&mut reactor, &mut Nobody, socket, &proxy).unwrap();
+        assert_eq!((desk.len(), desk.connections.len()), (1, 0));
+        desk.pause_all(&mut reactor);
+        assert_eq!(desk.detach_all(&mut reactor), 1);
+        let heirlooms = turn_until(&mut desk, &mut reactor, Desk::is_empty);
+        assert_eq!(heirlooms.iter().map(|heirloom| heirloom.guest).collect::<Vec<_>>(), [Some(proxy)]);
+
+        let (mut heir, shared, mut reactor) = proxied_desk();
+        heir.inherit(&mut reactor, &mut Nobody, heirlooms);
+        rustix::io::write(&client, &header[cut..]).unwrap();
+        turn_until(&mut heir, &mut reactor, |desk| desk.connections.len() == 1);
+        let info = shared.sessions.info(heir.connections[0].session).unwrap();
+        assert_eq!((info.peer, heir.len()), ("192.0.2.1:56324".parse().ok(), 1));
+        turn_until(&mut heir, &mut reactor, |desk| {
+            let session = desk.connections[0].session;
+            desk.shared.sessions.info(session).unwrap().received == 5
+        });
+        assert_eq!(shared.stats().packet_count, 1);
+    }
+}
+
+#[test]
+fn who_is_not_believed_is_not_even_read() {
+    let (mut desk, shared, mut reactor) = proxied_desk();
+    let (socket, client) = client();
+    rustix::io::write(&client, b"PROXY UNKNOWN\r\n").unwrap();
+    let stranger = Arrival { peer: "11.0.0.1:1".parse().ok(), ..ARRIVAL };
+    desk.adopt(&mut reactor, &mut Nobody, socket, &stranger).unwrap();
+    turn_until(&mut desk, &mut reactor, Desk::is_empty);
+    let stats = shared.stats();
+    assert_eq!((stats.refused_count, stats.accept_count, stats.close_count), (1, 1, 1));
+    assert_eq!((stats.received_bytes, stats.packet_count), (0, 0));
+}
