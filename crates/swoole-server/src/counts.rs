@@ -97,8 +97,14 @@ fn push_and_ack(times: usize) {
 
 /// A request's tag and header, written and read.
 fn request(times: usize) {
-    let request =
-        Request { kind: RequestKind::Packet, first: true, last: true, session: SESSION, total: 128, stamp: 0 };
+    let request = Request {
+        kind: RequestKind::Packet,
+        first: true,
+        last: true,
+        session: SESSION,
+        total: 128,
+        stamp: 0,
+    };
     let mut record = [7; HEADER + 128];
     for _ in 0..times {
         let request = black_box(request);

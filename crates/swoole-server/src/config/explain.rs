@@ -48,22 +48,30 @@ impl Config {
         let parts = [
             ("shared, once for all processes", self.shared_lines(&plan)),
             ("each client", self.lines_of_a_client()),
-            ("all clients", vec![Line {
-                what: "clients",
-                count: clients,
-                each: sum(&self.lines_of_a_client()) as usize,
-                keys: "max_connection, RLIMIT_NOFILE",
-            }]),
+            (
+                "all clients",
+                vec![Line {
+                    what: "clients",
+                    count: clients,
+                    each: sum(&self.lines_of_a_client()) as usize,
+                    keys: "max_connection, RLIMIT_NOFILE",
+                }],
+            ),
             ("processes", self.lines_of_processes()),
         ];
         let total: u128 =
             parts.iter().filter(|(title, _)| *title != "each client").map(|(_, lines)| sum(lines)).sum();
-        let mut text = String::from("Memory that this configuration allows, if everything is at its limit at once:\n");
+        let mut text =
+            String::from("Memory that this configuration allows, if everything is at its limit at once:\n");
         for (title, lines) in &parts {
             let _ = write!(text, "\n{title:<54}{:>9}\n", human(sum(lines)));
             for Line { what, count, each, keys } in lines {
                 let product = format!("{count} x {}", human(*each as u128));
-                let _ = writeln!(text, "  {what:<34}{product:>18}{:>9}  {keys}", human(*count as u128 * *each as u128));
+                let _ = writeln!(
+                    text,
+                    "  {what:<34}{product:>18}{:>9}  {keys}",
+                    human(*count as u128 * *each as u128)
+                );
             }
         }
         let _ = writeln!(text, "\n{:<54}{:>9}", "total", human(total));
@@ -101,7 +109,8 @@ impl Config {
 
     fn lines_of_processes(&self) -> Vec<Line> {
         let seats = usize::from(self.seats());
-        let links = if self.mode == Mode::Process { self.reactors() * usize::from(self.worker_num) } else { 0 };
+        let links =
+            if self.mode == Mode::Process { self.reactors() * usize::from(self.worker_num) } else { 0 };
         let link = 2 * UNCOMMITTED_MAX + 2 * self.socket_buffer_size + self.packet_max() + self.ring_bytes();
         let lines = vec![
             Line {
@@ -164,7 +173,8 @@ mod tests {
 
     /// The last column of the line that begins so.
     fn figure(text: &str, line: &str) -> String {
-        let line = text.lines().find(|text| text.trim_start().starts_with(line)).unwrap_or_else(|| panic!("{text}"));
+        let line =
+            text.lines().find(|text| text.trim_start().starts_with(line)).unwrap_or_else(|| panic!("{text}"));
         line.split_whitespace().last().unwrap().to_owned()
     }
 

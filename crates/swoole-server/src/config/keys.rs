@@ -173,7 +173,11 @@ pub(super) static KEYS: &[Key] = &[
         Seconds(0.0, 86400.0),
         "how long a packet may take from its first byte to its last, 0 for ever",
     ),
-    key("max_queue", Count(0, 1_000_000), "packets that may be with one worker, 0 for no limit; more are shed"),
+    key(
+        "max_queue",
+        Count(0, 1_000_000),
+        "packets that may be with one worker, 0 for no limit; more are shed",
+    ),
     key(
         "max_queue_time",
         Seconds(0.0, 86400.0),

@@ -143,7 +143,8 @@ impl<'a> Sources<'a> {
              2M, 1G.\n\n",
         );
         text += &keys::help_line("--config FILE", "reads keys from this TOML file");
-        text += &keys::help_line("--explain", "prints how much memory the server may take, and why, and ends");
+        text +=
+            &keys::help_line("--explain", "prints how much memory the server may take, and why, and ends");
         text.extend(keys.chain(extras));
         text
     }

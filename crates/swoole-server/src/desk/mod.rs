@@ -35,8 +35,8 @@ use swoole_reactor::{Close, Error as ReactorError, Reactor, TimerId, Token};
 pub(crate) use connection::{Client, Fed, Offer, feed};
 use connection::{Connection, LINGER};
 pub(crate) use heritage::Heirloom;
-pub(crate) use replies::Replies;
 use idle::Watch;
+pub(crate) use replies::Replies;
 use topics::Topics;
 
 use crate::board::Counter;

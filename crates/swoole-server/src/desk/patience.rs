@@ -50,12 +50,7 @@ impl Patience {
             0 => 2 * every,
             idle => idle,
         };
-        Patience {
-            heartbeat,
-            every,
-            idle: ms(config.max_idle_time),
-            packet: ms(config.package_max_time),
-        }
+        Patience { heartbeat, every, idle: ms(config.max_idle_time), packet: ms(config.package_max_time) }
     }
 
     pub(super) fn is_endless(&self) -> bool {
@@ -165,7 +160,11 @@ mod tests {
         let pulse = Pulse { received: 100, sent: 180, begun: Some(90) };
         assert_eq!(patience(0, 0, 0, 0).due(&pulse), None);
         assert_eq!(patience(50, 0, 0, 0).due(&pulse), Some((150, Overdue::Heartbeat)));
-        assert_eq!(patience(50, 40, 0, 0).due(&pulse), Some((160, Overdue::Heartbeat)), "when it is looked for");
+        assert_eq!(
+            patience(50, 40, 0, 0).due(&pulse),
+            Some((160, Overdue::Heartbeat)),
+            "when it is looked for"
+        );
         assert_eq!(patience(500, 0, 50, 0).due(&pulse), Some((230, Overdue::Idle)), "it was sent something");
         assert_eq!(patience(500, 0, 50, 50).due(&pulse), Some((140, Overdue::Packet)));
         assert_eq!(patience(0, 0, 0, 50).due(&Pulse { begun: None, ..pulse }), None);

@@ -488,8 +488,7 @@ fn copy_out(ring: &Consumer, sent: &Sent) -> Option<Vec<Parcel>> {
         if sent.kind != RequestKind::Batch {
             return (payload.len() == sent.size).then(|| (vec![payload.to_vec()], request.stamp));
         }
-        let packet =
-            |index| packet_of(payload, index as usize, sent.items as usize).map(<[u8]>::to_vec);
+        let packet = |index| packet_of(payload, index as usize, sent.items as usize).map(<[u8]>::to_vec);
         Some(((sent.done..sent.items).map(packet).collect::<Option<_>>()?, request.stamp))
     });
     let Some((packets, stamp)) = copy else {

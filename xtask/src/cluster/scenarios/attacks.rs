@@ -9,9 +9,21 @@ use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
 pub(super) static ALL: &[Scenario] = &[
-    backends("slowloris", "5,000 clients with packets that never end are closed, others are served", slowloris),
-    backends("flood_of_few", "49 addresses with 5,000 clients get their share of places, and no more", flood_of_few),
-    full("tiny_packets", "a million packets of one byte, a write each or many, whose replies nobody reads", tiny_packets),
+    backends(
+        "slowloris",
+        "5,000 clients with packets that never end are closed, others are served",
+        slowloris,
+    ),
+    backends(
+        "flood_of_few",
+        "49 addresses with 5,000 clients get their share of places, and no more",
+        flood_of_few,
+    ),
+    full(
+        "tiny_packets",
+        "a million packets of one byte, a write each or many, whose replies nobody reads",
+        tiny_packets,
+    ),
 ];
 
 /// Proportional memory of all processes, in bytes: what would be free if they were not there.
@@ -39,7 +51,8 @@ fn slowloris(cx: &Cx) -> Result<()> {
     let before = memory(&bed)?;
     let mut attackers = Vec::new();
     for index in 0..CLIENTS {
-        let mut attacker = Client::connect_small(bed.address()?).with_context(|| format!("client {index}"))?;
+        let mut attacker =
+            Client::connect_small(bed.address()?).with_context(|| format!("client {index}"))?;
         attacker.send(b"echo ")?;
         attackers.push(attacker);
         if index.is_multiple_of(100) {

@@ -9,7 +9,11 @@ pub(super) static ALL: &[Scenario] = &[
     full("hostile_lines", "random bytes where lines are expected harm nobody else", hostile_lines),
     full("hostile_lengths", "random bytes where lengths are expected harm nobody else", hostile_lengths),
     full("hostile_varints", "random bytes where varints are expected harm nobody else", hostile_varints),
-    full("hostile_texts", "random bytes where lines of either end are expected harm nobody else", hostile_texts),
+    full(
+        "hostile_texts",
+        "random bytes where lines of either end are expected harm nobody else",
+        hostile_texts,
+    ),
     full("hostile_stream", "random bytes in a raw stream harm nobody else", hostile_stream),
 ];
 

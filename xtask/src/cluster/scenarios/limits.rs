@@ -12,14 +12,27 @@ use std::time::{Duration, Instant};
 
 pub(super) static ALL: &[Scenario] = &[
     full("heartbeat", "a client that sends nothing is closed, one that does is not", heartbeat),
-    full("max_idle", "a client is idle if it neither sends nor gets anything, and nobody is at a packet of its", max_idle),
-    full("package_max_time", "a packet that takes too long costs its sender the connection", package_max_time),
+    full(
+        "max_idle",
+        "a client is idle if it neither sends nor gets anything, and nobody is at a packet of its",
+        max_idle,
+    ),
+    full(
+        "package_max_time",
+        "a packet that takes too long costs its sender the connection",
+        package_max_time,
+    ),
     full("patience_of_clients", "who has to wait for the server is not idle", patience_of_clients),
     backends("max_per_ip", "an address has no more clients than it may, and others come in", max_per_ip),
     backends("max_accept_rate", "clients that come too fast wait, and all are served", max_accept_rate),
-    full("shed_queue", "packets beyond max_queue are answered as busy, in their order or at once", shed_queue)
+    full(
+        "shed_queue",
+        "packets beyond max_queue are answered as busy, in their order or at once",
+        shed_queue,
+    )
+    .in_process(),
+    full("shed_close", "without a busy_reply a packet that is shed costs its connection", shed_close)
         .in_process(),
-    full("shed_close", "without a busy_reply a packet that is shed costs its connection", shed_close).in_process(),
     full("shed_late", "packets that have waited longer than max_queue_time are shed", shed_late).in_process(),
 ];
 

@@ -95,7 +95,10 @@ fn limits_of_an_address_are_checked_as_well() {
     }
     let long = "x".repeat(4097);
     let told = error(&["--busy-reply", &long], &[]);
-    assert!(told.starts_with("flag --busy-reply: busy_reply = 4097 bytes: must be at most 4096 bytes"), "{told}");
+    assert!(
+        told.starts_with("flag --busy-reply: busy_reply = 4097 bytes: must be at most 4096 bytes"),
+        "{told}"
+    );
 }
 
 /// Any options of an address, set or not.
@@ -107,7 +110,8 @@ fn any_listen() -> impl proptest::strategy::Strategy<Value = Listen> {
     let eof = (of(select(&Framing::ALL[..])), of(any::<bool>()), of(any::<Vec<u8>>()));
     let length = (of(select(&LengthType::ALL[..])), of(any::<usize>()), of(any::<usize>()));
     let time = || of((0u64..86_400_000_000_000).prop_map(Duration::from_nanos));
-    let limits = (of(any::<usize>()), time(), time(), time(), of(any::<usize>()), time(), of(any::<Vec<u8>>()));
+    let limits =
+        (of(any::<usize>()), time(), time(), time(), of(any::<usize>()), time(), of(any::<Vec<u8>>()));
     (policy, eof, length, of("[a-z_0-9=]{0,9}"), of(any::<usize>()), limits).prop_map(
         |(policy, eof, length, package_length_func, package_max_length, limits)| {
             let mut listen = Listen::from(Address::Unix("/run/a.sock".into()));
@@ -117,7 +121,8 @@ fn any_listen() -> impl proptest::strategy::Strategy<Value = Listen> {
             (listen.package_length_func, listen.package_max_length) =
                 (package_length_func, package_max_length);
             (listen.max_connection_per_ip, listen.heartbeat_idle_time, listen.max_idle_time, ..) = limits;
-            (.., listen.package_max_time, listen.max_queue, listen.max_queue_time, listen.busy_reply) = limits;
+            (.., listen.package_max_time, listen.max_queue, listen.max_queue_time, listen.busy_reply) =
+                limits;
             listen
         },
     )
