@@ -95,6 +95,16 @@ impl Plan {
         })
     }
 
+    /// How many bytes each part has, by what stands in it: words of processes, sessions, rings, tasks.
+    pub(crate) fn parts(&self) -> [(&'static str, usize); 4] {
+        [
+            ("processes and doorbells", self.sessions - self.board + (self.tasks - self.bells)),
+            ("sessions", self.bells - self.sessions),
+            ("rings", self.size - self.rings),
+            ("tasks", self.rings - self.tasks),
+        ]
+    }
+
     pub(crate) fn board(&self, memory: &Memory) -> Result<Board> {
         let seats = self.workers + self.task_workers + self.user_processes;
         Board::map(memory, self.board, seats, self.reactors, self.links)

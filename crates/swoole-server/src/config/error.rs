@@ -89,7 +89,7 @@ pub enum ConfigError {
         /// What the TOML parser says.
         message: String,
     },
-    /// `--help` was given: not a fault, the text to print.
+    /// `--help` or `--explain` was given: not a fault, the text to print.
     #[error("{0}")]
     Help(String),
 }

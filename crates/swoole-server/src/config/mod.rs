@@ -31,6 +31,7 @@
 #![doc = include_str!("bounds.md")]
 
 mod error;
+mod explain;
 mod framing;
 mod keys;
 mod limits;

@@ -32,6 +32,8 @@ use super::{Config, ConfigError, Origin};
 pub struct Sources<'a> {
     defaults: Config,
     extras: Vec<Extra<'a>>,
+    /// What the configuration comes to is wanted, and no server.
+    explains: bool,
 }
 
 /// A flag of the program's own.
@@ -53,7 +55,7 @@ type Given = (&'static Key, Value, Origin);
 impl<'a> Sources<'a> {
     /// Sources over these defaults.
     pub fn new(defaults: Config) -> Sources<'a> {
-        Sources { defaults, extras: Vec::new() }
+        Sources { defaults, extras: Vec::new(), explains: false }
     }
 
     /// A flag `--name PLACEHOLDER` of the program's own; its value goes to `target`. The configuration's keys win over
@@ -77,7 +79,8 @@ impl<'a> Sources<'a> {
         self
     }
 
-    /// Loads from this process's flags and environment; `--help` prints all keys to stdout and ends the process.
+    /// Loads from this process's flags and environment; `--help` prints all keys to stdout and ends the process, as
+    /// `--explain` does with [`Config::explain`].
     ///
     /// # Errors
     /// As [`load`](Sources::load).
@@ -97,7 +100,7 @@ impl<'a> Sources<'a> {
     /// Variables whose names are not `SWOOLE_` and a key are ignored: platforms set some of their own.
     ///
     /// # Errors
-    /// [`ConfigError`], with where the value stands; [`ConfigError::Help`] for `--help`.
+    /// [`ConfigError`], with where the value stands; [`ConfigError::Help`] for `--help` and `--explain`.
     pub fn load(
         mut self,
         args: impl IntoIterator<Item = OsString>,
@@ -118,7 +121,11 @@ impl<'a> Sources<'a> {
             origins.insert(key.name, origin);
         }
         let config: Config = table.try_into().map_err(unreadable)?;
-        config.validate().map_err(|error| error.located(|key| origins.get(key).cloned()))?;
+        let located = |error: ConfigError| error.located(|key| origins.get(key).cloned());
+        config.validate().map_err(located)?;
+        if self.explains {
+            return Err(ConfigError::Help(config.explain().map_err(located)?));
+        }
         Ok(config)
     }
 
@@ -136,6 +143,8 @@ impl<'a> Sources<'a> {
              2M, 1G.\n\n",
         );
         text += &keys::help_line("--config FILE", "reads keys from this TOML file");
+        text +=
+            &keys::help_line("--explain", "prints how much memory the server may take, and why, and ends");
         text.extend(keys.chain(extras));
         text
     }
@@ -159,7 +168,9 @@ impl<'a> Sources<'a> {
                 }
             };
             let origin = Origin::Flag(format!("--{name}"));
-            if name == "config" {
+            if name == "explain" {
+                self.explains = true;
+            } else if name == "config" {
                 file = Some(flag_value(&mut parser, &origin)?.into());
             } else if let Some(key) = keys::find(&name.replace('-', "_")) {
                 let text = match key.kind {
