@@ -280,13 +280,7 @@ impl Handler for Testbed {
     }
 
     fn on_packet(&mut self, worker: &mut Worker, from: &DatagramClient, packet: &[u8]) -> Result<()> {
-        let Some(answer) = self.answer(worker, from, packet)? else { return Ok(()) };
-        match worker.send_to(from, &answer) {
-            Err(error @ Error::DatagramTooLong { .. }) => {
-                worker.send_to(from, format!("error: {error}").as_bytes())
-            }
-            sent => sent,
-        }
+        self.take_datagram(worker, from, packet)
     }
 
     fn on_receive(&mut self, worker: &mut Worker, client: Session, packet: &[u8]) -> Result<()> {
@@ -301,28 +295,6 @@ impl Handler for Testbed {
 }
 
 impl Testbed {
-    /// Does what a datagram wants, and gives the answer if there is one.
-    fn answer(
-        &mut self,
-        worker: &mut Worker,
-        from: &DatagramClient,
-        packet: &[u8],
-    ) -> Result<Option<Vec<u8>>> {
-        if self.speeches.echoes_datagrams() {
-            return Ok(Some(packet.to_vec()));
-        }
-        let line_end = self.line_end.clone();
-        let (line, end) = datagrams::without_end(packet, &line_end);
-        let reply = match Command::parse(line) {
-            Ok(Command::Session(None)) => Ok(Some(datagrams::describe(from))),
-            // It has no session, so what is about one is about nobody's.
-            Ok(command) => self.obey(worker, "0".parse().map_err(Error::other)?, command),
-            Err(complaint) => Err(Error::from(complaint)),
-        };
-        let reply = reply.unwrap_or_else(|error| Some(format!("error: {error}").into_bytes()));
-        Ok(reply.map(|reply| [&reply, end].concat()))
-    }
-
     fn receive(&mut self, worker: &mut Worker, client: Session, packet: &[u8]) -> Result<()> {
         if self.speeches.echo(worker, client, packet)? {
             return Ok(());

@@ -1,11 +1,51 @@
 //! Datagrams, which have an address and no session.
 
-use swoole_server::{DatagramClient, DatagramPeer};
+use swoole_server::{DatagramClient, DatagramPeer, Error, Result, Worker};
 
-use super::command::split_word;
+use super::Testbed;
+use super::command::{Command, split_word};
+
+impl Testbed {
+    /// Does what a datagram wants, and answers it if there is an answer.
+    pub(crate) fn take_datagram(
+        &mut self,
+        worker: &mut Worker,
+        from: &DatagramClient,
+        packet: &[u8],
+    ) -> Result<()> {
+        let Some(answer) = self.answer(worker, from, packet)? else { return Ok(()) };
+        match worker.send_to(from, &answer) {
+            Err(error @ Error::DatagramTooLong { .. }) => {
+                worker.send_to(from, format!("error: {error}").as_bytes())
+            }
+            sent => sent,
+        }
+    }
+
+    fn answer(
+        &mut self,
+        worker: &mut Worker,
+        from: &DatagramClient,
+        packet: &[u8],
+    ) -> Result<Option<Vec<u8>>> {
+        if self.speeches.echoes_datagrams() {
+            return Ok(Some(packet.to_vec()));
+        }
+        let line_end = self.line_end.clone();
+        let (line, end) = without_end(packet, &line_end);
+        let reply = match Command::parse(line) {
+            Ok(Command::Session(None)) => Ok(Some(describe(from))),
+            // It has no session, so what is about one is about nobody's.
+            Ok(command) => self.obey(worker, "0".parse().map_err(Error::other)?, command),
+            Err(complaint) => Err(Error::from(complaint)),
+        };
+        let reply = reply.unwrap_or_else(|error| Some(format!("error: {error}").into_bytes()));
+        Ok(reply.map(|reply| [&reply, end].concat()))
+    }
+}
 
 /// A line, and its end if it has one.
-pub(crate) fn without_end<'a>(packet: &'a [u8], end: &'a [u8]) -> (&'a [u8], &'a [u8]) {
+fn without_end<'a>(packet: &'a [u8], end: &'a [u8]) -> (&'a [u8], &'a [u8]) {
     match packet.strip_suffix(end) {
         Some(line) => (line, end),
         None => (packet, b""),
@@ -13,7 +53,7 @@ pub(crate) fn without_end<'a>(packet: &'a [u8], end: &'a [u8]) -> (&'a [u8], &'a
 }
 
 /// What `session` says of a datagram.
-pub(crate) fn describe(from: &DatagramClient) -> Vec<u8> {
+fn describe(from: &DatagramClient) -> Vec<u8> {
     format!("listener={} peer={from}", from.listener).into_bytes()
 }
 

@@ -43,6 +43,7 @@
 //! | [`Handler`] | all callbacks, where each runs and in which order |
 //! | [`Ports`] | a handler of its own for each address |
 //! | [`Worker`] | what a callback can do: send, close, ask about sessions, set timers, reload |
+//! | [`Handler::on_packet`], [`Worker::send_to`] | datagrams: UDP, and unix datagram sockets |
 //! | [`TaskWorker`], [`Worker::task`] | slow work elsewhere, and its result |
 //! | `typed`, with the feature of that name | tasks and results with types instead of bytes |
 //! | [`Audience`], [`Worker::broadcast`] | many clients at once, and topics that they are subscribed to |

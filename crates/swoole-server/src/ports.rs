@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::config::Listen;
+use crate::datagram::DatagramClient;
 use crate::error::{Error, Result};
 use crate::handler::{Handler, Manager, Master, WorkerError};
 use crate::post::Peer;
@@ -45,7 +46,7 @@ use crate::worker::{TimerId, Worker};
 ///
 /// | callback | who is called |
 /// |---|---|
-/// | [`on_connect`](Handler::on_connect), [`on_receive`](Handler::on_receive), [`on_close`](Handler::on_close) | the handler of the client's address |
+/// | [`on_connect`](Handler::on_connect), [`on_receive`](Handler::on_receive), [`on_packet`](Handler::on_packet), [`on_buffer_full`](Handler::on_buffer_full), [`on_buffer_empty`](Handler::on_buffer_empty), [`on_close`](Handler::on_close) | the handler of the client's address |
 /// | [`on_worker_start`](Handler::on_worker_start), [`on_worker_stop`](Handler::on_worker_stop) | all, at the start the main one first, at the stop last |
 /// | everything else: timers, tasks, messages, the callbacks of other processes | the main one, whoever has asked for it |
 ///
@@ -158,6 +159,21 @@ impl<H: Handler> Handler for Ports<H> {
     fn on_close(&mut self, worker: &mut Worker, session: Session) -> Result<()> {
         let port = self.routes.closed(session, listener(worker, session));
         self.handler(port).on_close(worker, session)
+    }
+
+    fn on_buffer_full(&mut self, worker: &mut Worker, session: Session) -> Result<()> {
+        let port = self.routes.of(session, listener(worker, session));
+        self.handler(port).on_buffer_full(worker, session)
+    }
+
+    fn on_buffer_empty(&mut self, worker: &mut Worker, session: Session) -> Result<()> {
+        let port = self.routes.of(session, listener(worker, session));
+        self.handler(port).on_buffer_empty(worker, session)
+    }
+
+    fn on_packet(&mut self, worker: &mut Worker, from: &DatagramClient, packet: &[u8]) -> Result<()> {
+        let port = self.routes.by_listener.get(usize::from(from.listener)).copied().flatten();
+        self.handler(port).on_packet(worker, from, packet)
     }
 
     fn on_ready(&mut self, master: &mut Master) -> Result<()> {

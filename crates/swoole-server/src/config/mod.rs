@@ -269,6 +269,7 @@ pub struct Config {
     pub max_wait_time: Duration,
 
     /// When a stop closes the listening sockets. Default [`CloseListen::First`]. (Swoole closes them last.)
+    /// Those for datagrams, by which answers leave, are closed last in any case.
     pub close_listen: CloseListen,
 
     /// Timers of one worker at one time, 1..=1000000. Default 100000. To set another one is an error. (Swoole has no limit.)

@@ -70,12 +70,13 @@ impl Desk {
 
     /// Whether this is the socket of a listener; it receives nothing any more.
     pub(crate) fn datagrams_failed(&mut self, token: Token, error: &dyn std::fmt::Display) -> bool {
-        let socket = self.datagrams.sockets.iter().find(|socket| socket.token == token);
-        if let Some(Socket { listener, .. }) = socket {
-            let listen = &self.shared.addresses[usize::from(*listener)];
-            tracing::error!("no datagrams are received on {listen} any more: {error}");
-        }
-        socket.is_some()
+        let socket = self.datagrams.sockets.iter_mut().find(|socket| socket.token == token);
+        let Some(Socket { listener, left, .. }) = socket else { return false };
+        // A stop is not to wait for what nobody reads.
+        *left = Some(0);
+        let listen = &self.shared.addresses[usize::from(*listener)];
+        tracing::error!("no datagrams are received on {listen} any more: {error}");
+        true
     }
 
     /// A stop begins: datagrams that come from now on are not answered.

@@ -150,6 +150,6 @@ fn who_is_not_believed_is_not_even_read() {
     desk.adopt(&mut reactor, &mut Nobody, socket, &stranger).unwrap();
     turn_until(&mut desk, &mut reactor, Desk::is_empty);
     let stats = shared.stats();
-    assert_eq!((stats.refused_count, stats.accept_count, stats.close_count), (1, 1, 1));
+    assert_eq!((stats.bad_proxy_count, stats.accept_count, stats.close_count), (1, 1, 1));
     assert_eq!((stats.received_bytes, stats.packet_count), (0, 0));
 }

@@ -1,5 +1,6 @@
 //! Both ends of a link over a ring, in one process.
 
+mod datagrams;
 mod points;
 
 use std::io::IoSlice;
@@ -12,6 +13,7 @@ use rustix::fd::OwnedFd;
 use super::*;
 use crate::config::{Config, OnCrash};
 use crate::crash::{CrashPolicy, Fate};
+use crate::datagram::Assembly;
 use crate::measure::Measure;
 use crate::session::Session;
 use crate::shared::Shared;
@@ -22,6 +24,7 @@ use crate::wire::RequestKind;
 struct Replies {
     sent: Vec<(Session, Vec<u8>)>,
     orders: Vec<Vec<u8>>,
+    assembly: Assembly,
     finished: usize,
 }
 
@@ -45,7 +48,11 @@ impl ReplySink for Replies {
 
     fn measure(&mut self, _: Session, _: Measure) {}
 
-    fn datagram(&mut self, _: Session, _: &[u8]) {}
+    fn datagram(&mut self, listener: Session, piece: &[u8]) {
+        if let Some(datagram) = self.assembly.add(piece).unwrap() {
+            self.sent.push((listener, datagram.to_vec()));
+        }
+    }
 
     fn finished(&mut self, _: &Sent, count: u32) {
         self.finished += count as usize;

@@ -55,7 +55,12 @@ impl Watchman {
             {
                 let packet =
                     board.held(worker).map_or("a callback that belongs to no packet".to_owned(), |held| {
-                        format!("a packet of session {} ({} bytes)", held.session, held.size)
+                        match held.listener() {
+                            Some(listener) => {
+                                format!("a datagram to listener {listener} ({} bytes)", held.size)
+                            }
+                            None => format!("a packet of session {} ({} bytes)", held.session, held.size),
+                        }
                     });
                 tracing::warn!(
                     "worker {worker} (pid {pid}) has been at {packet} for {since:.1?} (request_slow_time = {:?})",

@@ -2,6 +2,7 @@
 
 use crate::cluster::bed::{PATIENCE, Process};
 use crate::cluster::client::{Address, Client};
+use crate::cluster::datagram::Sender;
 use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, backends, once};
 use crate::{cluster::proc, shell};
@@ -35,6 +36,7 @@ pub(super) static ALL: &[Scenario] = &[
         .in_process()
         .alone(),
     once("proxy_example", "who comes by a proxy is told from where, also by curl", proxy).in_process(),
+    once("udp", "tells the time by UDP and by a unix socket, and who has asked how often", udp),
     once(
         "table",
         "workers count a client's requests together, and go on counting when one was killed",
@@ -164,6 +166,30 @@ fn chat(cx: &Cx) -> Result<()> {
     ann.expect_line("* bob has left")?;
     ann.expect("/part cats", "* you have left cats")?;
     ann.expect("/dance", "! there is no /dance")?;
+    proc::signal(server.pid(), Signal::TERM)?;
+    let status = server.wait_exit(PATIENCE)?;
+    ensure!(status.code() == Some(0), "ended with {status}");
+    Ok(())
+}
+
+fn udp(cx: &Cx) -> Result<()> {
+    let path = cx.dir.join("time.sock");
+    // Nobody has this port for datagrams, and a socket that is closed again has held it against others until now.
+    let address = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let launch = cx.example("udp").flag("mode", cx.setup.mode).flag("worker-num", 2);
+    let launch = launch.flag("listen", format!("udp://{address}"));
+    let mut server = launch.flag("listen", format!("unixgram://{}", path.display())).spawn()?;
+    server.log.wait_line(Source::Stderr, &["Server is ready"], PATIENCE)?;
+    let sender = Sender::udp(&address)?;
+    let first = sender.ask("what time is it?")?;
+    ensure!(first.contains(", and it is the first time that 127.0.0.1 asks worker "), "{first:?}");
+    for times in 2..5 {
+        let answer = sender.ask("and now?")?;
+        ensure!(answer.ends_with(&format!(" {times} times\n")), "{answer:?}");
+    }
+    let own = cx.dir.join("asker.sock");
+    let answer = Sender::unix(&path, Some(&own))?.ask("")?;
+    ensure!(answer.contains(", says worker "), "{answer:?}");
     proc::signal(server.pid(), Signal::TERM)?;
     let status = server.wait_exit(PATIENCE)?;
     ensure!(status.code() == Some(0), "ended with {status}");

@@ -285,6 +285,9 @@ fn a_proxy_has_to_be_trusted_by_somebody() {
 fn who_is_confirmed_later_has_said_nothing_before() {
     let flags = ["--listen=tcp://[::1]:0?proxy_protocol=v2&enable_delay_receive=true", "--proxy-trusted=::1"];
     let refused = error(&flags, &[]);
-    assert!(refused.contains("enable_delay_receive = true: must be false where clients speak TLS"), "{refused}");
+    assert!(
+        refused.contains("enable_delay_receive = true: must be false where clients speak TLS"),
+        "{refused}"
+    );
     load(&["--listen=tcp://[::1]:0?enable_delay_receive=true"], &[]).unwrap();
 }
