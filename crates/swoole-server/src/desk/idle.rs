@@ -9,6 +9,7 @@ use super::patience::{Agenda, Overdue, Patience, Pulse};
 use super::{Connection, Desk};
 use crate::board::Counter;
 use crate::config::ByListener;
+use crate::session::Flag;
 use crate::shared::Shared;
 
 /// Connections that are looked at in one go: others wait, too.
@@ -165,10 +166,12 @@ impl Desk {
         }
     }
 
-    /// Whether its silence has other reasons: it has to wait, it has ended its side, or nobody is read from.
+    /// Whether its silence has other reasons: it has to wait, it has ended its side, or nobody is read from. Or nobody is to
+    /// mind it.
     fn is_exempt(&self, slot: usize) -> bool {
-        let Connection { parked, ended, .. } = self.connections[slot];
-        parked || ended || self.draining
+        let Connection { session, parked, paused, ended, .. } = self.connections[slot];
+        let is_protected = || self.shared.sessions.has_flag(session, Flag::Protected);
+        parked || paused || ended || self.draining || is_protected()
     }
 
     fn close_overdue(&mut self, reactor: &mut Reactor, slot: usize, overdue: Overdue) {

@@ -60,6 +60,8 @@ fn heartbeat(cx: &Cx) -> Result<()> {
     let launch = cx.testbed().flag("worker-num", 1).flag("heartbeat-idle-time", 2);
     let bed = launch.flag("heartbeat-check-interval", 0.5).start()?;
     let (mut talker, mut silent, mut listener) = (bed.connect()?, bed.connect()?, bed.connect()?);
+    let mut protected = bed.connect()?;
+    protected.expect("protect", "ok")?;
     listener.tell("tick 100 1000 x")?;
     let begin = Instant::now();
     talk_until_news(&mut talker, &silent)?;
@@ -73,6 +75,7 @@ fn heartbeat(cx: &Cx) -> Result<()> {
     }
     let idle = || stat(&mut talker, "idle_count").ok().filter(|idle| *idle == 2);
     proc::until("both that sent nothing to be closed", PATIENCE, idle)?;
+    protected.expect("echo still here", "still here")?;
     bed.stop()?;
     Ok(())
 }
