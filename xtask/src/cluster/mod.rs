@@ -336,6 +336,22 @@ mod tests {
     }
 
     #[test]
+    fn the_documents_name_scenarios_that_there_are() {
+        for file in ["options.md", "bounds.md"] {
+            let path = shell::root().join("crates/swoole-server/src/config").join(file);
+            let text = std::fs::read_to_string(path).unwrap();
+            for row in text.lines().filter(|line| line.ends_with('|')) {
+                let column = row.trim_end_matches('|').rsplit_once('|').map_or("", |(_, last)| last);
+                // What stands between backticks, if it is no crate or module of unit tests.
+                for name in column.split('`').skip(1).step_by(2).filter(|_| !column.contains("unit tests")) {
+                    let known = scenarios::all().any(|scenario| scenario.name == name);
+                    assert!(known, "{file} names the scenario {name}: {row}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn options_narrow_the_matrix() {
         let options = parse(&["--backend", "epoll", "--seed", "7", "--scenario", "shape"]).unwrap().unwrap();
         assert_eq!((options.choice.backends.as_slice(), options.seed), (["epoll"].as_slice(), 7));

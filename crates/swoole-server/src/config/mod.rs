@@ -28,6 +28,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+#![doc = include_str!("options.md")]
+//!
 #![doc = include_str!("bounds.md")]
 
 mod error;

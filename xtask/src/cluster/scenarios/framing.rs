@@ -25,6 +25,11 @@ pub(super) static ALL: &[Scenario] = &[
         garbage,
     ),
     backends("framing_reload", "half packets of each framing are finished after a reload", reload),
+    backends(
+        "framing_eof",
+        "a delimiter ends a packet wherever it stands, or only at the end of what came",
+        eof,
+    ),
     once("framing_refused", "a framing that cannot be is refused, with the address it is set for", refused),
 ];
 
@@ -264,4 +269,18 @@ fn refused(cx: &Cx) -> Result<()> {
     launch()
         .flag("listen", "tcp://127.0.0.1:0?package_size=64")
         .refused(&["tcp://127.0.0.1:0?package_size=64", "no option `package_size`"])
+}
+
+fn eof(cx: &Cx) -> Result<()> {
+    for (split, reply) in [(true, "one||two||"), (false, "one||echo two||")] {
+        let launch = cx.testbed().flag("package-eof", "||").flag("open-eof-split", split);
+        let bed = launch.start()?;
+        let mut client = bed.connect()?;
+        // One write, which the server reads at once.
+        client.send(b"echo one||echo two||")?;
+        let got = client.exactly(reply.len())?;
+        ensure!(got == reply.as_bytes(), "open_eof_split = {split}: {:?}", String::from_utf8_lossy(&got));
+        bed.stop()?;
+    }
+    Ok(())
 }

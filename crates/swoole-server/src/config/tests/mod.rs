@@ -1,4 +1,5 @@
 mod addresses;
+mod table;
 
 use super::keys::{KEYS, Kind};
 use super::*;
