@@ -119,6 +119,7 @@ mod breakpoint;
 #[doc(hidden)]
 pub mod breakpoint;
 mod charter;
+mod chute;
 pub mod config;
 mod confine;
 mod control;

@@ -3,11 +3,11 @@
 
 use std::io::IoSlice;
 
-use swoole_reactor::Reactor;
+use swoole_reactor::{FileRange, Reactor};
 
 use crate::audience::Order;
 use crate::desk::{Desk, Replies};
-use crate::link::{ReplySink as _, UNCOMMITTED_MAX};
+use crate::link::{FILE_COST, ReplySink as _, UNCOMMITTED_MAX};
 use crate::measure::Measure;
 use crate::session::Session;
 
@@ -44,6 +44,7 @@ enum What {
     Order(Vec<u8>),
     Bind(u64),
     Measure(Measure),
+    File(FileRange),
 }
 
 impl Outbox {
@@ -97,6 +98,7 @@ impl Outbox {
                 What::Order(order) => replies.order(&order),
                 What::Bind(uid) => replies.bind(session, uid),
                 What::Measure(measure) => replies.measure(session, measure),
+                What::File(range) => replies.send_file(session, range),
             }
         }
         self.large = 0;
@@ -147,6 +149,12 @@ impl Till<'_> {
 
     pub(crate) fn measure(&mut self, session: Session, measure: Measure) {
         self.outbox.measure(session, measure);
+    }
+
+    pub(crate) fn send_file(&mut self, session: Session, range: FileRange) {
+        self.bound(FILE_COST);
+        self.outbox.large += FILE_COST;
+        self.outbox.acts.push(Act { session, what: What::File(range) });
     }
 
     /// What was sent so far leaves now, though the callback goes on.

@@ -43,7 +43,7 @@ pub(super) struct Connection {
     /// On its way out: nothing more is taken from it or sent to it.
     pub(super) closing: bool,
     /// When it has to be gone, and what waited for the client when that was set: progress puts it off.
-    pub(super) linger: Option<(TimerId, usize)>,
+    pub(super) linger: Option<(TimerId, u64)>,
 }
 
 impl Connection {

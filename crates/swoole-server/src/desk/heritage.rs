@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use rustix::fd::OwnedFd;
-use swoole_reactor::{Close, Detached, Reactor, Token};
+use swoole_reactor::{Close, Detached, FileRange, Reactor, Token};
 
 use super::flow::Level;
 use super::{Connection, Desk, Taker};
@@ -24,6 +24,8 @@ pub(crate) struct Heirloom {
     pub(crate) input: Vec<u8>,
     /// Made, and not sent.
     pub(crate) output: Vec<u8>,
+    /// Files that are to be sent after that, each with what comes after it.
+    pub(crate) files: Vec<(FileRange, Vec<u8>)>,
     /// What it is subscribed to.
     pub(crate) topics: Vec<Rc<[u8]>>,
 }
@@ -67,8 +69,8 @@ impl Desk {
         let mut input = input.into_bytes();
         input.extend(detached.unread);
         let topics = self.topics.forget(session);
-        let (socket, output) = (detached.socket, detached.unsent);
-        Some(Heirloom { session, socket, ended, closing, input, output, topics })
+        let (socket, output, files) = (detached.socket, detached.unsent, detached.files);
+        Some(Heirloom { session, socket, ended, closing, input, output, files, topics })
     }
 
     /// A connection that was given away and that nobody takes is closed.
@@ -87,7 +89,7 @@ impl Desk {
         let mut connections = Vec::new();
         let mut bytes = Vec::new();
         for heirloom in heirlooms {
-            let Heirloom { session, socket, ended, closing, input, output, topics } = heirloom;
+            let Heirloom { session, socket, ended, closing, input, output, files, topics } = heirloom;
             // Counted as lost already if the last worker died after all.
             if self.shared.sessions.reactor(session) != self.id
                 || !(closing || self.shared.sessions.exists(session))
@@ -105,7 +107,7 @@ impl Desk {
                     connection.level = Level::inherited(self.shared.sessions.has_flag(session, Flag::High));
                     connections.push((slot, connection));
                     topics.iter().for_each(|topic| _ = self.topics.subscribe(session, topic));
-                    bytes.push((slot, output));
+                    bytes.push((slot, output, files));
                 }
                 Err(error) => {
                     tracing::error!(%session, "take a connection over: {error}");
@@ -118,10 +120,16 @@ impl Desk {
             }
         }
         self.connections = connections.into_iter().collect();
-        for (slot, output) in bytes {
+        for (slot, output, files) in bytes {
             self.remember(slot);
             let token = self.connections[slot].token;
-            if let Err(error) = reactor.send(token, output) {
+            let sent = reactor.send(token, output).and_then(|()| {
+                files.into_iter().try_for_each(|(range, bytes)| {
+                    reactor.send_file(token, range)?;
+                    reactor.send(token, bytes)
+                })
+            });
+            if let Err(error) = sent {
                 self.failed(reactor, token, &error);
             } else if self.connections[slot].closing {
                 self.linger(reactor, slot);

@@ -39,6 +39,7 @@ pub(crate) use replies::Replies;
 use topics::Topics;
 
 use crate::board::Counter;
+use crate::chute::Chute;
 use crate::config::{DispatchMode, Framings};
 use crate::session::{Arrival, Generations, Session};
 use crate::shared::Shared;
@@ -121,6 +122,8 @@ pub(crate) struct Desk {
     stale: usize,
     lingering: HashMap<TimerId, Session>,
     topics: Topics,
+    /// Files that come from workers; `None` where they come from the handler itself.
+    chute: Option<Chute>,
     /// Closed, and their home workers not told yet.
     departed: Vec<(u16, Session)>,
     /// Their home workers have not been told yet; and from how many waiting bytes on they are.
@@ -153,6 +156,7 @@ impl Desk {
             stale: 0,
             lingering: HashMap::new(),
             topics: Topics::new(shared.config.max_subscription),
+            chute: Chute::new(&shared, id),
             departed: Vec::new(),
             crossings: Vec::new(),
             high: shared.config.high_watermark(),

@@ -13,9 +13,10 @@ use swoole_ipc::Doorbell;
 use swoole_ipc::socketpair::Endpoint;
 use swoole_ipc::{Consumer, Producer};
 
-use super::{Lane, SOCKET_PACKET, SOCKET_PIECE, UNCOMMITTED_MAX, reply_cost};
+use super::{FILE_COST, Lane, SOCKET_PACKET, SOCKET_PIECE, UNCOMMITTED_MAX, reply_cost};
 use crate::audience::Order;
 use crate::breakpoint::{self, Point};
+use crate::chute::Ticket;
 use crate::crash::{CrashPolicies, CrashPolicy};
 use crate::error::Error;
 use crate::measure::Measure;
@@ -303,6 +304,20 @@ impl Outlet {
 
     pub(crate) fn measure(&mut self, session: Session, measure: Measure) -> Result<(), Error> {
         self.push(ReplyKind::Measure, session, self.ack, &measure.encode())
+    }
+
+    /// A file, which has been put into the reactor's chute when `put` has returned.
+    pub(crate) fn send_file(
+        &mut self,
+        session: Session,
+        ticket: Ticket,
+        put: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.bound(FILE_COST)?;
+        put()?;
+        self.measure(session, Measure::SendFile(ticket))?;
+        self.uncommitted += FILE_COST;
+        Ok(())
     }
 
     /// What was sent so far stands, although its packet is not finished.

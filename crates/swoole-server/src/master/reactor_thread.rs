@@ -255,7 +255,7 @@ impl ReactorThread {
             Event::Eof { token } => self.desk.ended(reactor, token),
             Event::Sent { token } => self.desk.sent(token),
             Event::Low { token } => self.desk.sunk(reactor, token),
-            Event::Failed { token, error } => self.desk.failed(reactor, token, &error),
+            Event::Failed { token, error } => self.desk.lost(reactor, token, &error),
             Event::Closed { token } if self.desk.closed(reactor, token) => self.left(),
             Event::Timer { id } if self.stop == Stop::Finishing(id) => {
                 self.desk.close_all(reactor, Close::Reset)
@@ -321,6 +321,7 @@ impl ReactorThread {
         let Shared { crash_policies, sessions, .. } = &*self.seat.shared;
         let policy = |session| crash_policies.of(|| sessions.listener(session));
         let casualties = link.settle(started, policy, &mut Replies { desk: &mut self.desk, reactor });
+        self.desk.forget_files(worker);
         let in_hand = casualties.iter().filter_map(|casualty| self.desk.mourn(reactor, casualty)).collect();
         if matches!(self.watches[index], Watch::Off)
             && let Err(error) = self.watch_link(reactor, index)

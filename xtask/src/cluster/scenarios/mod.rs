@@ -30,6 +30,7 @@ mod processes;
 mod programs;
 mod recycle;
 mod reload;
+mod sending;
 mod sessions;
 mod shape;
 mod shortage;
@@ -61,6 +62,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         messages::ALL,
         groups::ALL,
         sessions::ALL,
+        sending::ALL,
         processes::ALL,
         boot::ALL,
         config::ALL,

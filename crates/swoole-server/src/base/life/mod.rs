@@ -316,7 +316,7 @@ impl<'a, H: Handler> Life<'a, H> {
             Event::Eof { token } => self.desk.ended(reactor, token),
             Event::Sent { token } => self.desk.sent(token),
             Event::Low { token } => self.desk.sunk(reactor, token),
-            Event::Failed { token, error } => self.desk.failed(reactor, token, &error),
+            Event::Failed { token, error } => self.desk.lost(reactor, token, &error),
             Event::Closed { token } => self.closed(reactor, token),
             Event::Detached { token, detached } => {
                 self.heirlooms.extend(self.desk.give_away(token, detached))
