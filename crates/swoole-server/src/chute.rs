@@ -16,19 +16,27 @@ use std::path::Path;
 use std::sync::Arc;
 use std::{fmt, io};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use rustix::io::Errno;
 use swoole_reactor::FileRange;
 
 use crate::config::Mode as ServerMode;
 use crate::error::{Error, Result};
+use crate::link::{FILE_COST, UNCOMMITTED_MAX};
 use crate::session::Session;
 use crate::shared::Shared;
 
 /// Bytes of a packet: the session, and the file's name.
 const PACKET: usize = 16;
 
-/// Files of one worker that a reactor keeps until they are named; a correct worker commits before there are so many.
+/// Files of one worker that a reactor keeps until they are named, beyond what it takes out unasked. Who has more, in front of
+/// one that is named, has named something else: what comes in order is named in order.
 const HELD_MAX: usize = 1024;
+
+/// Files of one worker that a reactor takes out before they are named: as many as it may leave uncommitted. So there is
+/// always room in the end for who waits for some.
+const EAGER_MAX: usize = UNCOMMITTED_MAX / FILE_COST;
 
 /// What a committed record says of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -106,19 +114,28 @@ pub(crate) fn elsewhere(session: Session) -> Error {
     refused(&"a file", session, io::Error::new(io::ErrorKind::Unsupported, reason))
 }
 
-/// Puts a file into the chute of a reactor, under a name that nobody has used for one of this worker's since.
+/// Puts a file into the chute of a reactor, under a name that nobody has used for one of this worker's since. Waits for room:
+/// the reactor takes more out than all workers together may leave uncommitted.
 pub(crate) fn put(shared: &Shared, reactor: u16, session: Session, name: u64, file: &OwnedFd) -> Result<()> {
     let mut packet = [0; PACKET];
     packet[..8].copy_from_slice(&session.raw().to_le_bytes());
     packet[8..].copy_from_slice(&name.to_le_bytes());
     let (write, _) = shared.boxes.chute(reactor);
-    write.send_packet_with_fd(&packet, file.as_fd()).map_err(|error| match error {
-        swoole_ipc::Error::Full => {
-            let reason = "the reactor has not taken those that were sent before";
-            refused(&"a file", session, io::Error::new(io::ErrorKind::WouldBlock, reason))
+    loop {
+        match write.send_packet_with_fd(&packet, file.as_fd()) {
+            Ok(()) => return Ok(()),
+            Err(swoole_ipc::Error::Full) => {}
+            Err(error) => return Err(refused(&"a file", session, io::Error::other(error))),
         }
-        error => refused(&"a file", session, io::Error::other(error)),
-    })
+        let mut fds = [PollFd::new(write, PollFlags::OUT), PollFd::new(&shared.lifeline, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(refused(&"a file", session, error)),
+        }
+        if !fds[1].revents().is_empty() {
+            return Err(refused(&"a file", session, io::Error::other("the server is gone")));
+        }
+    }
 }
 
 /// The end of a reactor's chute that is its own.
@@ -142,7 +159,20 @@ impl Chute {
     /// The file of this name, if there is one for this session.
     pub(crate) fn claim(&mut self, session: Session, name: u64) -> Option<OwnedFd> {
         while !self.held.contains_key(&name) && self.take() {}
-        self.held.remove(&name).filter(|(whose, _)| *whose == session).map(|(_, file)| file)
+        let file = self.held.remove(&name).filter(|(whose, _)| *whose == session).map(|(_, file)| file);
+        self.take_eagerly();
+        file
+    }
+
+    /// Readable when a file has come.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.shared.boxes.chute(self.reactor).1.as_fd()
+    }
+
+    /// Makes room for those who wait for it.
+    pub(crate) fn take_eagerly(&mut self) {
+        let max = EAGER_MAX * usize::from(self.shared.config.worker_num);
+        while self.held.len() < max && self.take() {}
     }
 
     /// The worker is dead: what it has not committed is closed.
@@ -176,10 +206,10 @@ impl Chute {
 
     fn hold(&mut self, session: Session, name: u64, file: OwnedFd) {
         let worker = Ticket::worker(name);
-        let is_full = self.held.len() >= HELD_MAX
-            && self.held.keys().filter(|name| Ticket::worker(**name) == worker).count() >= HELD_MAX;
-        if is_full {
-            return tracing::error!("worker {worker} has sent {HELD_MAX} files and named none of them");
+        let max = HELD_MAX + EAGER_MAX * usize::from(self.shared.config.worker_num);
+        let of_worker = |name: &&u64| Ticket::worker(**name) == worker;
+        if self.held.len() >= max && self.held.keys().filter(of_worker).count() >= max {
+            return tracing::error!("worker {worker} has sent {max} files and named none of them");
         }
         self.held.insert(name, (session, file));
     }
@@ -245,15 +275,46 @@ mod tests {
     fn a_worker_that_names_nothing_fills_neither_the_socket_nor_the_reactor() {
         let shared = shared();
         let (mut chute, session, file) = (Chute::new(&shared, 0).unwrap(), Session::new(0, 1), file("x"));
-        for number in 0..2 * HELD_MAX as u64 {
-            if put(&shared, 0, session, Ticket::name(0, number), &file).is_err() {
+        let max = HELD_MAX + 2 * EAGER_MAX;
+        for number in 0..2 * max as u64 {
+            if number % 64 == 0 {
                 while chute.take() {}
             }
+            put(&shared, 0, session, Ticket::name(0, number), &file).unwrap();
         }
         while chute.take() {}
-        assert_eq!(chute.held.len(), HELD_MAX);
+        assert_eq!(chute.held.len(), max);
         put(&shared, 0, session, Ticket::name(1, 1), &file).unwrap();
         assert!(chute.claim(session, Ticket::name(1, 1)).is_some(), "another worker's");
+    }
+
+    #[test]
+    fn who_waits_for_room_gets_it_although_nothing_is_named() {
+        let shared = shared();
+        let (mut chute, session) = (Chute::new(&shared, 0).unwrap(), Session::new(0, 1));
+        std::thread::scope(|scope| {
+            let workers = [0, 1].map(|worker| {
+                let shared = &shared;
+                // More than the socket holds, by far.
+                scope.spawn(move || {
+                    for number in 0..2000 {
+                        put(shared, 0, session, Ticket::name(worker, number), &file("x")).unwrap();
+                    }
+                })
+            });
+            // As a reactor that has its records in another order than the files.
+            let mut next = [0; 2];
+            while next != [2000; 2] {
+                for worker in [1, 0].into_iter().filter(|worker| next[*worker] < 2000) {
+                    let name = Ticket::name(worker as u16, next[worker]);
+                    chute.take_eagerly();
+                    next[worker] += u64::from(chute.claim(session, name).is_some());
+                }
+                std::thread::yield_now();
+            }
+            workers.into_iter().for_each(|worker| worker.join().unwrap());
+        });
+        assert!(chute.held.is_empty());
     }
 
     #[test]

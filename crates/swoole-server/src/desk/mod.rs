@@ -170,6 +170,11 @@ impl Desk {
         }
     }
 
+    /// Where files come from workers, if they do; the caller tells when something has.
+    pub(crate) fn chute(&mut self) -> Option<&mut Chute> {
+        self.chute.as_mut()
+    }
+
     /// The reactor that it belongs to.
     pub(crate) fn id(&self) -> u16 {
         self.id

@@ -57,7 +57,7 @@ const SOCKET_BUFFER: usize = 512 * 1024;
 pub(crate) const UNCOMMITTED_MAX: usize = 32 << 20;
 
 /// What a file counts against it, so that there are few descriptors under way.
-pub(crate) const FILE_COST: usize = 128 << 10;
+pub(crate) const FILE_COST: usize = 1 << 20;
 
 /// What a reply counts against the limits of what is uncommitted, in bytes: its payload, and what it takes to keep it.
 fn reply_cost(payload: usize) -> usize {

@@ -9,6 +9,7 @@ use swoole_reactor::{Close, Event, Interest, Reactor, TimerId, Token, Trigger};
 
 use super::dealer::Dealer;
 use super::mailbox::{Command, Mailbox, Note, Occupancy};
+use crate::chute::Chute;
 use crate::config::Framings;
 use crate::desk::{Desk, Replies};
 use crate::error::{Error, Result};
@@ -55,6 +56,8 @@ struct ReactorThread {
     /// What processes without a link send to clients, and its watch.
     post: Receiver,
     postbox: Option<Token>,
+    /// The watch of the chute.
+    chute: Option<Token>,
     desk: Desk,
     dealer: Dealer,
     /// The watch of each link that has a descriptor, unless it carries nonsense, and whether it is readable.
@@ -111,6 +114,7 @@ impl ReactorThread {
             mail,
             post: Receiver::new(shared, shared.config.box_of_reactor(seat.id.into())),
             postbox: None,
+            chute: None,
             watches: vec![Watch::None; dealer.links.len()],
             dealer,
             stop: Stop::No,
@@ -125,6 +129,10 @@ impl ReactorThread {
         reactor.watch(bell, Interest::READABLE, Trigger::Edge).map_err(failed)?;
         let postbox = reactor.watch(self.post.descriptor(), Interest::READABLE, Trigger::Level);
         self.postbox = Some(postbox.map_err(failed)?);
+        if let Some(chute) = self.desk.chute() {
+            let watch = reactor.watch(chute.descriptor(), Interest::READABLE, Trigger::Edge);
+            self.chute = Some(watch.map_err(failed)?);
+        }
         for worker in 0..self.dealer.links.len() {
             self.watch_link(&mut reactor, worker).map_err(failed)?;
         }
@@ -261,6 +269,9 @@ impl ReactorThread {
                 self.desk.close_all(reactor, Close::Reset)
             }
             Event::Timer { id } => self.desk.timer(reactor, id),
+            Event::Ready { token, .. } if Some(token) == self.chute => {
+                self.desk.chute().into_iter().for_each(Chute::take_eagerly)
+            }
             Event::Ready { token, .. } if Some(token) == self.postbox => _ = self.take_parcels(reactor),
             Event::Ready { token, .. } => {
                 for watch in &mut self.watches {
