@@ -222,11 +222,12 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    fn shared() -> Arc<Shared> {
+    /// And what ends everything when it is closed.
+    fn shared() -> (Arc<Shared>, OwnedFd) {
         let mut config = Config::default();
         (config.worker_num, config.reactor_num, config.max_connection) = (2, 2, 8);
-        let (shared, _links, _hold) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
-        Arc::new(shared)
+        let (shared, _links, hold) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
+        (Arc::new(shared), hold)
     }
 
     fn file(text: &str) -> OwnedFd {
@@ -248,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_file_is_had_once_by_its_name_for_its_session() {
-        let shared = shared();
+        let (shared, _hold) = shared();
         let (mut chute, session) = (Chute::new(&shared, 1).unwrap(), Session::new(1, 1));
         for number in 0..40 {
             for worker in [0, 1] {
@@ -273,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_worker_that_names_nothing_fills_neither_the_socket_nor_the_reactor() {
-        let shared = shared();
+        let (shared, _hold) = shared();
         let (mut chute, session, file) = (Chute::new(&shared, 0).unwrap(), Session::new(0, 1), file("x"));
         let max = HELD_MAX + 2 * EAGER_MAX;
         for number in 0..2 * max as u64 {
@@ -291,7 +292,7 @@ mod tests {
     #[test]
     fn who_waits_for_room_gets_it() {
         const FILES: u64 = 2000;
-        let shared = shared();
+        let (shared, _hold) = shared();
         let (mut chute, session) = (Chute::new(&shared, 0).unwrap(), Session::new(0, 1));
         std::thread::scope(|scope| {
             // More than the socket holds, by far.
@@ -302,7 +303,11 @@ mod tests {
             };
             let worker = scope.spawn(put_all);
             let mut next = 0;
-            while next < FILES {
+            while next < FILES
+                && !(worker.is_finished()
+                    && chute.claim(session, u64::MAX).is_none()
+                    && chute.held.is_empty())
+            {
                 chute.take_eagerly();
                 next += u64::from(chute.claim(session, Ticket::name(1, next)).is_some());
                 std::thread::yield_now();
