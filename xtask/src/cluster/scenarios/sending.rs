@@ -111,7 +111,7 @@ fn refused(cx: &Cx) -> Result<()> {
         ("sendfile /".to_owned(), ["send / to", "no regular file"]),
         (format!("sendfile {shown} 101 0"), ["offset 101", "behind its end (100 bytes)"]),
         (format!("sendfile {shown} 1 100"), ["100 bytes from 1 on", "more than it has"]),
-        (format!("sendfileto 67108864 {shown}"), ["error:", "no such session"]),
+        (format!("sendfileto 335544320 {shown}"), ["error:", "no such session"]),
     ] {
         let reply = client.ask(&packet)?;
         ensure!(parts.iter().all(|part| reply.contains(part)), "{packet}: {reply}");
@@ -124,7 +124,7 @@ fn refused(cx: &Cx) -> Result<()> {
 }
 
 fn slow_reader(cx: &Cx) -> Result<()> {
-    let (path, content) = make(cx, "file", 100_000_000)?;
+    let (path, content) = make(cx, "file", 40_000_000)?;
     let launch = cx.testbed().flag("worker-num", 1).flag("reactor-num", 1);
     let bed = launch.flag("socket-buffer-size", "64K").start()?;
     let mut slow = Client::connect_narrow(bed.address()?, 64 << 10)?;
