@@ -41,7 +41,7 @@
 //! | | |
 //! |---|---|
 //! | [`Handler`] | all callbacks, where each runs and in which order |
-//! | [`Worker`] | what a callback can do: send, close, ask about sessions, set timers, reload |
+//! | [`Worker`] | what a callback can do: send bytes and files, close, pause, ask about sessions, set timers, reload |
 //! | [`TaskWorker`], [`Worker::task`] | slow work elsewhere, and its result |
 //! | `typed`, with the feature of that name | tasks and results with types instead of bytes |
 //! | [`Audience`], [`Worker::broadcast`] | many clients at once, and topics that they are subscribed to |
@@ -79,7 +79,8 @@
 //! In every case it has, and can do anything with:
 //!
 //! - in Process mode no listening and no client's socket; in Base mode its own listener and its own clients;
-//! - its links to the reactors, by which it answers any session as a handler may, and the boxes of the post;
+//! - its links to the reactors, by which it answers any session as a handler may, the chutes by which they get files, and
+//!   the boxes of the post;
 //! - the server's bells, which it may ring for nothing;
 //! - in shared memory its own rows, rings and tasks. What else is mapped is read-only, which it may undo: the sessions'
 //!   addresses and counters, the board, other workers' bells and, in task workers, all tasks. Nobody follows a pointer or
