@@ -43,7 +43,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use command::{Command, Crash};
+use command::{Command, Crash, Part};
 use death::{crash, die_at};
 use framing::Speeches;
 use later::Later;
@@ -334,6 +334,10 @@ impl Testbed {
             }
             Command::Session(session) => text(sessions::describe(worker, session.unwrap_or(client))?),
             Command::Sessions(after, count) => text(join(worker.sessions_after(after, count))),
+            Command::SendFile(to, Part { path, offset, length }) => {
+                worker.send_file(to.unwrap_or(client), path, offset, length)?;
+                if to.is_some() { ok() } else { Ok(None) }
+            }
             Command::Measure(what, session) => sessions::measure(worker, what, session.unwrap_or(client)),
             Command::Bind(uid, session) => worker.bind(session.unwrap_or(client), uid).and_then(|()| ok()),
             Command::Unbind => worker.unbind(client).and_then(|()| ok()),

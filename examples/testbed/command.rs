@@ -12,6 +12,8 @@
 //! | `at WISH COMMAND` | COMMAND, wherever WISH sends it to ([`super::wishes`]) |
 //! | `send SESSION TEXT` | TEXT goes to that session; `ok` |
 //! | `sendto LISTENER ADDRESS TEXT` | TEXT goes as a datagram by the listener of this number to `IP:PORT`, `/PATH` or `@NAME`; `ok` |
+//! | `sendfile PATH`, `sendfile PATH OFFSET LENGTH` | the file's bytes, or those of them |
+//! | `sendfileto SESSION PATH` | they go to that session, and with OFFSET and LENGTH; `ok` |
 //! | `broadcast TEXT` | TEXT goes to every other session, in one broadcast; `sent N` |
 //! | `sendall TEXT` | the same, sent to one after the other |
 //! | `subscribe TOPIC`, `unsubscribe TOPIC` | the sender, to that topic; `ok` |
@@ -58,6 +60,7 @@ pub(crate) enum Command<'a> {
     Session(Option<Session>),
     Sessions(Option<Session>, usize),
     Measure(Measure, Option<Session>),
+    SendFile(Option<Session>, Part<'a>),
     Bind(u64, Option<Session>),
     Unbind,
     Send(Session, &'a [u8]),
@@ -96,6 +99,14 @@ pub(crate) enum Command<'a> {
     ReloadTasks,
     Shutdown,
     Stop(Option<u16>),
+}
+
+/// Part of a file.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Part<'a> {
+    pub(crate) path: &'a str,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
 }
 
 /// What is to be done with a connection.
@@ -163,6 +174,11 @@ impl<'a> Command<'a> {
                 let usage = "sessions COUNT, or sessions COUNT SESSION";
                 let (count, after) = split_word(rest);
                 Command::Sessions(optional(after, usage)?, number(count, usage)?)
+            }
+            b"sendfile" => Command::SendFile(None, part(rest)?),
+            b"sendfileto" => {
+                let (session, rest) = split_word(rest);
+                Command::SendFile(Some(number(session, "sendfileto SESSION PATH")?), part(rest)?)
             }
             b"pause" => Command::Measure(Measure::Pause, optional(rest, "pause, or pause SESSION")?),
             b"resume" => Command::Measure(Measure::Resume, optional(rest, "resume, or resume SESSION")?),
@@ -285,6 +301,14 @@ fn amount(text: &[u8], name: &str) -> Result<usize, String> {
     }
 }
 
+fn part(text: &[u8]) -> Result<Part<'_>, String> {
+    let expected = "sendfile PATH, or sendfile PATH OFFSET LENGTH";
+    let (path, rest) = split_word(text);
+    let (offset, length) = if rest.is_empty() { (&b"0"[..], &b"0"[..]) } else { split_word(rest) };
+    let path = std::str::from_utf8(path).map_err(|_| usage(expected))?;
+    Ok(Part { path, offset: number(offset, expected)?, length: number(length, expected)? })
+}
+
 fn usage(expected: &str) -> String {
     format!("usage: {expected}")
 }
@@ -362,6 +386,11 @@ mod tests {
             (b"session", Command::Session(None)),
             (b"sessions 5", Command::Sessions(None, 5)),
             (b"sessions 5 258", Command::Sessions(Some(session), 5)),
+            (b"sendfile /a", Command::SendFile(None, Part { path: "/a", offset: 0, length: 0 })),
+            (
+                b"sendfileto 258 /a 1 2",
+                Command::SendFile(Some(session), Part { path: "/a", offset: 1, length: 2 }),
+            ),
             (b"pause", Command::Measure(Measure::Pause, None)),
             (b"unprotect 258", Command::Measure(Measure::Protect(false), Some(session))),
             (b"nap 100", Command::Nap(100)),

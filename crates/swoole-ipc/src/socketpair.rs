@@ -197,6 +197,49 @@ impl Endpoint {
         }
     }
 
+    /// As [`send_packet`](Self::send_packet), with a duplicate of an open descriptor (unix(7), SCM_RIGHTS).
+    ///
+    /// # Errors
+    /// As for that; [`Error::Os`] with ETOOMANYREFS when too many are under way.
+    pub fn send_packet_with_fd(&self, packet: &[u8], fd: BorrowedFd<'_>) -> Result<(), Error> {
+        self.demand_packets()?;
+        if packet.is_empty() {
+            return Err(Error::EmptyPacket);
+        }
+        self.transmit(&[IoSlice::new(packet)], packet.len(), &[fd])
+    }
+
+    /// As [`recv_packet`](Self::recv_packet), with the descriptor that came along (close-on-exec), if there was one; further
+    /// ones are closed.
+    ///
+    /// # Errors
+    /// As for that.
+    pub fn recv_packet_with_fd(&self, buf: &mut [u8]) -> Result<Option<(usize, Option<OwnedFd>)>, Error> {
+        self.demand_packets()?;
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = loop {
+            match recvmsg(&self.socket, &mut [IoSliceMut::new(buf)], &mut control, flags) {
+                Ok(received) => break received,
+                Err(Errno::AGAIN) => return Ok(None),
+                // As in recv_packet.
+                Err(Errno::INTR | Errno::CONNRESET) => {}
+                Err(error) => return Err(Error::os("recvmsg", self.kind.name())(error)),
+            }
+        };
+        let descriptors = control.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        });
+        let mut descriptors: Vec<OwnedFd> = descriptors.flatten().collect();
+        match received.bytes {
+            0 => Err(Error::PeerGone),
+            _ if received.flags.contains(ReturnFlags::TRUNC) => Err(Error::Truncated { buffer: buf.len() }),
+            size => Ok(Some((size, (!descriptors.is_empty()).then(|| descriptors.swap_remove(0))))),
+        }
+    }
+
     /// Sends `message` and duplicates of up to [`FDS_MAX`] open descriptors with it (unix(7), SCM_RIGHTS).
     ///
     /// # Errors

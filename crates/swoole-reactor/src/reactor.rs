@@ -330,7 +330,7 @@ impl Reactor {
         self.driver.queued(stream)
     }
 
-    /// Asks for [`Event::Low`], once, when [`queued`](Self::queued) of a stream is at most `bytes`, at once if it is; the last
+    /// Asks for [`Event::Low`], once, when [`queued`](Self::queued) of a stream is at most `bytes` (4 GiB count as the most), at once if it is; the last
     /// wish holds. Does nothing for a token that names no stream, and in a forked child.
     pub fn tell_low(&mut self, stream: Token, bytes: usize) {
         if self.check().is_ok() {

@@ -49,6 +49,17 @@ pub enum Error {
         /// The limit, in bytes.
         max: usize,
     },
+    /// A file cannot be sent: it cannot be opened, is no regular file, is shorter than what is to be sent of it, or cannot
+    /// be handed to the reactor that has the client.
+    #[error("send {what} to session {session}: {source}")]
+    SendFile {
+        /// Its path.
+        what: String,
+        /// To whom.
+        session: Session,
+        /// Why not.
+        source: io::Error,
+    },
     /// A broadcast is larger than a connection's whole output limit.
     #[error("broadcast: {len} bytes exceed socket_buffer_size = {max}")]
     BroadcastTooLong {

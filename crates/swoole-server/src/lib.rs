@@ -42,7 +42,7 @@
 //! |---|---|
 //! | [`Handler`] | all callbacks, where each runs and in which order |
 //! | [`Ports`] | a handler of its own for each address |
-//! | [`Worker`] | what a callback can do: send, close, ask about sessions, set timers, reload |
+//! | [`Worker`] | what a callback can do: send bytes and files, close, pause, ask about sessions, set timers, reload |
 //! | [`Handler::on_packet`], [`Worker::send_to`] | datagrams: UDP, and unix datagram sockets |
 //! | [`TaskWorker`], [`Worker::task`] | slow work elsewhere, and its result |
 //! | `typed`, with the feature of that name | tasks and results with types instead of bytes |
@@ -82,7 +82,8 @@
 //! In every case it has, and can do anything with:
 //!
 //! - in Process mode no listening and no client's socket; in Base mode its own listener and its own clients;
-//! - its links to the reactors, by which it answers any session as a handler may, and the boxes of the post;
+//! - its links to the reactors, by which it answers any session as a handler may, the chutes by which they get files, and
+//!   the boxes of the post;
 //! - the server's bells, which it may ring for nothing;
 //! - in shared memory its own rows, rings and tasks. What else is mapped is read-only, which it may undo: the sessions'
 //!   addresses and counters, the board, other workers' bells and, in task workers, all tasks. Nobody follows a pointer or
@@ -122,6 +123,7 @@ mod breakpoint;
 #[doc(hidden)]
 pub mod breakpoint;
 mod charter;
+mod chute;
 pub mod config;
 mod confine;
 mod control;

@@ -1,6 +1,8 @@
 //! What a reactor is to do with one connection of its own, as it travels there: among the replies, by post, or in Base mode
 //! from the handler at once. It takes effect in its place among what the same process sends to the session.
 
+use crate::chute::Ticket;
+
 /// The first byte says which; all integers are little-endian.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Measure {
@@ -12,6 +14,8 @@ pub(crate) enum Measure {
     Protect(bool),
     /// It is closed at once, and what waits for it is dropped.
     Reset,
+    /// It is sent part of a file that has come before.
+    SendFile(Ticket),
 }
 
 impl Measure {
@@ -21,6 +25,9 @@ impl Measure {
             Measure::Resume => vec![2],
             Measure::Protect(on) => vec![3, u8::from(on)],
             Measure::Reset => vec![4],
+            Measure::SendFile(Ticket { name, offset, length }) => {
+                [&[5][..], &name.to_le_bytes(), &offset.to_le_bytes(), &length.to_le_bytes()].concat()
+            }
         }
     }
 
@@ -31,6 +38,13 @@ impl Measure {
             [2] => Measure::Resume,
             [3, on @ (0 | 1)] => Measure::Protect(*on == 1),
             [4] => Measure::Reset,
+            [5, words @ ..] if words.len() == 24 => {
+                let (words, _) = words.as_chunks();
+                let [name, offset, length] = [0, 1, 2].map(|index| u64::from_le_bytes(words[index]));
+                // Positions in files are signed.
+                let end = offset.checked_add(length).filter(|end| *end <= i64::MAX as u64);
+                end.filter(|_| length > 0).map(|_| Measure::SendFile(Ticket { name, offset, length }))?
+            }
             _ => return None,
         })
     }
@@ -44,7 +58,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_decodes_encodes_to_the_same(bytes in proptest::collection::vec(0..6_u8, 0..4)) {
+        fn whatever_decodes_encodes_to_the_same(bytes in prop_oneof![
+            proptest::collection::vec(0..7_u8, 0..4),
+            proptest::collection::vec(any::<u8>(), 24).prop_map(|words| [&[5][..], &words].concat()),
+        ]) {
             if let Some(measure) = Measure::decode(&bytes) {
                 prop_assert_eq!(measure.encode(), bytes);
             }
@@ -53,9 +70,10 @@ mod tests {
 
     #[test]
     fn all_of_them_come_back() {
-        for measure in
-            [Measure::Pause, Measure::Resume, Measure::Protect(true), Measure::Protect(false), Measure::Reset]
-        {
+        let ticket = Ticket { name: 7 << 48 | 1, offset: 1 << 40, length: 3 };
+        let switches = [Measure::Protect(true), Measure::Protect(false)];
+        let others = [Measure::Pause, Measure::Resume, Measure::Reset, Measure::SendFile(ticket)];
+        for measure in switches.into_iter().chain(others) {
             assert_eq!(Measure::decode(&measure.encode()), Some(measure));
         }
     }

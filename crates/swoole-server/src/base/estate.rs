@@ -7,11 +7,12 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use swoole_ipc::socketpair::{self, Endpoint, FDS_MAX, Kind};
+use swoole_reactor::FileRange;
 
 use crate::desk::Heirloom;
 use crate::error::{Error, Result};
@@ -24,6 +25,7 @@ const BUFFER: usize = 512 * 1024;
 /// What each message is about.
 const CLIENTS: u8 = 1;
 const LIST: u8 = 2;
+const FILES: u8 = 3;
 
 const ENDED: u8 = 1;
 const CLOSING: u8 = 2;
@@ -54,8 +56,11 @@ impl Estate {
     pub(super) fn leave(&self, heirlooms: Vec<Heirloom>, mail: &Mail) -> Result<Vec<Heirloom>> {
         let failed = |error: swoole_ipc::Error| Error::setup("leave the clients to the next worker", error);
         let mut giver = self.giver.borrow_mut();
-        let mut left = heirlooms;
-        let mut rest = Vec::new();
+        let (mut left, mut rest) = (heirlooms, Vec::new());
+        if let Err(error) = give_files(&mut giver, &left) {
+            tracing::warn!("clients that a file is being sent to are not left to the next worker: {error}");
+            (rest, left) = left.into_iter().partition(|heirloom| !heirloom.files.is_empty());
+        }
         for begin in (0..left.len()).step_by(FDS_MAX) {
             let batch = &left[begin..left.len().min(begin + FDS_MAX)];
             let sockets: Vec<_> = batch.iter().map(|heirloom| heirloom.socket.as_fd()).collect();
@@ -64,7 +69,7 @@ impl Estate {
                 // The list comes behind it, so the last batch that went is given up for it.
                 Err(error) => {
                     tracing::warn!("of {} clients {begin} are left to the next worker: {error}", left.len());
-                    rest = left.split_off(begin);
+                    rest.extend(left.split_off(begin));
                     break;
                 }
             }
@@ -78,7 +83,7 @@ impl Estate {
     /// Takes what was left, if it is whole.
     pub(super) fn take(&self) -> Result<(Vec<Heirloom>, Mail)> {
         let mut taker = self.taker.borrow_mut();
-        let (mut sockets, mut message) = (Vec::new(), Vec::new());
+        let (mut sockets, mut files, mut message) = (Vec::new(), Vec::new(), Vec::new());
         let (mut heirlooms, mut mail) = (Vec::new(), Mail::default());
         loop {
             let mut came = match taker.recv_with_fds(&mut message, Some(Duration::ZERO)) {
@@ -90,9 +95,10 @@ impl Estate {
             };
             match (&message[..], came.pop()) {
                 ([CLIENTS], Some(last)) => sockets.extend(came.into_iter().chain([last])),
+                ([FILES], Some(last)) => files.extend(came.into_iter().chain([last])),
                 ([LIST], Some(list)) => {
-                    let sockets = std::mem::take(&mut sockets);
-                    match read(list.into(), sockets) {
+                    let (sockets, files) = (std::mem::take(&mut sockets), std::mem::take(&mut files));
+                    match read(list.into(), sockets, files) {
                         Ok((left, last)) => {
                             heirlooms.extend(left);
                             mail = last;
@@ -106,9 +112,16 @@ impl Estate {
     }
 }
 
-/// The list: the mail, each kind after its number of parts; then for each client its session, flags, how it has come if it
-/// is in the lobby, the bytes read and not handled, and made and not sent, and its topics after their number. All bytes
-/// stand after their length.
+/// The files that are being sent, in the order of their clients.
+fn give_files(giver: &mut Endpoint, heirlooms: &[Heirloom]) -> Result<(), swoole_ipc::Error> {
+    let files = heirlooms.iter().flat_map(|heirloom| &heirloom.files);
+    let files: Vec<BorrowedFd<'_>> = files.map(|(range, _)| range.file.as_fd()).collect();
+    files.chunks(FDS_MAX).try_for_each(|files| giver.send_with_fds(&[FILES], files, Some(Duration::ZERO)))
+}
+
+/// The list: the mail, each kind after its number of parts; then for each client its session, flags, how it has come
+/// if it is in the lobby, the bytes read and not handled, and made and not sent, the files among them after their number, each with its part and the bytes
+/// behind it, and its topics after theirs. All bytes stand after their length.
 fn write(heirlooms: &[Heirloom], mail: &Mail) -> io::Result<OwnedFd> {
     let file = memfd_create("swoole-estate", MemfdFlags::CLOEXEC)?;
     let mut list = io::BufWriter::new(File::from(file));
@@ -122,7 +135,7 @@ fn write(heirlooms: &[Heirloom], mail: &Mail) -> io::Result<OwnedFd> {
         write_word(&mut list, u64::from(*number))?;
         write_bytes(&mut list, bytes)?;
     }
-    for Heirloom { session, guest, ended, closing, input, output, topics, .. } in heirlooms {
+    for Heirloom { session, guest, ended, closing, input, output, files, topics, .. } in heirlooms {
         write_word(&mut list, session.raw())?;
         let flags = [(*ended, ENDED), (*closing, CLOSING), (guest.is_some(), GUEST)];
         let flags = flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, flag)| flags | flag);
@@ -133,6 +146,12 @@ fn write(heirlooms: &[Heirloom], mail: &Mail) -> io::Result<OwnedFd> {
             write_bytes(&mut list, peer.map_or(String::new(), |peer| peer.to_string()).as_bytes())?;
         }
         for bytes in [input, output] {
+            write_bytes(&mut list, bytes)?;
+        }
+        write_word(&mut list, files.len() as u64)?;
+        for (FileRange { offset, length, .. }, bytes) in files {
+            write_word(&mut list, *offset)?;
+            write_word(&mut list, *length)?;
             write_bytes(&mut list, bytes)?;
         }
         write_word(&mut list, topics.len() as u64)?;
@@ -150,7 +169,7 @@ fn write_bytes(list: &mut impl io::Write, bytes: &[u8]) -> io::Result<()> {
     list.write_all(bytes)
 }
 
-fn read(mut list: File, sockets: Vec<OwnedFd>) -> io::Result<(Vec<Heirloom>, Mail)> {
+fn read(mut list: File, sockets: Vec<OwnedFd>, files: Vec<OwnedFd>) -> io::Result<(Vec<Heirloom>, Mail)> {
     list.rewind()?;
     let size = list.metadata()?.len();
     let mut list = io::BufReader::new(list);
@@ -165,7 +184,7 @@ fn read(mut list: File, sockets: Vec<OwnedFd>) -> io::Result<(Vec<Heirloom>, Mai
     });
     let outgoing = parts()?.into_iter().map(|(number, bytes)| (number as u16, bytes));
     let mail = Mail { begun: begun.collect(), outgoing: outgoing.collect() };
-    let mut heirlooms = Vec::new();
+    let (mut heirlooms, mut opened) = (Vec::new(), files.into_iter());
     for socket in sockets {
         let session = Session::from_raw(read_word(&mut list)?);
         let mut flags = [0];
@@ -174,9 +193,17 @@ fn read(mut list: File, sockets: Vec<OwnedFd>) -> io::Result<(Vec<Heirloom>, Mai
         let [input, output] = [read_bytes(&mut list, size), read_bytes(&mut list, size)];
         let (ended, closing) = (flags[0] & ENDED != 0, flags[0] & CLOSING != 0);
         let (input, output, count) = (input?, output?, read_word(&mut list)?);
+        let mut file = || -> io::Result<(FileRange, Vec<u8>)> {
+            let file = opened.next().ok_or(io::ErrorKind::UnexpectedEof)?;
+            let (offset, length) = (read_word(&mut list)?, read_word(&mut list)?);
+            Ok((FileRange { file, offset, length }, read_bytes(&mut list, size)?))
+        };
+        let files = (0..count).map(|_| file()).collect::<io::Result<_>>()?;
+        let count = read_word(&mut list)?;
         let topics =
             (0..count).map(|_| Ok(read_bytes(&mut list, size)?.into())).collect::<io::Result<_>>()?;
-        heirlooms.push(Heirloom { session, guest, socket, ended, closing, input, output, topics });
+        let heirloom = Heirloom { session, guest, socket, ended, closing, input, output, files, topics };
+        heirlooms.push(heirloom);
     }
     Ok((heirlooms, mail))
 }
@@ -219,6 +246,12 @@ mod tests {
         number.is_multiple_of(5).then_some(arrival)
     }
 
+    fn a_file(number: u64, length: u64) -> (FileRange, Vec<u8>) {
+        let file = memfd_create("file", MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, number).unwrap();
+        (FileRange { file, offset: number, length }, vec![3; length as usize])
+    }
+
     fn client(number: u64) -> (Heirloom, UnixStream) {
         let (socket, peer) = UnixStream::pair().unwrap();
         let heirloom = Heirloom {
@@ -229,6 +262,7 @@ mod tests {
             closing: number % 3 == 1,
             input: vec![1; number as usize],
             output: vec![2; 3 * number as usize],
+            files: (0..number % 3).map(|file| a_file(number, file)).collect(),
             topics: (0..number % 4).map(|topic| topic.to_le_bytes().as_slice().into()).collect(),
         };
         (heirloom, peer)
@@ -249,6 +283,12 @@ mod tests {
             assert_eq!((heirloom.session.raw(), heirloom.guest), (number, guest(number)));
             assert_eq!((heirloom.ended, heirloom.closing), (number % 2 == 1, number % 3 == 1));
             assert_eq!(heirloom.topics.len() as u64, number % 4);
+            assert_eq!(heirloom.files.len() as u64, number % 3);
+            for ((range, bytes), file) in heirloom.files.into_iter().zip(0..) {
+                assert_eq!((range.offset, range.length, bytes.len() as u64), (number, file, file));
+                let metadata = File::from(range.file).metadata().unwrap();
+                assert_eq!(metadata.len(), number);
+            }
             assert_eq!((heirloom.input.len(), heirloom.output.len() as u64), (number as usize, 3 * number));
             let mut socket = UnixStream::from(heirloom.socket);
             socket.write_all(&number.to_le_bytes()).unwrap();

@@ -3,11 +3,11 @@
 
 use std::io::IoSlice;
 
-use swoole_reactor::Reactor;
+use swoole_reactor::{FileRange, Reactor};
 
 use crate::audience::Order;
 use crate::desk::{Desk, Replies};
-use crate::link::{ReplySink as _, UNCOMMITTED_MAX};
+use crate::link::{FILE_COST, ReplySink as _, UNCOMMITTED_MAX};
 use crate::measure::Measure;
 use crate::session::Session;
 
@@ -46,6 +46,7 @@ enum What {
     Measure(Measure),
     /// By the listener that stands in the session's place.
     Datagram(Vec<u8>),
+    File(FileRange),
 }
 
 impl Outbox {
@@ -105,6 +106,7 @@ impl Outbox {
                 What::Bind(uid) => replies.bind(session, uid),
                 What::Measure(measure) => replies.measure(session, measure),
                 What::Datagram(datagram) => replies.send_to(session, &datagram),
+                What::File(range) => replies.send_file(session, range),
             }
         }
         self.large = 0;
@@ -161,6 +163,12 @@ impl Till<'_> {
     pub(crate) fn send_to(&mut self, listener: Session, datagram: Vec<u8>) {
         self.bound(datagram.len());
         self.outbox.send_to(listener, datagram);
+    }
+
+    pub(crate) fn send_file(&mut self, session: Session, range: FileRange) {
+        self.bound(FILE_COST);
+        self.outbox.large += FILE_COST;
+        self.outbox.acts.push(Act { session, what: What::File(range) });
     }
 
     /// What was sent so far leaves now, though the callback goes on.

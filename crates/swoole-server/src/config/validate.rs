@@ -273,10 +273,15 @@ impl Config {
         self.seats() + 1
     }
 
-    /// How many post boxes there are: one for each seat, and one for each reactor that is not a worker.
+    /// How many post boxes there are: one for each seat, and one for each reactor that is not a worker, with a chute.
     pub(crate) fn boxes(&self) -> usize {
         let reactors = if self.mode == Mode::Base { 0 } else { self.reactors() };
-        usize::from(self.seats()) + reactors
+        usize::from(self.seats()) + reactors + self.chutes()
+    }
+
+    /// How many reactors get files from workers by a chute of their own.
+    pub(crate) fn chutes(&self) -> usize {
+        if self.mode == Mode::Base { 0 } else { self.reactors() }
     }
 
     pub(crate) fn box_of_reactor(&self, reactor: u16) -> u16 {

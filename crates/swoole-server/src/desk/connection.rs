@@ -48,13 +48,13 @@ pub(super) struct Connection {
     /// On its way out: nothing more is taken from it or sent to it.
     pub(super) closing: bool,
     /// When it has to be gone, or to have shaken hands, and what waited for the client when that was set: progress puts it off.
-    pub(super) linger: Option<(TimerId, usize)>,
+    pub(super) linger: Option<(TimerId, u64)>,
     /// Where it came in and from where, if that is counted.
     pub(super) visit: Option<(u16, Option<SocketAddr>)>,
     /// How long it may take, and when it has done what; and what waited for it when it was looked at.
     pub(super) patience: Patience,
     pub(super) pulse: Pulse,
-    pub(super) queued: usize,
+    pub(super) queued: u64,
 }
 
 impl Connection {

@@ -1,8 +1,9 @@
 //! How connections end: by their client, by a worker, by their time, by the stop.
 
+use std::io;
 use std::time::Duration;
 
-use rustix::io::ioctl_fionread;
+use rustix::io::{Errno, ioctl_fionread};
 use swoole_reactor::{Close, Reactor, TimerId, Token};
 
 use super::connection::Input;
@@ -25,6 +26,18 @@ impl Desk {
         if !self.connections[slot].closing {
             self.linger(reactor, slot);
         }
+    }
+
+    /// The reactor has given up a connection.
+    pub(crate) fn lost(&mut self, reactor: &mut Reactor, token: Token, error: &io::Error) {
+        // What the reactor says of a file that has become shorter: nobody else would notice that.
+        if error.raw_os_error() == Some(Errno::NODATA.raw_os_error())
+            && let Some(slot) = self.slot_of(token)
+        {
+            let session = self.connections[slot].session;
+            tracing::warn!(%session, "closed, a file that is sent to it has become shorter");
+        }
+        self.failed(reactor, token, error);
     }
 
     pub(crate) fn failed(&mut self, reactor: &mut Reactor, token: Token, error: &dyn std::fmt::Display) {
@@ -73,7 +86,7 @@ impl Desk {
                 );
             }
             self.close(reactor, slot, Close::Reset);
-        } else if reactor.queued(connection.token) < before {
+        } else if reactor.unsent(connection.token) < before {
             self.linger(reactor, slot);
         } else {
             reactor.close(connection.token, Close::Reset);
@@ -123,6 +136,11 @@ impl Desk {
     /// The sessions that are gone and whose home workers have not been told.
     pub(crate) fn take_departed(&mut self) -> Vec<(u16, Session)> {
         std::mem::take(&mut self.departed)
+    }
+
+    /// A worker died: files that it has sent and not committed are closed.
+    pub(crate) fn forget_files(&mut self, worker: u16) {
+        self.chute.iter_mut().for_each(|chute| chute.forget(worker));
     }
 
     /// A worker died with this in hand. Yields the packet, if it is one.
@@ -208,7 +226,7 @@ impl Desk {
         if how == Close::AfterSend {
             self.say_goodbye(reactor, slot);
         }
-        if how == Close::AfterSend && reactor.queued(token) > 0 {
+        if how == Close::AfterSend && reactor.unsent(token) > 0 {
             self.linger(reactor, slot);
         }
         reactor.close(token, how);
@@ -222,7 +240,7 @@ impl Desk {
     pub(super) fn bound(&mut self, reactor: &mut Reactor, slot: usize, within: Duration) {
         let connection = &mut self.connections[slot];
         let timer = reactor.timer(within);
-        let before = connection.linger.replace((timer, reactor.queued(connection.token)));
+        let before = connection.linger.replace((timer, reactor.unsent(connection.token)));
         self.lingering.insert(timer, connection.session);
         if let Some((before, _)) = before {
             reactor.cancel(before);

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use rustix::fd::OwnedFd;
-use swoole_reactor::{Close, Detached, Reactor, Token};
+use swoole_reactor::{Close, Detached, FileRange, Reactor, Token};
 
 use super::flow::Level;
 use super::{Connection, Desk, Taker};
@@ -28,6 +28,8 @@ pub(crate) struct Heirloom {
     pub(crate) input: Vec<u8>,
     /// Made, and not sent.
     pub(crate) output: Vec<u8>,
+    /// Files that are to be sent after that, each with what comes after it.
+    pub(crate) files: Vec<(FileRange, Vec<u8>)>,
     /// What it is subscribed to.
     pub(crate) topics: Vec<Rc<[u8]>>,
 }
@@ -82,8 +84,8 @@ impl Desk {
         input.extend(detached.unread);
         self.unwatch(slot);
         let topics = self.topics.forget(session);
-        let (socket, output) = (detached.socket, detached.unsent);
-        Some(Heirloom { session, guest: None, socket, ended, closing, input, output, topics })
+        let (socket, output, files) = (detached.socket, detached.unsent, detached.files);
+        Some(Heirloom { session, guest: None, socket, ended, closing, input, output, files, topics })
     }
 
     /// A connection that was given away and that nobody takes is closed.
@@ -116,7 +118,7 @@ impl Desk {
                 guests.push((heirloom, arrival));
                 continue;
             }
-            let Heirloom { session, socket, ended, closing, input, output, topics, .. } = heirloom;
+            let Heirloom { session, socket, ended, closing, input, output, files, topics, .. } = heirloom;
             // Counted as lost already if the last worker died after all.
             if self.shared.sessions.reactor(session) != self.id
                 || !(closing || self.shared.sessions.exists(session))
@@ -135,7 +137,7 @@ impl Desk {
                     connection.visit = self.visit_of(session);
                     connections.push((slot, connection));
                     topics.iter().for_each(|topic| _ = self.topics.subscribe(session, topic));
-                    bytes.push((slot, output));
+                    bytes.push((slot, output, files));
                 }
                 Err(error) => {
                     tracing::error!(%session, "take a connection over: {error}");
@@ -148,10 +150,16 @@ impl Desk {
             }
         }
         self.connections = connections.into_iter().collect();
-        for (slot, output) in bytes {
+        for (slot, output, files) in bytes {
             self.remember(slot);
             let token = self.connections[slot].token;
-            if let Err(error) = reactor.send(token, output) {
+            let sent = reactor.send(token, output).and_then(|()| {
+                files.into_iter().try_for_each(|(range, bytes)| {
+                    reactor.send_file(token, range)?;
+                    reactor.send(token, bytes)
+                })
+            });
+            if let Err(error) = sent {
                 self.failed(reactor, token, &error);
             } else if self.connections[slot].closing {
                 self.linger(reactor, slot);

@@ -157,7 +157,7 @@ impl Desk {
     fn excuse(&mut self, reactor: &Reactor, slot: usize, now: u64) {
         let is_exempt = self.is_exempt(slot);
         let connection = &mut self.connections[slot];
-        let queued = reactor.queued(connection.token);
+        let queued = reactor.unsent(connection.token);
         let takes = queued < std::mem::replace(&mut connection.queued, queued);
         if is_exempt {
             connection.pulse = Pulse { received: now, sent: now, begun: None };

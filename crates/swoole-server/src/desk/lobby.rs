@@ -281,6 +281,7 @@ impl Desk {
             closing: false,
             input,
             output: Vec::new(),
+            files: Vec::new(),
             topics: Vec::new(),
         })
     }

@@ -52,6 +52,7 @@ use secrecy::Secrecy;
 use topics::Topics;
 
 use crate::board::Counter;
+use crate::chute::Chute;
 use crate::config::{DispatchMode, Framings};
 use crate::datagram::DatagramClient;
 use crate::error::{Error, Result};
@@ -159,6 +160,8 @@ pub(crate) struct Desk {
     /// Connections that are no sessions yet.
     lobby: Lobby,
     datagrams: Datagrams,
+    /// Files that come from workers; `None` where they come from the handler itself.
+    chute: Option<Chute>,
     /// Closed, and their home workers not told yet.
     departed: Vec<(u16, Session)>,
     /// Their home workers have not been told yet; and from how many waiting bytes on they are.
@@ -197,6 +200,7 @@ impl Desk {
             visitors: Visitors::default(),
             lobby: Lobby::new(&shared),
             datagrams: Datagrams::default(),
+            chute: Chute::new(&shared, id),
             departed: Vec::new(),
             crossings: Vec::new(),
             high: shared.config.high_watermark(),
@@ -214,6 +218,11 @@ impl Desk {
     /// From now on it tells who has left.
     pub(crate) fn tell_departures(&mut self, visitors: Visitors) {
         self.visitors = visitors;
+    }
+
+    /// Where files come from workers, if they do; the caller tells when something has.
+    pub(crate) fn chute(&mut self) -> Option<&mut Chute> {
+        self.chute.as_mut()
     }
 
     /// The reactor that it belongs to.

@@ -3,12 +3,13 @@
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use swoole_reactor::{Close, Reactor};
+use swoole_reactor::{Close, FileRange, Reactor};
 
 use super::topics::Subscribed;
 use super::{Connection, Desk};
 use crate::audience::{Audience, Order};
 use crate::board::Counter;
+use crate::chute::{Chute, Ticket};
 use crate::link::{ReplySink, Sent};
 use crate::measure::Measure;
 use crate::post::Parcel;
@@ -64,6 +65,37 @@ impl Replies<'_> {
             let max = self.desk.shared.config.max_subscription;
             tracing::warn!(%session, "subscribed to {max} topics (max_subscription), and to no more");
         }
+    }
+
+    /// A file that has come by the chute. It is taken out in any case.
+    fn send_ticket(&mut self, session: Session, Ticket { name, offset, length }: Ticket) {
+        let claim = |chute: &mut Chute| chute.claim(session, name);
+        match self.desk.chute.as_mut().and_then(claim) {
+            Some(file) => self.send_file(session, FileRange { file, offset, length }),
+            None => {
+                tracing::error!(%session, "closed, a file to be sent to it has not come");
+                if let Some(slot) = self.desk.find(session) {
+                    self.desk.close(self.reactor, slot, Close::Reset);
+                }
+            }
+        }
+    }
+
+    /// Part of a file, after all that was sent before.
+    pub(crate) fn send_file(&mut self, session: Session, range: FileRange) {
+        let Some(slot) = self.desk.find(session) else { return };
+        let (token, length) = (self.desk.connections[slot].token, range.length);
+        if self.desk.connections[slot].tls.is_some() {
+            tracing::error!(%session, "closed, a file was to be sent to it, and it speaks TLS");
+            return self.desk.close(self.reactor, slot, Close::Reset);
+        }
+        if let Err(error) = self.reactor.send_file(token, range) {
+            tracing::debug!(%session, "connection lost: {error}");
+            return self.desk.close(self.reactor, slot, Close::Now);
+        }
+        self.desk.shared.sessions.sent(session, length as usize, self.reactor.queued(token));
+        self.desk.has_sent(slot);
+        self.desk.count(Counter::Sent, length);
     }
 
     fn send_output(&mut self, session: Session, output: Output<'_>) {
@@ -142,12 +174,16 @@ impl ReplySink for Replies<'_> {
     }
 
     fn measure(&mut self, session: Session, measure: Measure) {
-        let Some(slot) = self.desk.find(session) else { return };
-        match measure {
-            Measure::Pause => self.desk.pause(self.reactor, slot),
-            Measure::Resume => self.desk.unpause(self.reactor, slot),
-            Measure::Protect(on) => self.desk.shared.sessions.set_flag(session, Flag::Protected, on),
-            Measure::Reset => self.desk.close(self.reactor, slot, Close::Reset),
+        let found = self.desk.find(session);
+        match (measure, found) {
+            (Measure::SendFile(ticket), _) => self.send_ticket(session, ticket),
+            (_, None) => {}
+            (Measure::Pause, Some(slot)) => self.desk.pause(self.reactor, slot),
+            (Measure::Resume, Some(slot)) => self.desk.unpause(self.reactor, slot),
+            (Measure::Protect(on), Some(_)) => {
+                self.desk.shared.sessions.set_flag(session, Flag::Protected, on)
+            }
+            (Measure::Reset, Some(slot)) => self.desk.close(self.reactor, slot, Close::Reset),
         }
     }
 

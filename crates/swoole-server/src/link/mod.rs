@@ -56,6 +56,9 @@ const SOCKET_BUFFER: usize = 512 * 1024;
 /// Replies that a handler may leave uncommitted, by [`reply_cost`]; beyond, they are committed as they are.
 pub(crate) const UNCOMMITTED_MAX: usize = 32 << 20;
 
+/// What a file counts against it, so that there are few descriptors under way.
+pub(crate) const FILE_COST: usize = 1 << 20;
+
 /// What a reply counts against the limits of what is uncommitted, in bytes: its payload, and what it takes to keep it.
 fn reply_cost(payload: usize) -> usize {
     payload + 64

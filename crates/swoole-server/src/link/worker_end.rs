@@ -13,9 +13,10 @@ use swoole_ipc::Doorbell;
 use swoole_ipc::socketpair::Endpoint;
 use swoole_ipc::{Consumer, Producer};
 
-use super::{Lane, SOCKET_PACKET, SOCKET_PIECE, UNCOMMITTED_MAX, reply_cost};
+use super::{FILE_COST, Lane, SOCKET_PACKET, SOCKET_PIECE, UNCOMMITTED_MAX, reply_cost};
 use crate::audience::Order;
 use crate::breakpoint::{self, Point};
+use crate::chute::Ticket;
 use crate::crash::{CrashPolicies, CrashPolicy};
 use crate::datagram;
 use crate::error::Error;
@@ -327,6 +328,20 @@ impl Outlet {
         self.bound(datagram.len())?;
         let mut pieces = datagram::pieces(datagram, self.piece_max);
         pieces.try_for_each(|piece| self.push(ReplyKind::Datagram, listener, self.ack, &piece))
+    }
+
+    /// A file, which has been put into the reactor's chute when `put` has returned.
+    pub(crate) fn send_file(
+        &mut self,
+        session: Session,
+        ticket: Ticket,
+        put: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.bound(FILE_COST)?;
+        put()?;
+        self.measure(session, Measure::SendFile(ticket))?;
+        self.uncommitted += FILE_COST;
+        Ok(())
     }
 
     /// What was sent so far stands, although its packet is not finished.

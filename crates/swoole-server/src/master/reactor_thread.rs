@@ -9,6 +9,7 @@ use swoole_reactor::{Close, Event, Interest, Reactor, TimerId, Token, Trigger};
 
 use super::dealer::Dealer;
 use super::mailbox::{Command, Mailbox, Note, Occupancy};
+use crate::chute::Chute;
 use crate::config::Framings;
 use crate::desk::{Desk, Replies};
 use crate::error::{Error, Result};
@@ -57,6 +58,8 @@ struct ReactorThread {
     /// What processes without a link send to clients, and its watch.
     post: Receiver,
     postbox: Option<Token>,
+    /// The watch of the chute.
+    chute: Option<Token>,
     desk: Desk,
     dealer: Dealer,
     /// The watch of each link that has a descriptor, unless it carries nonsense, and whether it is readable.
@@ -113,6 +116,7 @@ impl ReactorThread {
             mail,
             post: Receiver::new(shared, shared.config.box_of_reactor(seat.id.into())),
             postbox: None,
+            chute: None,
             watches: vec![Watch::None; dealer.links.len()],
             dealer,
             stop: Stop::No,
@@ -128,6 +132,10 @@ impl ReactorThread {
         let postbox = reactor.watch(self.post.descriptor(), Interest::READABLE, Trigger::Level);
         self.postbox = Some(postbox.map_err(failed)?);
         self.desk.tell_departures(self.seat.visitors.clone());
+        if let Some(chute) = self.desk.chute() {
+            let watch = reactor.watch(chute.descriptor(), Interest::READABLE, Trigger::Edge);
+            self.chute = Some(watch.map_err(failed)?);
+        }
         for worker in 0..self.dealer.links.len() {
             self.watch_link(&mut reactor, worker).map_err(failed)?;
         }
@@ -265,12 +273,15 @@ impl ReactorThread {
                 self.desk.datagram(reactor, &mut self.dealer, token, peer, (bytes, truncated));
             }
             Event::Failed { token, error } if self.desk.datagrams_failed(token, &error) => {}
-            Event::Failed { token, error } => self.desk.failed(reactor, token, &error),
+            Event::Failed { token, error } => self.desk.lost(reactor, token, &error),
             Event::Closed { token } if self.desk.closed(reactor, token) => self.left(),
             Event::Timer { id } if self.stop == Stop::Finishing(id) => {
                 self.desk.close_all(reactor, Close::Reset)
             }
             Event::Timer { id } => self.desk.timer(reactor, id),
+            Event::Ready { token, .. } if Some(token) == self.chute => {
+                self.desk.chute().into_iter().for_each(Chute::take_eagerly)
+            }
             Event::Ready { token, .. } if Some(token) == self.postbox => _ = self.take_parcels(reactor),
             Event::Ready { token, .. } => {
                 for watch in &mut self.watches {
@@ -341,6 +352,7 @@ impl ReactorThread {
         let Shared { crash_policies, sessions, .. } = &*self.seat.shared;
         let policy = |session| crash_policies.of(|| sessions.listener(session));
         let casualties = link.settle(started, policy, &mut Replies { desk: &mut self.desk, reactor });
+        self.desk.forget_files(worker);
         let in_hand = casualties.iter().filter_map(|casualty| self.desk.mourn(reactor, casualty)).collect();
         if matches!(self.watches[index], Watch::Off)
             && let Err(error) = self.watch_link(reactor, index)

@@ -49,13 +49,15 @@ pub(crate) const POST_BUDGET: usize = 256;
 /// Bytes of the longest message: 1 GiB.
 pub(crate) const MESSAGE_MAX: usize = 1 << 30;
 
-/// All boxes: those of the seats first, then, unless workers are reactors, those of the reactors.
+/// All boxes: those of the seats first, then, unless workers are reactors, those of the reactors, and then their chutes
+/// ([`crate::chute`]), which are sockets like the boxes.
 #[derive(Debug)]
 pub(crate) struct Boxes {
     /// The writing and the reading end.
     ends: Vec<(Endpoint, Endpoint)>,
-    /// Those that processes with links to the reactors write to.
+    /// Those that processes with links to the reactors write to, and chutes.
     seats: usize,
+    chutes: usize,
 }
 
 impl Boxes {
@@ -77,7 +79,7 @@ impl Boxes {
             .zip(pairs)
             .map(|(write, (_, read))| Ok((Endpoint::from_fd(Kind::SeqPacket, write)?, read)));
         let ends = ends.collect::<Result<_, _>>().map_err(failed)?;
-        Ok(Boxes { ends, seats: config.seats().into() })
+        Ok(Boxes { ends, seats: config.seats().into(), chutes: config.chutes() })
     }
 
     /// Those that another process has made: of each box the writing end, then the reading end.
@@ -87,17 +89,24 @@ impl Boxes {
             Endpoint::from_fd(Kind::SeqPacket, next()?).map_err(failed)
         };
         let ends = (0..config.boxes()).map(|_| Ok((end()?, end()?))).collect::<Result<_>>()?;
-        Ok(Boxes { ends, seats: config.seats().into() })
+        Ok(Boxes { ends, seats: config.seats().into(), chutes: config.chutes() })
     }
 
     pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.ends.iter().flat_map(|(write, read)| [write.as_fd(), read.as_fd()])
     }
 
-    /// What the process in this seat needs: its own reading end, and the writing ends of those that have a seat, or of all.
+    /// A reactor's chute, and both ends of it.
+    pub(crate) fn chute(&self, reactor: u16) -> &(Endpoint, Endpoint) {
+        &self.ends[self.ends.len() - self.chutes + usize::from(reactor)]
+    }
+
+    /// What the process in this seat needs: its own reading end, and the writing ends of those that have a seat, and of all
+    /// others' boxes, or of chutes.
     pub(crate) fn keep(&self, seat: u16, all: bool) -> impl Iterator<Item = RawFd> + '_ {
-        let written = if all { self.ends.len() } else { self.seats };
-        let write = self.ends.iter().take(written).map(|(write, _)| write);
+        let (seats, others) = self.ends.split_at(self.seats);
+        let (boxes, chutes) = others.split_at(others.len() - self.chutes);
+        let write = seats.iter().chain(if all { boxes } else { chutes }).map(|(write, _)| write);
         write.chain([&self.ends[usize::from(seat)].1]).map(|end| end.as_fd().as_raw_fd())
     }
 }

@@ -22,12 +22,16 @@ mod tasks;
 mod timers;
 mod unfinished;
 
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use rustix::process::{Signal, getpid};
+use swoole_reactor::FileRange;
 
 use crate::base::Till;
 use crate::board::{Phase, Request};
+use crate::chute::{self, Ticket};
 use crate::config::Config;
 use crate::datagram::DatagramClient;
 use crate::error::{Error, Result};
@@ -75,6 +79,8 @@ pub(crate) struct Duty {
     pub(crate) has_heir: bool,
     pub(crate) timers: Timers,
     replies: OpenReplies,
+    /// Files that it has sent.
+    files: u64,
     /// Its end of the tasks; `None` where there are no task workers.
     pub(crate) tasks: Option<Asker>,
     pub(crate) post: Post,
@@ -105,6 +111,7 @@ impl Duty {
             has_heir: true,
             timers: Timers::default(),
             replies: OpenReplies::default(),
+            files: 0,
             tasks,
             post,
             shared,
@@ -350,6 +357,73 @@ impl Worker<'_> {
     /// As for [`close`](Worker::close).
     pub fn reset(&mut self, session: Session) -> Result<()> {
         self.measure(session, Measure::Reset)
+    }
+
+    /// Sends `length` bytes of a file from `offset` on to a client, in their place among all that this worker sends to it; with
+    /// length 0, all to the end. The file is opened here, with this worker's rights, and its bytes go from the kernel's
+    /// cache to the client without passing through a process: they count against no memory, and against
+    /// `socket_buffer_size` neither. As for [`send`](Worker::send) nothing is sent if the worker dies before the callback
+    /// returns, or flushes.
+    ///
+    /// What the file holds when it is sent is sent; if it has become shorter by then, the connection is closed, and the log
+    /// says so. While a reactor waits for the disk, its other clients wait, too. Swoole: `sendfile()`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchSession`] if the client has left. [`Error::SendFile`] if the file cannot be opened or is no regular one, or
+    /// these bytes are not in it; if so many files of this worker are under way that the kernel, or the reactor, takes no
+    /// more; if the client speaks TLS; in Base mode, if it is another worker's client. [`Error::Uncommitted`] as for [`send`](Worker::send). Nothing was
+    /// sent then.
+    pub fn send_file(
+        &mut self,
+        session: Session,
+        path: impl AsRef<Path>,
+        offset: u64,
+        length: u64,
+    ) -> Result<()> {
+        self.reactor(session)?;
+        let range = chute::open_path(session, path.as_ref(), offset, length)?;
+        self.send_range(session, range)
+    }
+
+    /// As [`send_file`](Worker::send_file), of a file that is open for reading. Where that stands in it does not matter, and
+    /// it may be closed afterwards.
+    ///
+    /// # Errors
+    ///
+    /// As for [`send_file`](Worker::send_file).
+    pub fn send_open_file(
+        &mut self,
+        session: Session,
+        file: impl AsFd,
+        offset: u64,
+        length: u64,
+    ) -> Result<()> {
+        self.reactor(session)?;
+        let range = chute::of_open(session, file.as_fd(), offset, length)?;
+        self.send_range(session, range)
+    }
+
+    fn send_range(&mut self, session: Session, range: Option<FileRange>) -> Result<()> {
+        let reactor = self.reactor(session)?;
+        let Some(range) = range else { return Ok(()) };
+        let Duty { id, files, shared, .. } = &mut *self.duty;
+        let listener = shared.sessions.listener(session).map(usize::from);
+        if listener.and_then(|listener| shared.addresses.get(listener)).is_some_and(|listen| listen.tls) {
+            return Err(chute::over_tls(session));
+        }
+        match &mut self.way {
+            Way::Links(outlets) => {
+                *files += 1;
+                let name = Ticket::name(*id, *files);
+                let ticket = Ticket { name, offset: range.offset, length: range.length };
+                let put = || chute::put(shared, reactor, session, name, &range.file);
+                return outlets.to(reactor).send_file(session, ticket, put);
+            }
+            Way::Own(till) if till.id() == reactor => till.send_file(session, range),
+            Way::Own(_) => return Err(chute::elsewhere(session)),
+        }
+        Ok(())
     }
 
     fn measure(&mut self, session: Session, measure: Measure) -> Result<()> {

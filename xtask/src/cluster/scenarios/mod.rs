@@ -35,6 +35,7 @@ mod programs;
 mod proxy;
 mod recycle;
 mod reload;
+mod sending;
 mod sessions;
 mod shape;
 mod shortage;
@@ -71,6 +72,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         messages::ALL,
         groups::ALL,
         sessions::ALL,
+        sending::ALL,
         processes::ALL,
         boot::ALL,
         config::ALL,

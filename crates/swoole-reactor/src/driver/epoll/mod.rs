@@ -132,7 +132,7 @@ impl Epoll {
         let Ok(Source { kind: Kind::Stream(Stream { low: Some(low), .. }), .. }) = self.source(token) else {
             return;
         };
-        let low = *low;
+        let low = *low as usize;
         if self.queued(token) <= low
             && let Ok(Source { kind: Kind::Stream(stream), .. }) = self.source(token)
         {
@@ -392,7 +392,7 @@ impl Driver for Epoll {
 
     fn tell_low(&mut self, token: Token, bytes: usize) {
         if let Ok(stream) = self.source(token).and_then(|source| source.stream(token)) {
-            stream.low = Some(bytes);
+            stream.low = Some(u32::try_from(bytes).unwrap_or(u32::MAX));
             self.tell_if_low(token);
         }
     }

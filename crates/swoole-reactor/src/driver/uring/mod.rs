@@ -232,7 +232,7 @@ impl Uring {
         let Ok(Source { kind: Kind::Stream(Stream { low: Some(low), .. }), .. }) = self.source(token) else {
             return;
         };
-        let low = *low;
+        let low = *low as usize;
         if self.queued(token) <= low
             && let Ok(Source { kind: Kind::Stream(stream), .. }) = self.source(token)
         {
@@ -365,7 +365,7 @@ impl Driver for Uring {
 
     fn tell_low(&mut self, token: Token, bytes: usize) {
         if let Ok(stream) = self.source(token).and_then(|source| source.stream(token)) {
-            stream.low = Some(bytes);
+            stream.low = Some(u32::try_from(bytes).unwrap_or(u32::MAX));
             self.tell_if_low(token);
         }
     }

@@ -340,7 +340,7 @@ impl<'a, H: Handler> Life<'a, H> {
                 }
             }
             Event::Failed { token, error } if self.desk.datagrams_failed(token, &error) => {}
-            Event::Failed { token, error } => self.desk.failed(reactor, token, &error),
+            Event::Failed { token, error } => self.desk.lost(reactor, token, &error),
             Event::Closed { token } => self.closed(reactor, token),
             Event::Detached { token, detached } => {
                 self.heirlooms.extend(self.desk.give_away(token, detached))

@@ -140,7 +140,8 @@ fn check_process(cx: &Cx, bed: &Bed) -> Result<Vec<(&'static str, usize)>> {
         ("anon_inode:[eventpoll]", 1),
         ("anon_inode:[signalfd]", 1),
         ("pipe", 1),
-        ("socket", 1 + WORKERS + TASK_WORKERS + lanes),
+        // The post, the way of files to each reactor, and what leads to them.
+        ("socket", 1 + WORKERS + TASK_WORKERS + REACTORS + lanes),
     ])
 }
 

@@ -94,6 +94,9 @@ fn echo(cx: &Cx) -> Result<()> {
         client.expect(&format!("echo {number}"), &number.to_string())?;
         clients.push(client);
     }
+    // The kernel would send it as it is.
+    let reply = clients[0].ask(&format!("sendfile {}", own.cert_file.display()))?;
+    ensure!(reply.contains("speaks TLS"), "a file for a client of TLS: {reply:?}");
     for client in &mut clients {
         client.tell("big 3000000")?;
         let reply = client.exactly(3_000_001)?;
