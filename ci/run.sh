@@ -3,10 +3,11 @@
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
-# The scenarios use setpriv (util-linux) to start a server as an unprivileged user, git names the files to lint, valgrind
-# counts instructions, libFuzzer is C++, openssl is a client of TLS.
+# The scenarios use setpriv (util-linux) to start a server as an unprivileged user, and ip (iproute2) to have networks of their
+# own, git names the files to lint, valgrind counts instructions, libFuzzer is C++, openssl is a client of TLS.
 missing=()
 command -v setpriv >/dev/null || missing+=(util-linux)
+command -v ip >/dev/null || missing+=(iproute2)
 command -v git >/dev/null || missing+=(git)
 command -v openssl >/dev/null || missing+=(openssl)
 command -v valgrind >/dev/null || missing+=(valgrind)

@@ -1,5 +1,6 @@
 //! Scenarios side by side: most of a scenario is waiting. Each lane is a process of its own, because a run looks after all
-//! processes below it, and has System V queues of its own (`ipc_namespaces(7)`), because it looks after those, too.
+//! processes below it, and has System V queues and, if possible, a network of its own (`ipc_namespaces(7)`,
+//! `network_namespaces(7)`), because it looks after those, too.
 //!
 //! A lane reads one run per line, prints what there is to be told of it, and a closing line.
 
@@ -7,6 +8,7 @@ use super::matrix::{BACKENDS, IPCS, MODES, Setup, TASK_IPCS, choose};
 use super::runner::{Report, Runner};
 use super::{Run, Tally, scenarios};
 use anyhow::{Context, Result, bail};
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -15,11 +17,11 @@ use std::sync::{Mutex, PoisonError};
 const CLOSING: &str = "lane:";
 
 /// Runs all of these, up to `jobs` at once, and prints each report whole. Those that are to be alone come last, one by one.
-pub(super) fn run(runs: &[Run], jobs: usize, words: &[String]) -> Result<Tally> {
+pub(super) fn run(runs: &[Run], jobs: usize, fences: Fences, words: &[String]) -> Result<Tally> {
     let (alone, beside): (Vec<&Run>, Vec<&Run>) = runs.iter().partition(|run| run.scenario.alone);
     let mut lanes = Vec::new();
     for _ in 0..jobs {
-        lanes.push(Lane::start(words)?);
+        lanes.push(Lane::start(fences, words)?);
     }
     let tally = Mutex::new(Tally::default());
     let queue = Mutex::new(beside.into_iter());
@@ -40,18 +42,38 @@ pub(super) fn run(runs: &[Run], jobs: usize, words: &[String]) -> Result<Tally> 
     Ok(tally.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Whether lanes can be kept apart here, which needs root and `unshare` (util-linux).
-pub(super) fn possible() -> bool {
-    let mut probe = apart();
-    probe.arg("true").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    probe.status().is_ok_and(|status| status.success())
+/// How lanes are kept apart here; `None` where they cannot be, which needs root and `unshare` (util-linux).
+pub(super) fn fences() -> Option<Fences> {
+    [Fences::Whole, Fences::Queues].into_iter().find(|fences| {
+        let mut probe = fences.command("true");
+        probe.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        probe.status().is_ok_and(|status| status.success())
+    })
 }
 
-/// A command, to be continued, with System V queues of its own.
-fn apart() -> Command {
-    let mut command = Command::new("unshare");
-    command.args(["--ipc", "--"]);
-    command
+/// What a lane has for itself.
+#[derive(Clone, Copy)]
+pub(super) enum Fences {
+    /// Queues, and a network: its own ports, and a short table of connections, though another lane has thousands. Needs `ip`
+    /// (iproute2).
+    Whole,
+    Queues,
+}
+
+impl Fences {
+    /// This program within them, to be continued with its arguments.
+    fn command(self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("unshare");
+        match self {
+            Fences::Whole => {
+                let begin = r#"ip link set lo up && exec "$0" "$@""#;
+                command.args(["--ipc", "--net", "--", "sh", "-c", begin])
+            }
+            Fences::Queues => command.args(["--ipc", "--"]),
+        };
+        command.arg(program);
+        command
+    }
 }
 
 /// A process that takes one run after the other.
@@ -59,12 +81,13 @@ struct Lane {
     child: Child,
     orders: Option<ChildStdin>,
     reports: BufReader<ChildStdout>,
+    fences: Fences,
 }
 
 impl Lane {
-    fn start(words: &[String]) -> Result<Self> {
-        let mut command = apart();
-        command.arg(std::env::current_exe()?).args(["test-cluster", "--lane"]).args(words);
+    fn start(fences: Fences, words: &[String]) -> Result<Self> {
+        let mut command = fences.command(std::env::current_exe()?);
+        command.args(["test-cluster", "--lane"]).args(words);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -72,14 +95,14 @@ impl Lane {
             .context("start a lane of test-cluster")?;
         let orders = child.stdin.take();
         let reports = BufReader::new(child.stdout.take().context("stdout is piped")?);
-        Ok(Self { child, orders, reports })
+        Ok(Self { child, orders, reports, fences })
     }
 
     /// Has it do this run, prints the report, and counts it.
     fn take(&mut self, run: &Run, words: &[String], tally: &Mutex<Tally>) {
         let report = self.ask(run).unwrap_or_else(|error| {
             // Another takes its place; if it cannot, the next run says so.
-            if let Ok(lane) = Self::start(words) {
+            if let Ok(lane) = Self::start(self.fences, words) {
                 *self = lane;
             }
             Report { passed: false, text: format!("FAILED  {}\n    {error:#}\n", line_of(run)) }

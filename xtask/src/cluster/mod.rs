@@ -295,8 +295,9 @@ fn run(options: &Options) -> Result<Tally> {
     for round in 0..options.repeat {
         let seed = options.seed + round;
         println!("test-cluster: {} scenarios, seed {seed}", chosen.len());
-        if options.jobs > 1 && lanes::possible() {
-            tally += lanes::run(&runs, options.jobs, &options.words_of_lane(seed))?;
+        let fences = if options.jobs > 1 { lanes::fences() } else { None };
+        if let Some(fences) = fences {
+            tally += lanes::run(&runs, options.jobs, fences, &options.words_of_lane(seed))?;
         } else {
             let runner = options.runner(seed)?;
             for run in &runs {

@@ -7,7 +7,7 @@ use swoole_protocol::{Cut, FrameError, Framer};
 use swoole_reactor::{TimerId, Token};
 
 use super::flow::Level;
-use super::patience::{Patience, Pulse};
+use super::idle::Times;
 use super::secrecy::Secrecy;
 use crate::session::Session;
 
@@ -49,12 +49,10 @@ pub(super) struct Connection {
     pub(super) closing: bool,
     /// When it has to be gone, or to have shaken hands, and what waited for the client when that was set: progress puts it off.
     pub(super) linger: Option<(TimerId, u64)>,
-    /// Where it came in and from where, if that is counted.
-    pub(super) visit: Option<(u16, Option<SocketAddr>)>,
-    /// How long it may take, and when it has done what; and what waited for it when it was looked at.
-    pub(super) patience: Patience,
-    pub(super) pulse: Pulse,
-    pub(super) queued: u64,
+    /// Where it came in and from where, if that is counted. Apart, as below, so that it costs those nothing who have no limits.
+    pub(super) visit: Option<Box<(u16, Option<SocketAddr>)>>,
+    /// What it is about with its time, if that is limited.
+    pub(super) times: Option<Box<Times>>,
 }
 
 impl Connection {
@@ -81,17 +79,17 @@ impl Connection {
             closing: false,
             linger: None,
             visit: None,
-            patience: Patience::default(),
-            pulse: Pulse::default(),
-            queued: 0,
+            times: None,
         }
     }
 
     /// So many packets of it are complete: if there is something behind them, it began only now.
     #[inline]
     pub(super) fn cut_off(&mut self, packets: usize) {
-        if packets > 0 {
-            self.pulse.begun = None;
+        if packets > 0
+            && let Some(times) = &mut self.times
+        {
+            times.pulse.begun = None;
         }
     }
 

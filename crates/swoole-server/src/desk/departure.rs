@@ -60,7 +60,7 @@ impl Desk {
             reactor.cancel(timer);
             self.lingering.remove(&timer);
         }
-        if let Some((listener, peer)) = connection.visit {
+        if let Some((listener, peer)) = connection.visit.map(|visit| *visit) {
             self.visitors.leave(listener, peer);
         }
         self.topics.forget(connection.session);

@@ -95,13 +95,13 @@ impl Desk {
     }
 
     /// As a visit of this worker's, if that is counted.
-    fn visit_of(&self, session: Session) -> Option<(u16, Option<SocketAddr>)> {
+    fn visit_of(&self, session: Session) -> Option<Box<(u16, Option<SocketAddr>)>> {
         if !self.visitors.is_on() {
             return None;
         }
         let SessionInfo { listener, peer, .. } = self.shared.sessions.info(session).ok()?;
         self.visitors.take_over(listener, peer);
-        Some((listener, peer))
+        Some(Box::new((listener, peer)))
     }
 
     /// Takes over what the last worker gave away. It must be the first that this desk sees.

@@ -29,6 +29,16 @@ pub(super) struct Watch {
     step: u64,
 }
 
+/// What a connection is about with its time.
+#[derive(Debug)]
+pub(super) struct Times {
+    patience: Patience,
+    /// When it has done what.
+    pub(super) pulse: Pulse,
+    /// Bytes that waited for it when it was looked at last.
+    queued: u64,
+}
+
 impl Watch {
     pub(super) fn new(shared: &Shared) -> Watch {
         let limits = ByListener::new(&shared.config, Patience::new);
@@ -64,38 +74,37 @@ impl Desk {
         let now = self.watch.now();
         let connection = &mut self.connections[slot];
         let listener = || self.shared.sessions.listener(connection.session);
-        connection.patience = *self.watch.limits.of(listener);
-        connection.pulse = Pulse { received: now, sent: now, begun: None };
+        let patience = *self.watch.limits.of(listener);
+        let pulse = Pulse { received: now, sent: now, begun: None };
+        connection.times = Some(Box::new(Times { patience, pulse, queued: 0 }));
         self.plan_look(reactor, slot);
     }
 
     /// Bytes have come from it.
     #[inline]
     pub(super) fn has_received(&mut self, slot: usize) {
-        if self.watch.is_on {
-            self.connections[slot].pulse.received = self.watch.now();
+        if let Some(times) = &mut self.connections[slot].times {
+            times.pulse.received = self.watch.now();
         }
     }
 
     /// It was sent something.
     #[inline]
     pub(super) fn has_sent(&mut self, slot: usize) {
-        if self.watch.is_on {
-            self.connections[slot].pulse.sent = self.watch.now();
+        if let Some(times) = &mut self.connections[slot].times {
+            times.pulse.sent = self.watch.now();
         }
     }
 
     /// Its packets were cut: whether there is the beginning of another one.
     #[inline]
     pub(super) fn has_cut(&mut self, reactor: &mut Reactor, slot: usize) {
-        if !self.watch.is_on {
-            return;
-        }
         let connection = &mut self.connections[slot];
+        let Some(times) = &mut connection.times else { return };
         if connection.input.is_empty() || connection.parked {
-            connection.pulse.begun = None;
-        } else if connection.pulse.begun.is_none() {
-            connection.pulse.begun = Some(self.watch.now());
+            times.pulse.begun = None;
+        } else if times.pulse.begun.is_none() {
+            times.pulse.begun = Some(self.watch.now());
             self.plan_look(reactor, slot);
         }
     }
@@ -105,8 +114,8 @@ impl Desk {
     }
 
     fn plan_look(&mut self, reactor: &mut Reactor, slot: usize) {
-        let Connection { patience, pulse, .. } = &self.connections[slot];
-        if let Some((at, _)) = patience.due(pulse) {
+        let times = self.connections[slot].times.as_ref();
+        if let Some((at, _)) = times.and_then(|times| times.patience.due(&times.pulse)) {
             self.watch.agenda.put(slot, at);
             self.set_look(reactor);
         }
@@ -141,8 +150,8 @@ impl Desk {
 
     fn look_at(&mut self, reactor: &mut Reactor, slot: usize, now: u64) {
         self.excuse(reactor, slot, now);
-        let Connection { patience, pulse, token, .. } = &self.connections[slot];
-        match patience.due(pulse) {
+        let Connection { times, token, .. } = &self.connections[slot];
+        match times.as_ref().and_then(|times| times.patience.due(&times.pulse)) {
             None => {}
             Some((at, _)) if at > now => self.watch.agenda.put(slot, at),
             // What it has sent was not read yet.
@@ -157,12 +166,13 @@ impl Desk {
     fn excuse(&mut self, reactor: &Reactor, slot: usize, now: u64) {
         let is_exempt = self.is_exempt(slot);
         let connection = &mut self.connections[slot];
+        let Some(times) = &mut connection.times else { return };
         let queued = reactor.unsent(connection.token);
-        let takes = queued < std::mem::replace(&mut connection.queued, queued);
+        let takes = queued < std::mem::replace(&mut times.queued, queued);
         if is_exempt {
-            connection.pulse = Pulse { received: now, sent: now, begun: None };
+            times.pulse = Pulse { received: now, sent: now, begun: None };
         } else if takes || connection.in_flight > 0 {
-            connection.pulse.sent = now;
+            times.pulse.sent = now;
         }
     }
 

@@ -277,7 +277,7 @@ impl Desk {
         let home = taker.home(arrival.peer.map(|peer| peer.ip()));
         let framer = self.framings.framer(Some(arrival.listener));
         let mut connection = Connection::new(session, token, home, framer);
-        connection.visit = self.visitors.is_on().then_some((arrival.listener, arrival.peer));
+        connection.visit = self.visitors.is_on().then(|| Box::new((arrival.listener, arrival.peer)));
         let is_plain = tls.is_none();
         connection.tls = tls.map(|stream| Box::new(Secrecy::new(stream, *arrival)));
         vacancy.insert(connection);
