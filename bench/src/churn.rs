@@ -41,7 +41,8 @@ pub struct Summary {
 
 /// What a peer that speaks HTTP answers to every request.
 pub const HTTP_BODY: &str = "hello";
-const HTTP_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
+/// And what it is asked.
+pub const HTTP_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
 const ECHO_SIZE: usize = 128;
 /// More than any reply has.
 const REPLY_MAX: usize = 4096;

@@ -28,6 +28,7 @@ pub mod server;
 pub mod stats;
 pub mod subject;
 pub mod table;
+pub mod tls;
 
 use serde::Serialize;
 use std::str::FromStr;

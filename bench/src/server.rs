@@ -249,11 +249,10 @@ fn listen(stderr: impl Read, complaints: &Mutex<VecDeque<String>>) {
 }
 
 fn address_in(ready: &str) -> Result<SocketAddr> {
-    let Some(address) = ready
-        .split(' ')
-        .find_map(|word| word.strip_prefix("listen="))
-        .and_then(|list| list.split(',').find_map(|listen| listen.strip_prefix("tcp://")))
-    else {
+    let Some(address) = ready.split(' ').find_map(|word| word.strip_prefix("listen=")).and_then(|list| {
+        list.split(',')
+            .find_map(|listen| ["tcp://", "tls://"].iter().find_map(|scheme| listen.strip_prefix(scheme)))
+    }) else {
         bail!("no listen=tcp://HOST:PORT in {ready:?}");
     };
     Ok(address.parse()?)

@@ -5,6 +5,7 @@ use crate::calls::beside_this;
 use crate::churn::HTTP_BODY;
 use crate::options::Options;
 use crate::server::{Ready, Server, free_address};
+use crate::tls::{self, Files};
 use anyhow::{Context, Result, bail};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -56,6 +57,8 @@ pub struct Setup {
     pub task_workers: usize,
     /// Bytes of the largest packet.
     pub packet_max: usize,
+    /// Whether it is spoken to by TLS, with the certificate of [`crate::tls`].
+    pub tls: bool,
 }
 
 /// What a subject has to understand.
@@ -77,6 +80,7 @@ impl Default for Setup {
             reactors: 2,
             task_workers: 0,
             packet_max: 0,
+            tls: false,
         }
     }
 }
@@ -203,13 +207,19 @@ impl Subject {
             Program::Tokio => own("tokio_echo", setup, address),
             Program::Monoio => own("monoio_echo", setup, address),
             Program::Hyper => own("hyper_hello", setup, address),
-            Program::Nginx => nginx(setup.workers, address),
+            Program::Nginx => nginx(setup, address),
             Program::Redis => redis(address),
         }
     }
 
     fn testbed(&self, setup: &Setup, address: SocketAddr) -> Result<Command> {
-        let mut flags: Vec<String> = vec![format!("--listen=tcp://{address}")];
+        let scheme = if setup.tls { "tls" } else { "tcp" };
+        let mut flags: Vec<String> = vec![format!("--listen={scheme}://{address}")];
+        if setup.tls {
+            let files = tls::files()?;
+            flags.push(format!("--ssl-cert-file={}", files.cert.display()));
+            flags.push(format!("--ssl-key-file={}", files.key.display()));
+        }
         flags.extend(self.flags.split_whitespace().map(str::to_owned));
         // What the variant says itself stands.
         let mut unless_given = |key: &str, value: usize| {
@@ -255,19 +265,34 @@ fn own(program: &str, setup: &Setup, address: SocketAddr) -> Result<Command> {
     Ok(command)
 }
 
-fn nginx(workers: usize, address: SocketAddr) -> Result<Command> {
+fn nginx(setup: &Setup, address: SocketAddr) -> Result<Command> {
+    let workers = setup.workers;
     let directory = output_directory()?.join("nginx");
     fs::create_dir_all(&directory)?;
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|what| format!("{what}_temp_path {what};\n"))
         .concat();
+    let (ssl, more) = if setup.tls {
+        let Files { cert, key, root } = tls::files()?;
+        let more = format!(
+            "ssl_certificate {};\nssl_certificate_key {};\nssl_protocols TLSv1.3;\n\
+             location /large- {{ root {}; }}\n",
+            cert.display(),
+            key.display(),
+            root.display()
+        );
+        (" ssl", more)
+    } else {
+        ("", String::new())
+    };
     fs::write(
         directory.join("nginx.conf"),
         format!(
             "daemon off;\nworker_processes {workers};\npid nginx.pid;\nerror_log stderr error;\n\
              events {{ worker_connections 16384; }}\n\
              http {{\naccess_log off;\n{temporary}\
-             server {{ listen {address}; location / {{ return 200 \"{HTTP_BODY}\"; }} }}\n}}\n"
+             keepalive_requests 1000000;\n\
+             server {{ listen {address}{ssl};\n{more}location / {{ return 200 \"{HTTP_BODY}\"; }} }}\n}}\n"
         ),
     )?;
     let mut command = Command::new(installed("nginx").context("nginx is not installed")?);

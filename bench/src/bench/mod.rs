@@ -16,6 +16,7 @@ mod scaling;
 mod start;
 mod table;
 mod tasks;
+mod tls;
 mod under_load;
 
 use crate::account::Usage;
@@ -67,6 +68,7 @@ pub const BENCHES: &[Bench] = &[
         about: "from one worker to 10,000 connections, against a loop of sends",
         plan: broadcast::plan,
     },
+    Bench { name: "tls", about: "handshakes and large replies over TLS 1.3", plan: tls::plan },
     Bench { name: "fork", about: "fork from a small and from a 500 MB process", plan: fork::plan },
     Bench {
         name: "start",

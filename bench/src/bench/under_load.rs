@@ -53,6 +53,7 @@ impl Shape {
             reactors: self.reactors,
             task_workers: 0,
             packet_max: self.size,
+            ..Setup::default()
         };
         let server = subject.start(&setup)?;
         let protocol = if subject.program == Program::Redis { Protocol::Redis } else { self.protocol };

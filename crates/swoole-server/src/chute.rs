@@ -212,6 +212,12 @@ impl Chute {
 
     fn hold(&mut self, session: Session, name: u64, file: OwnedFd) {
         let worker = Ticket::worker(name);
+        // A worker sends no other; but what is no file could make the reactor wait.
+        let is_regular =
+            |stat: rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        if !fstat(&file).is_ok_and(is_regular) {
+            return tracing::error!("worker {worker} has sent a descriptor that is no regular file");
+        }
         let max = HELD_MAX + EAGER_MAX * usize::from(self.shared.config.worker_num);
         let of_worker = |name: &&u64| Ticket::worker(**name) == worker;
         if self.held.len() >= max && self.held.keys().filter(of_worker).count() >= max {
@@ -293,6 +299,16 @@ mod tests {
         assert_eq!(chute.held.len(), max);
         put(&shared, 0, session, Ticket::name(1, 1), &file).unwrap();
         assert!(chute.claim(session, Ticket::name(1, 1)).is_some(), "another worker's");
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_taken() {
+        let (shared, _hold) = shared();
+        let (mut chute, session) = (Chute::new(&shared, 0).unwrap(), Session::new(0, 1));
+        let (pipe, _end) = rustix::pipe::pipe().unwrap();
+        put(&shared, 0, session, Ticket::name(0, 1), &pipe).unwrap();
+        assert!(chute.claim(session, Ticket::name(0, 1)).is_none());
+        assert!(chute.held.is_empty());
     }
 
     #[test]

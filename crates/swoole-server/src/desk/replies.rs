@@ -101,8 +101,11 @@ impl Replies<'_> {
     fn send_output(&mut self, session: Session, output: Output<'_>) {
         // The client has left meanwhile, or the worker lies: nobody gets it.
         let Some(slot) = self.desk.find(session) else { return };
-        let output = self.desk.encrypt(slot, output);
-        self.desk.transmit(self.reactor, slot, output);
+        if self.desk.connections[slot].tls.is_some() {
+            self.desk.encrypt(self.reactor, slot, &output);
+        } else {
+            self.desk.transmit(self.reactor, slot, output);
+        }
     }
 }
 

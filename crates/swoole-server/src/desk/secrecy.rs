@@ -12,6 +12,9 @@ use super::{Desk, Taker};
 use crate::session::Arrival;
 use crate::tls::Stream;
 
+/// Bytes that are kept for what is encrypted next.
+const WIRE_MAX: usize = 1024 * 1024;
+
 /// The TLS of one connection.
 #[derive(Debug)]
 pub(super) struct Secrecy {
@@ -98,14 +101,20 @@ impl Desk {
         }
     }
 
-    /// What is for a client, as it goes to the wire.
-    pub(super) fn encrypt<'a>(&mut self, slot: usize, output: Output<'a>) -> Output<'a> {
-        let Some(tls) = &mut self.connections[slot].tls else { return output };
-        match &output {
-            Output::Parts(parts) => tls.stream.send(parts),
-            Output::Whole(bytes) => tls.stream.send(&[IoSlice::new(bytes)]),
+    /// Sends what is for a client, as it goes to the wire.
+    pub(super) fn encrypt(&mut self, reactor: &mut Reactor, slot: usize, output: &Output<'_>) {
+        let mut wire = std::mem::take(&mut self.wire);
+        if let Some(tls) = &mut self.connections[slot].tls {
+            match output {
+                Output::Parts(parts) => tls.stream.send(parts, &mut wire),
+                Output::Whole(bytes) => tls.stream.send(&[IoSlice::new(bytes)], &mut wire),
+            }
+            // What the kernel does not take at once is copied; the memory is for the next.
+            self.transmit(reactor, slot, Output::Parts(&[IoSlice::new(&wire)]));
         }
-        Output::Whole(tls.stream.take_output())
+        wire.clear();
+        wire.shrink_to(WIRE_MAX);
+        self.wire = wire;
     }
 
     /// Nothing more will be sent, and the client is told so: it can tell the end from a cut.

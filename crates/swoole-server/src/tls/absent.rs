@@ -39,7 +39,7 @@ impl Stream {
         match self.0 {}
     }
 
-    pub(crate) fn send(&mut self, _: &[IoSlice<'_>]) {
+    pub(crate) fn send(&mut self, _: &[IoSlice<'_>], _: &mut Vec<u8>) {
         match self.0 {}
     }
 

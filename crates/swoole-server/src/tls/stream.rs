@@ -7,6 +7,9 @@ use rustls::{Error, ServerConfig, ServerConnection};
 
 use super::Progress;
 
+/// Bytes that are encrypted at once: whole records.
+const PIECE: usize = 4 * 16 * 1024;
+
 /// One connection's TLS. Nothing of what it has given out stays in here, and of what came in, at most one record that is
 /// not whole: 16 KiB, or 64 KiB of a handshake's message.
 pub(crate) struct Stream(ServerConnection);
@@ -45,11 +48,13 @@ impl Stream {
         Ok(Progress { established: before && !connection.is_handshaking(), ended })
     }
 
-    /// Encrypts what is for the client.
-    pub(crate) fn send(&mut self, parts: &[IoSlice<'_>]) {
-        for part in parts {
+    /// Encrypts what is for the client, and adds it to `output`, behind what was to go to the wire before.
+    pub(crate) fn send(&mut self, parts: &[IoSlice<'_>], output: &mut Vec<u8>) {
+        // A few records at a time, so that they are still in the core's cache when they are moved.
+        for piece in parts.iter().flat_map(|part| part.chunks(PIECE)) {
             // It takes all, since there is no limit.
-            let _ = self.0.writer().write(part);
+            let _ = self.0.writer().write(piece);
+            self.drain(output);
         }
     }
 
@@ -61,11 +66,15 @@ impl Stream {
     /// What is to go to the wire.
     pub(crate) fn take_output(&mut self) -> Vec<u8> {
         let mut output = Vec::new();
+        self.drain(&mut output);
+        output
+    }
+
+    fn drain(&mut self, output: &mut Vec<u8>) {
         while self.0.wants_write() {
             // Memory takes all.
-            let _ = self.0.write_tls(&mut output);
+            let _ = self.0.write_tls(output);
         }
-        output
     }
 }
 
