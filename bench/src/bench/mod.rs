@@ -13,6 +13,7 @@ mod large;
 mod reload;
 mod respawn;
 mod scaling;
+mod slow;
 mod start;
 mod table;
 mod tasks;
@@ -67,6 +68,11 @@ pub const BENCHES: &[Bench] = &[
         name: "broadcast",
         about: "from one worker to 10,000 connections, against a loop of sends",
         plan: broadcast::plan,
+    },
+    Bench {
+        name: "slow",
+        about: "1,000 connections beside one that does not read, and without it",
+        plan: slow::plan,
     },
     Bench { name: "tls", about: "handshakes and large replies over TLS 1.3", plan: tls::plan },
     Bench { name: "fork", about: "fork from a small and from a 500 MB process", plan: fork::plan },
