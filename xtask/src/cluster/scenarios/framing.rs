@@ -273,8 +273,8 @@ fn refused(cx: &Cx) -> Result<()> {
 
 fn eof(cx: &Cx) -> Result<()> {
     for (split, reply) in [(true, "one||two||"), (false, "one||echo two||")] {
-        let launch = cx.testbed().flag("package-eof", "||").flag("open-eof-split", split);
-        let bed = launch.start()?;
+        let launch = cx.testbed().flag("package-eof", "||");
+        let bed = launch.word(&format!("--open-eof-split={split}")).start()?;
         let mut client = bed.connect()?;
         // One write, which the server reads at once.
         client.send(b"echo one||echo two||")?;
