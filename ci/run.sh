@@ -24,6 +24,9 @@ if ((${#missing[@]})); then
 fi
 command -v cargo >/dev/null || export PATH="$HOME/.cargo/bin:$PATH"
 
+# Where something was is enough here, and quicker to build than all that a debugger could ask.
+export CARGO_PROFILE_DEV_DEBUG=line-tables-only
+
 # Both run even when the first fails: one run shows everything that is wrong.
 lint=0
 cargo xtask lint || lint=$?

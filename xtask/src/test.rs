@@ -4,8 +4,10 @@ use crate::cluster::{self, Tally};
 use crate::shell::{cargo, words};
 use crate::{Verdict, counts, fuzz, shell, twin};
 use anyhow::{Context, Result, bail};
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub(crate) const HELP: &str = "\
@@ -46,23 +48,31 @@ pub(crate) fn main(mut args: lexopt::Parser) -> Verdict {
     }
     let mut rows = Vec::new();
     let mut failures = Failures::default();
-    for Step { name, command } in steps() {
+    let mut take = |Step { name, command }, failures: &mut Failures| -> Result<()> {
         let start = Instant::now();
         println!("=== {name}: {}", words(&command));
-        rows.push((name, run_by(command, parse_result, &mut failures)?, start.elapsed()));
-    }
-    if fuzz_seconds > 0 {
-        rows.push(part("fuzz", || fuzz::run_everything(fuzz_seconds)));
-    }
-    rows.push(part("counts", counts::run_everything));
-    rows.push(part("asan cluster", cluster::run_sanitized));
-    // By itself, because it looks after all processes below it.
+        rows.push((name, run_by(command, parse_result, failures)?, start.elapsed()));
+        Ok(())
+    };
+    let mut steps = steps();
+    take(steps.remove(0), &mut failures)?;
+    let builds = build_ahead(&steps);
+    // By itself, because it looks after all processes below it, and the builds are none of its own.
     let mut scenarios = Command::new(std::env::current_exe()?);
     scenarios.args(["test-cluster", "--jobs", CLUSTER_JOBS]);
     println!("=== {}", words(&scenarios));
     let start = Instant::now();
     let tally = run_by(scenarios, cluster::parse_tally, &mut failures)?;
-    rows.push(("test-cluster".to_owned(), tally, start.elapsed()));
+    let cluster = ("test-cluster".to_owned(), tally, start.elapsed());
+    // What has become of it, the steps will tell.
+    let _ = builds.join();
+    steps.into_iter().try_for_each(|step| take(step, &mut failures))?;
+    if fuzz_seconds > 0 {
+        rows.push(part("fuzz", || fuzz::run_everything(fuzz_seconds)));
+    }
+    rows.push(part("counts", counts::run_everything));
+    rows.push(part("asan cluster", cluster::run_sanitized));
+    rows.push(cluster);
 
     failures.print();
     println!("\n{:<16} {:>7} {:>7} {:>9}", "", "passed", "failed", "seconds");
@@ -87,6 +97,30 @@ fn part(name: &str, run: impl FnOnce() -> Result<Tally>) -> (String, Tally, Dura
     (name.to_owned(), tally, start.elapsed())
 }
 
+/// Builds what these steps will run, while scenarios do, which mostly wait: with what the machine has left.
+fn build_ahead(steps: &[Step]) -> JoinHandle<()> {
+    let builds: Vec<Command> = steps.iter().map(|step| build_of(&step.command)).collect();
+    std::thread::spawn(move || {
+        for mut build in builds {
+            let _ = build.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        }
+    })
+}
+
+/// The same command of cargo's, at leisure, and only as far as the build.
+fn build_of(test: &Command) -> Command {
+    let words: Vec<&OsStr> = test.get_args().collect();
+    let end = words.iter().position(|word| *word == "--").unwrap_or(words.len());
+    let mut build = Command::new("nice");
+    build.args(["-n", "19"]).arg(test.get_program()).args(&words[..end]).args(["--no-run", "--quiet"]);
+    build.envs(test.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if let Some(dir) = test.get_current_dir() {
+        build.current_dir(dir);
+    }
+    build
+}
+
+/// The first of them alone, since it is also about what the others stand on.
 fn steps() -> Vec<Step> {
     // Without `typed`, the sanitizers build it.
     let workspace = cargo(&["test", "--workspace", "--features", "swoole-server/typed", "--no-fail-fast"]);
@@ -119,7 +153,8 @@ pub(crate) fn sanitized(words: &[&str], flags: &str, dir: &str) -> Command {
     let target = sanitizer_target();
     let (subcommand, rest) = words.split_first().expect("a subcommand of cargo's");
     let mut command = cargo(&[subcommand, "--target", &target]);
-    command.args(rest).env("RUSTC_BOOTSTRAP", "1");
+    // Where something was is enough for its reports, and quicker to build than all that a debugger could ask.
+    command.args(rest).env("RUSTC_BOOTSTRAP", "1").env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only");
     command.env("RUSTFLAGS", flags).env("CARGO_TARGET_DIR", shell::target_dir().join(dir));
     command
 }
@@ -301,6 +336,15 @@ mod tests {
         output.lines().for_each(|line| failures.read(line));
         let expected = ["FAILED  drain  1.00 s", "    waited 5s", "    repeat: it", "test a::b ... FAILED"];
         assert_eq!(failures.lines, expected);
+    }
+
+    #[test]
+    fn a_build_leaves_the_running_out() {
+        let mut test = Command::new("cargo");
+        test.args(["test", "--lib", "--", "epoll::"]).env("RUSTFLAGS", "--cfg loom");
+        let build = build_of(&test);
+        assert_eq!(words(&build).rsplit_once("nice").unwrap().1, " -n 19 cargo test --lib --no-run --quiet");
+        assert_eq!(build.get_envs().count(), 1);
     }
 
     #[test]
