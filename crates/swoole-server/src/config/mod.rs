@@ -547,7 +547,7 @@ pub struct Config {
     #[serde(deserialize_with = "value::words::deserialize")]
     pub ssl_protocols: Vec<String>,
 
-    /// The cipher suites that are used, the best first: a list, or text with `:` between them, by OpenSSL's names or those of
+    /// The cipher suites that are used, the best first, whatever order a client has: a list, or text with `:` between them, by OpenSSL's names or those of
     /// RFCs. Of a version of TLS of which none is named, all are used; so names of TLS 1.2 alone do not turn off TLS 1.3.
     /// Default: none, for all. All of them keep past connections secret if the key is lost. Swoole: `ssl_ciphers`.
     #[serde(deserialize_with = "value::words::deserialize")]

@@ -40,8 +40,8 @@ pub(super) fn context(config: &Config) -> Result<Arc<ServerConfig>, TlsError> {
         _ => builder.with_no_client_auth(),
     };
     let mut context = builder.with_cert_resolver(Arc::new(certificates));
-    // Who has written an order down means it.
-    context.ignore_client_order = !config.ssl_ciphers.is_empty();
+    // Who has written an order down means it, and those who look for weaknesses want one.
+    context.ignore_client_order = true;
     context.alpn_protocols = config.ssl_alpn.iter().map(|name| name.clone().into_bytes()).collect();
     // For all reactors: a client that comes again mostly comes to another one.
     context.ticketer = ring::Ticketer::new().map_err(failed)?;
