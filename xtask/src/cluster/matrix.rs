@@ -99,7 +99,7 @@ impl Scenario {
         Self { modes: &[PROCESS], ..self }
     }
 
-    /// Not beside others: it takes all of something that the machine has once, or measures it.
+    /// Not beside others: it takes all of something that the machine has once, or measures it, or has little time.
     pub(super) const fn alone(self) -> Self {
         Self { alone: true, ..self }
     }

@@ -17,7 +17,9 @@ pub(super) static ALL: &[Scenario] = &[
         "a worker that never starts is retried ever slower, the others serve",
         crash_on_start,
     )
-    .in_process(),
+    .in_process()
+    // It measures pauses.
+    .alone(),
     full(
         "worker_start_timeout",
         "a successor that does not get done with its start is killed, the reload stops, the others serve",

@@ -16,7 +16,9 @@ pub(super) static ALL: &[Scenario] = &[
         "a packet whose worker is killed is answered by the next one, and so is the rest",
         retry,
     )
-    .in_process(),
+    .in_process()
+    // All has to be sent within half a second.
+    .alone(),
     full(
         "crash_retry_poison",
         "a packet that kills whoever takes it costs 1 + crash_retries workers and its connection",

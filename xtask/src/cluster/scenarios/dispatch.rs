@@ -13,7 +13,7 @@ pub(super) static ALL: &[Scenario] = &[
         dispatch_fixed,
     ),
     full("dispatch_round_robin", "packets spread evenly over the workers", dispatch_round_robin).in_process(),
-    full("dispatch_idle", "a busy worker is passed over", dispatch_idle).in_process(),
+    full("dispatch_idle", "a busy worker is passed over", dispatch_idle).in_process().alone(),
     full(
         "dispatch_full_link",
         "who has filled a blocked worker's link goes on with another",
@@ -59,7 +59,13 @@ fn dispatch_idle(cx: &Cx) -> Result<()> {
     let bed = start(cx, "idle")?;
     let mut sleeper = bed.connect()?;
     bed.occupy(&mut sleeper, 2000)?;
-    let mut clients = (0..4).map(|_| bed.connect()).collect::<Result<Vec<Client>>>()?;
+    // One after another: where all are at something, nobody can be passed over.
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let mut client = bed.connect()?;
+        client.expect("echo known", "known")?;
+        clients.push(client);
+    }
     let start = std::time::Instant::now();
     for round in 0..50 {
         for client in &mut clients {

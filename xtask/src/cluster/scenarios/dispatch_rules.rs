@@ -25,7 +25,8 @@ pub(super) static ALL: &[Scenario] = &[
         "no packet waits for a worker that is busy for another reactor",
         least,
     )
-    .in_process(),
+    .in_process()
+    .alone(),
     backends(
         "dispatch_consistent_hash",
         "a key keeps its worker while others die, and after its own",
@@ -33,7 +34,8 @@ pub(super) static ALL: &[Scenario] = &[
     )
     .in_process(),
     backends("dispatch_custom", "the program's function chooses, drops, closes, and may panic", custom)
-        .in_process(),
+        .in_process()
+        .alone(),
     backends("dispatch_order", "connect, packets, close, in this order under every rule", order).in_process(),
 ];
 

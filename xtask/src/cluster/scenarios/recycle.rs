@@ -53,7 +53,8 @@ pub(super) static ALL: &[Scenario] = &[
         managers_killed,
     )
     .in_process(),
-    full("max_memory", "a worker that has grown too large is replaced, and the log says why", max_memory),
+    full("max_memory", "a worker that has grown too large is replaced, and the log says why", max_memory)
+        .alone(),
 ];
 
 /// How many workers were away at most: from the last callback of one to the end of the first one of its successor. The

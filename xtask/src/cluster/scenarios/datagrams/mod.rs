@@ -129,6 +129,8 @@ fn full_ring(cx: &Cx) -> Result<()> {
     let grown = bed.private_memory()?.saturating_sub(before.1);
     ensure!(grown < 16 << 20, "memory has grown by {grown} bytes");
     sleeper.expect_line("slept 3000")?;
+    // Behind all that waits for the worker.
+    sleeper.expect("echo room", "room")?;
     of_sleeper.expect("echo awake", "awake")?;
     let received = stat(&mut neighbour, "datagram_count")? - before.0;
     let dropped = stat(&mut neighbour, "datagram_dropped_count")?;

@@ -126,7 +126,8 @@ pub(super) static ALL: &[Scenario] = &[
         "and so do workers: nothing is told twice, or to who has not asked",
         storm::storm_of_all,
     )
-    .by_post(),
+    .by_post()
+    .alone(),
     once("task_sizes", "payloads of any size go by every way", transports::sizes).in_process().by_post(),
     once(
         "task_outlives_kill",
