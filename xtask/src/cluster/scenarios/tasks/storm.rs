@@ -116,7 +116,8 @@ fn storm(cx: &Cx, flags: &[(&str, &str)], kill_workers: bool) -> Result<()> {
         }
         Ok(answered)
     })?;
-    ensure!(kills > 10 && answered > 100, "{kills} kills, {answered} answers");
+    // How many, chance says: who dies again and again comes back more and more slowly.
+    ensure!(kills > 10 && answered > 10, "{kills} kills, {answered} answers");
     // Everything comes to rest.
     let mut last = None;
     proc::until("all tasks to end", PATIENCE, || {
