@@ -77,9 +77,14 @@ pub(crate) fn instrumented(args: &[&str]) -> Command {
     command
 }
 
+/// What builds all targets.
+pub(crate) fn build_command() -> Command {
+    instrumented(&["build", "--quiet", "--bins"])
+}
+
 /// Builds all targets; the directory that they are in.
 fn build() -> Result<PathBuf> {
-    let mut build = instrumented(&["build", "--quiet", "--bins"]);
+    let mut build = build_command();
     ensure!(succeeds(&mut build)?, "`{}` failed", words(&build));
     Ok(target_dir().join(format!("fuzz/{}-unknown-linux-gnu/release", std::env::consts::ARCH)))
 }

@@ -56,7 +56,12 @@ pub(crate) fn main(mut args: lexopt::Parser) -> Verdict {
     };
     let mut steps = steps();
     take(steps.remove(0), &mut failures)?;
-    let builds = build_ahead(&steps);
+    let mut builds: Vec<Command> = steps.iter().map(|step| build_of(&step.command)).collect();
+    builds.extend(cluster::sanitized_builds().iter().map(at_leisure));
+    if fuzz_seconds > 0 {
+        builds.push(at_leisure(&fuzz::build_command()));
+    }
+    let builds = build_ahead(builds);
     // By itself, because it looks after all processes below it, and the builds are none of its own.
     let mut scenarios = Command::new(std::env::current_exe()?);
     scenarios.args(["test-cluster", "--jobs", CLUSTER_JOBS]);
@@ -97,9 +102,8 @@ fn part(name: &str, run: impl FnOnce() -> Result<Tally>) -> (String, Tally, Dura
     (name.to_owned(), tally, start.elapsed())
 }
 
-/// Builds what these steps will run, while scenarios do, which mostly wait: with what the machine has left.
-fn build_ahead(steps: &[Step]) -> JoinHandle<()> {
-    let builds: Vec<Command> = steps.iter().map(|step| build_of(&step.command)).collect();
+/// Builds what will be run later, while scenarios do, which mostly wait: with what the machine has left.
+fn build_ahead(builds: Vec<Command>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         for mut build in builds {
             let _ = build.stdout(Stdio::null()).stderr(Stdio::null()).status();
@@ -111,14 +115,25 @@ fn build_ahead(steps: &[Step]) -> JoinHandle<()> {
 fn build_of(test: &Command) -> Command {
     let words: Vec<&OsStr> = test.get_args().collect();
     let end = words.iter().position(|word| *word == "--").unwrap_or(words.len());
-    // Not before anybody else: SCHED_IDLE, sched(7).
-    let mut build = Command::new("chrt");
-    build.args(["--idle", "0"]).arg(test.get_program()).args(&words[..end]).args(["--no-run", "--quiet"]);
-    build.envs(test.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    if let Some(dir) = test.get_current_dir() {
-        build.current_dir(dir);
-    }
+    let mut build = slowed(test, &words[..end]);
+    build.args(["--no-run", "--quiet"]);
     build
+}
+
+/// The same command, at leisure.
+fn at_leisure(command: &Command) -> Command {
+    slowed(command, &command.get_args().collect::<Vec<_>>())
+}
+
+/// That command with these arguments, but not before anybody else: SCHED_IDLE, sched(7).
+fn slowed(command: &Command, words: &[&OsStr]) -> Command {
+    let mut slow = Command::new("chrt");
+    slow.args(["--idle", "0"]).arg(command.get_program()).args(words);
+    slow.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if let Some(dir) = command.get_current_dir() {
+        slow.current_dir(dir);
+    }
+    slow
 }
 
 /// The first of them alone, since it is also about what the others stand on.

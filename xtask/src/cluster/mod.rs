@@ -20,6 +20,7 @@ use matrix::{BACKENDS, Choice, IPCS, MODES, Scenario, Setup, Storm, TASK_IPCS, c
 use runner::Runner;
 pub(crate) use runner::Tally;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 pub(crate) const HELP: &str = "\
@@ -265,18 +266,28 @@ fn run_words(words: &[&str]) -> Result<Tally> {
 /// stand on. Beside them, under a name of its own, the testbed with breakpoints: what is measured and what is shown has
 /// none.
 fn build(asan: bool) -> Result<()> {
-    const EXAMPLES: [&str; 4] = ["build", "--quiet", "--package", "swoole-examples"];
-    const BREAKPOINTS: [&str; 4] = ["--example", "testbed_breakpoints", "--features", "breakpoints"];
-    for what in [&["--examples"][..], &BREAKPOINTS] {
-        let words = [&EXAMPLES, what].concat();
-        let mut build = if asan {
-            test::sanitized(&words, test::ASAN, "asan")
-        } else {
-            shell::cargo(&[&words[..], &["--release"]].concat())
-        };
+    for mut build in builds(asan) {
         ensure!(shell::succeeds(&mut build)?, "`{}` failed", shell::words(&build));
     }
     Ok(())
+}
+
+/// Those for [`run_sanitized`].
+pub(crate) fn sanitized_builds() -> [Command; 2] {
+    builds(true)
+}
+
+fn builds(asan: bool) -> [Command; 2] {
+    const EXAMPLES: [&str; 4] = ["build", "--quiet", "--package", "swoole-examples"];
+    const BREAKPOINTS: [&str; 4] = ["--example", "testbed_breakpoints", "--features", "breakpoints"];
+    [&["--examples"][..], &BREAKPOINTS].map(|what| {
+        let words = [&EXAMPLES, what].concat();
+        if asan {
+            test::sanitized(&words, test::ASAN, "asan")
+        } else {
+            shell::cargo(&[&words[..], &["--release"]].concat())
+        }
+    })
 }
 
 fn examples(asan: bool) -> PathBuf {
