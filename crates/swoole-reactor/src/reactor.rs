@@ -178,9 +178,7 @@ impl Reactor {
     ///
     /// [`Error::System`] when the kernel cannot wait for the socket; [`Error::Full`]; [`Error::Forked`].
     pub fn accept(&mut self, socket: OwnedFd) -> Result<Token, Error> {
-        self.check()?;
-        ioctl_fionbio(&socket, true).map_err(Error::system("make a listener nonblocking (ioctl)"))?;
-        self.driver.accept(socket, false)
+        self.adopt_listener(socket, false)
     }
 
     /// The same for a socket on which other processes accept or have accepted, too, by a descriptor of their own: what comes is
@@ -192,9 +190,13 @@ impl Reactor {
     ///
     /// As [`accept`](Self::accept).
     pub fn accept_shared(&mut self, socket: OwnedFd) -> Result<Token, Error> {
+        self.adopt_listener(socket, true)
+    }
+
+    fn adopt_listener(&mut self, socket: OwnedFd, shared: bool) -> Result<Token, Error> {
         self.check()?;
         ioctl_fionbio(&socket, true).map_err(Error::system("make a listener nonblocking (ioctl)"))?;
-        self.driver.accept(socket, true)
+        self.driver.accept(socket, shared)
     }
 
     /// Stops accepting until [`resume_accept`](Self::resume_accept). Connections wait in the backlog. Does

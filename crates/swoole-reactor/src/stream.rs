@@ -62,6 +62,8 @@ pub(crate) struct SendQueue {
     sent: usize,
     /// Bytes not sent in all parts, those behind files included.
     len: usize,
+    /// To be told when so much is left.
+    low: Option<u32>,
     /// Files, and what comes after each of them.
     behind: VecDeque<(FileRange, VecDeque<Vec<u8>>)>,
 }
@@ -73,6 +75,21 @@ impl SendQueue {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0 && self.behind.is_empty()
+    }
+
+    /// From now on somebody waits until so much is left (4 GiB count as the most).
+    pub(crate) fn await_low(&mut self, bytes: usize) {
+        self.low = Some(u32::try_from(bytes).unwrap_or(u32::MAX));
+    }
+
+    /// Whether somebody does.
+    pub(crate) fn awaits_low(&self) -> bool {
+        self.low.is_some()
+    }
+
+    /// Whether it is so far, with so many bytes of the stream's `queued`; then nobody waits any more.
+    pub(crate) fn is_low(&mut self, queued: usize) -> bool {
+        self.low.take_if(|low| queued <= *low as usize).is_some()
     }
 
     /// Bytes of files that are not sent.

@@ -92,13 +92,16 @@ pub(crate) fn of_open(
         .map_err(|error| refused(&"an open file", session, error))
 }
 
+/// Bytes of a regular file; `None` if it is something else.
+fn size_of_regular(file: &OwnedFd) -> io::Result<Option<u64>> {
+    let stat = fstat(file)?;
+    let is_regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    Ok(is_regular.then_some(stat.st_size.unsigned_abs()))
+}
+
 /// Length 0 is all that follows.
 fn range(file: OwnedFd, offset: u64, length: u64) -> io::Result<Option<FileRange>> {
-    let stat = fstat(&file)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(invalid("it is no regular file".into()));
-    }
-    let size = stat.st_size.unsigned_abs();
+    let size = size_of_regular(&file)?.ok_or_else(|| invalid("it is no regular file".into()))?;
     let rest = size.checked_sub(offset);
     let rest = rest.ok_or_else(|| invalid(format!("offset {offset} lies behind its end ({size} bytes)")))?;
     if length > rest {
@@ -213,9 +216,7 @@ impl Chute {
     fn hold(&mut self, session: Session, name: u64, file: OwnedFd) {
         let worker = Ticket::worker(name);
         // A worker sends no other; but what is no file could make the reactor wait.
-        let is_regular =
-            |stat: rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        if !fstat(&file).is_ok_and(is_regular) {
+        if !matches!(size_of_regular(&file), Ok(Some(_))) {
             return tracing::error!("worker {worker} has sent a descriptor that is no regular file");
         }
         let max = HELD_MAX + EAGER_MAX * usize::from(self.shared.config.worker_num);

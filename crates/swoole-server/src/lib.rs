@@ -153,6 +153,7 @@ mod ports;
 mod post;
 mod process;
 mod rest;
+mod seldom;
 mod server;
 mod session;
 mod shared;

@@ -11,11 +11,12 @@
 use std::collections::VecDeque;
 use std::io;
 use std::io::IoSlice;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::{SocketFlags, acceptfrom_with};
 use swoole_sys::signal::SignalFd;
 
 use crate::{Close, DatagramPeer, Detached, Error, Event, FileRange, Interest, Token, Trigger};
@@ -126,6 +127,24 @@ pub(crate) enum Pending {
 
 /// Pending events, in order.
 pub(crate) type PendingQueue = VecDeque<Pending>;
+
+/// A connection, or why none can be accepted, which ends the accepting; `None` when nobody is there.
+pub(crate) fn accept_one(listener: Token, socket: impl AsFd, accepting: &mut bool) -> Option<Event<'static>> {
+    loop {
+        match acceptfrom_with(&socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+            Ok((socket, peer)) => {
+                let peer = peer.and_then(|peer| peer.try_into().ok());
+                return Some(Event::Accepted { listener, socket, peer });
+            }
+            Err(Errno::AGAIN) => return None,
+            Err(error) if is_accept_transient(error) => {}
+            Err(error) => {
+                *accepting = false;
+                return Some(Event::AcceptFailed { listener, error: error.into() });
+            }
+        }
+    }
+}
 
 /// Whether a failed `accept4` concerns one connection that is gone, not the listener: `accept(2)` says to
 /// treat these like `EAGAIN`.

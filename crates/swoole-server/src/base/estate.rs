@@ -119,9 +119,9 @@ fn give_files(giver: &mut Endpoint, heirlooms: &[Heirloom]) -> Result<(), swoole
     files.chunks(FDS_MAX).try_for_each(|files| giver.send_with_fds(&[FILES], files, Some(Duration::ZERO)))
 }
 
-/// The list: the mail, each kind after its number of parts; then for each client its session, flags, how it has come
-/// if it is in the lobby, the bytes read and not handled, and made and not sent, the files among them after their number, each with its part and the bytes
-/// behind it, and its topics after theirs. All bytes stand after their length.
+/// The list: the mail, each kind after its number of parts; then for each client its session, flags, how it has come if it
+/// is in the lobby, the bytes read and not handled, and made and not sent, the files among them after their number, each
+/// with its part and the bytes behind it, and its topics after theirs. All bytes stand after their length.
 fn write(heirlooms: &[Heirloom], mail: &Mail) -> io::Result<OwnedFd> {
     let file = memfd_create("swoole-estate", MemfdFlags::CLOEXEC)?;
     let mut list = io::BufWriter::new(File::from(file));

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fd::OwnedFd;
 use swoole_protocol::proxy::{Told, Versions, parse};
@@ -17,6 +17,7 @@ use super::heritage::Heirloom;
 use super::{Desk, Taker};
 use crate::board::Counter;
 use crate::config::{ProxyProtocol, ProxyRule};
+use crate::seldom::Seldom;
 use crate::session::{Arrival, Session};
 use crate::shared::Shared;
 
@@ -32,9 +33,7 @@ pub(super) struct Lobby {
     guests: HashMap<Token, Guest>,
     /// When their time is over.
     timers: HashMap<TimerId, Token>,
-    /// When the log told of somebody who was refused, and how many were since.
-    told: Option<Instant>,
-    untold: u64,
+    refused: Seldom,
 }
 
 struct Guest {
@@ -69,8 +68,7 @@ impl Lobby {
             rules: config.listen.iter().map(|listen| config.proxy_rule(listen)).collect(),
             guests: HashMap::new(),
             timers: HashMap::new(),
-            told: None,
-            untold: 0,
+            refused: Seldom::new(TELL_EVERY),
         }
     }
 
@@ -296,17 +294,14 @@ impl Desk {
     fn refuse(&mut self, reactor: &mut Reactor, token: Token, why: &dyn fmt::Display) {
         let Some(guest) = self.lobby.guests.get(&token) else { return };
         let Arrival { listener, peer, .. } = guest.arrival;
-        if self.lobby.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
-            let untold = std::mem::take(&mut self.lobby.untold);
-            self.lobby.told = Some(Instant::now());
+        if let Some(others) = self.lobby.refused.happens() {
             let peer = peer.map_or("a client of a unix socket".into(), |peer| peer.to_string());
             let address = self.shared.addresses.get(usize::from(listener)).map(|listen| listen.url());
             let address = address.unwrap_or_default();
             tracing::warn!(
-                "closed {peer} at {address}: {why} (and {untold} others since the last one told of)"
+                "closed {peer} at {address}: {why} (and {others} others since the last one told of)"
             );
         } else {
-            self.lobby.untold += 1;
             tracing::debug!(?peer, listener, "closed: {why}");
         }
         self.count(Counter::BadProxy, 1);

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use swoole_reactor::{Reactor, TimerId};
 
 use crate::config::{ByListener, Config, ProxyProtocol};
+use crate::seldom::Seldom;
 use crate::session::Arrival;
 use crowd::{Crowd, Place};
 use rate::Rate;
@@ -74,9 +75,7 @@ impl Visitors {
 
 pub(crate) struct Gate {
     visitors: Visitors,
-    /// Refused since that was told last, and when that was.
-    refused: u64,
-    told: Option<Instant>,
+    refused: Seldom,
     rate: Option<Rate>,
     begin: Instant,
     /// Shut until this runs out.
@@ -89,8 +88,7 @@ impl Gate {
         let share = config.max_accept_rate.div_ceil(gates.max(1).into());
         Gate {
             visitors: Visitors::new(config),
-            refused: 0,
-            told: None,
+            refused: Seldom::new(TELL_EVERY),
             rate: (share > 0).then(|| Rate::new(share)),
             begin: Instant::now(),
             shut: None,
@@ -112,12 +110,10 @@ impl Gate {
 
     /// Says so now and then: there may be many.
     fn tell_refused(&mut self, arrival: &Arrival) {
-        self.refused += 1;
-        if self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
-            let peer = arrival.peer.map(|peer| peer.ip().to_string()).unwrap_or_default();
-            let count = std::mem::take(&mut self.refused);
+        if let Some(others) = self.refused.happens() {
+            let (peer, count) =
+                (arrival.peer.map(|peer| peer.ip().to_string()).unwrap_or_default(), others + 1);
             tracing::warn!("{count} clients are refused, the last one from {peer} (max_connection_per_ip)");
-            self.told = Some(Instant::now());
         }
     }
 

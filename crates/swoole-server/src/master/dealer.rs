@@ -86,14 +86,10 @@ impl Dealer {
             Verdict::Drop => return Dealt::Offer(Offer::Dropped),
             Verdict::Close => return Dealt::Offer(Offer::Refused),
         };
-        let workers = self.links.len();
-        let is_free = self.shared.config.dispatch_mode.is_free();
-        // Where any worker will do, a full link is a reason to choose again.
-        let tries = if is_free { workers } else { 1 };
         // Those that have room, but too many packets; and whether there is one that lacks the room only.
         let (mut crowded, mut is_full) = (None, false);
-        for worker in (0..tries).map(|step| (first + step) % workers) {
-            if is_free && !self.dispatcher.is_eligible(worker as u16) {
+        for worker in self.candidates(first) {
+            if !self.is_candidate(worker) {
                 continue;
             }
             if self.queue_room(worker, client.session) == 0 {
@@ -104,7 +100,8 @@ impl Dealer {
                 is_full = true;
             }
         }
-        let blocked = Offer::Blocked(if is_free { workers } else { first });
+        let is_free = self.shared.config.dispatch_mode.is_free();
+        let blocked = Offer::Blocked(if is_free { self.links.len() } else { first });
         let Some(worker) = crowded.filter(|_| !is_full) else { return Dealt::Offer(blocked) };
         if client.is_clear {
             return Dealt::Shed;
@@ -123,15 +120,16 @@ impl Dealer {
         sheds.of(|| sessions.listener(session)).room(&rule.loads, worker as u16)
     }
 
-    /// Offers a datagram to this worker, or where any will do, to the next one that has room.
-    fn offer(&mut self, first: usize, kind: RequestKind, session: Session, packet: &[u8]) -> bool {
+    /// Whom to offer a packet to that is for this worker. Where any worker will do, a full link is a reason to choose again.
+    fn candidates(&self, first: usize) -> impl Iterator<Item = usize> + use<> {
         let workers = self.links.len();
-        let is_free = self.shared.config.dispatch_mode.is_free();
-        let tries = if is_free { workers } else { 1 };
-        (0..tries).map(|step| (first + step) % workers).any(|worker| {
-            (!is_free || self.dispatcher.is_eligible(worker as u16))
-                && self.links[worker].offer(kind, session, packet)
-        })
+        let tries = if self.shared.config.dispatch_mode.is_free() { workers } else { 1 };
+        (0..tries).map(move |step| (first + step) % workers)
+    }
+
+    /// Whether that one may get it now; the one that a rule has named, in any case.
+    fn is_candidate(&self, worker: usize) -> bool {
+        !self.shared.config.dispatch_mode.is_free() || self.dispatcher.is_eligible(worker as u16)
     }
 
     /// Whether its next packet could overtake something: the queue to wait in.
@@ -269,7 +267,9 @@ impl Taker for Dealer {
         let mut payload = std::mem::take(&mut self.payload);
         payload.extend_from_slice(bytes);
         let listener = Session::of_listener(from.listener);
-        let taken = self.offer(first, RequestKind::Datagram, listener, &payload);
+        let taken = self.candidates(first).any(|worker| {
+            self.is_candidate(worker) && self.links[worker].offer(RequestKind::Datagram, listener, &payload)
+        });
         self.payload = payload;
         taken
     }

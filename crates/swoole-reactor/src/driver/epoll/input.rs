@@ -4,9 +4,9 @@ use std::os::fd::AsFd as _;
 
 use rustix::event::epoll::{self, EventFlags};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SocketFlags, acceptfrom_with, recv};
+use rustix::net::{RecvFlags, recv};
 
-use super::super::{WAKER, is_accept_transient};
+use super::super::{WAKER, accept_one};
 use super::Epoll;
 use super::source::{Kind, Source};
 use crate::datagram::{self, Received};
@@ -121,24 +121,14 @@ impl Epoll {
             Kind::Listener { .. } | Kind::Datagram { .. } | Kind::Signals(_) if more.is_none() => None,
             Kind::Listener { accepting: false, .. } => None,
             Kind::Listener { socket, accepting } => {
-                match acceptfrom_with(socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-                    Ok((socket, peer)) => {
-                        self.current = more;
-                        let peer = peer.and_then(|peer| peer.try_into().ok());
-                        Some(Found::Event(Event::Accepted { listener: token, socket, peer }))
-                    }
-                    Err(Errno::AGAIN) => None,
-                    Err(error) if is_accept_transient(error) => {
-                        self.current = more;
-                        None
-                    }
-                    Err(error) => {
-                        *accepting = false;
-                        // Taking a descriptor out of the set cannot fail while both are open.
-                        let _infallible = self.update(token);
-                        Some(Found::Event(Event::AcceptFailed { listener: token, error: error.into() }))
-                    }
+                let event = accept_one(token, socket, accepting);
+                if *accepting {
+                    self.current = more.filter(|_| event.is_some());
+                } else {
+                    // Taking a descriptor out of the set cannot fail while both are open.
+                    let _infallible = self.update(token);
                 }
+                event.map(Found::Event)
             }
             Kind::Datagram { deaf: true, .. } => None,
             Kind::Datagram { socket, .. } => match datagram::receive(socket.as_fd(), buffer) {

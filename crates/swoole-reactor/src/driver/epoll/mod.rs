@@ -129,14 +129,9 @@ impl Epoll {
 
     /// Tells of it if no more is queued than somebody waits for.
     pub(super) fn tell_if_low(&mut self, token: Token) {
-        let Ok(Source { kind: Kind::Stream(Stream { low: Some(low), .. }), .. }) = self.source(token) else {
-            return;
-        };
-        let low = *low as usize;
-        if self.queued(token) <= low
-            && let Ok(Source { kind: Kind::Stream(stream), .. }) = self.source(token)
-        {
-            stream.low = None;
+        let queued = self.queued(token);
+        let stream = self.source(token).and_then(|source| source.stream(token));
+        if stream.is_ok_and(|stream| stream.queue.is_low(queued)) {
             self.pending.push_back(Pending::Low(token));
         }
     }
@@ -227,7 +222,7 @@ impl Epoll {
         stream.blocked = !stream.queue.is_empty() && !goes_on;
         stream.was_blocked |= stream.blocked;
         stream.dirty = goes_on;
-        let tells = stream.low.is_some();
+        let tells = stream.queue.awaits_low();
         if stream.blocked {
             self.update_stream(token);
         } else if goes_on {
@@ -261,7 +256,6 @@ impl Driver for Epoll {
         self.insert(Kind::Stream(Stream {
             socket,
             queue: SendQueue::default(),
-            low: None,
             receiving: false,
             asks: false,
             readable: false,
@@ -392,7 +386,7 @@ impl Driver for Epoll {
 
     fn tell_low(&mut self, token: Token, bytes: usize) {
         if let Ok(stream) = self.source(token).and_then(|source| source.stream(token)) {
-            stream.low = Some(u32::try_from(bytes).unwrap_or(u32::MAX));
+            stream.queue.await_low(bytes);
             self.tell_if_low(token);
         }
     }

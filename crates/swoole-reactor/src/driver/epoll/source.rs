@@ -36,8 +36,6 @@ pub(super) enum Kind {
 pub(super) struct Stream {
     pub(super) socket: OwnedFd,
     pub(super) queue: SendQueue,
-    /// To be told when so much is left of it.
-    pub(super) low: Option<u32>,
     /// The caller wants data; with `asks`, it wants to be asked where to.
     pub(super) receiving: bool,
     pub(super) asks: bool,

@@ -5,9 +5,9 @@ use std::rc::Rc;
 
 use rustix::event::PollFlags;
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, acceptfrom_with, getpeername};
+use rustix::net::getpeername;
 
-use super::super::{Scratch, is_accept_transient};
+use super::super::{Scratch, accept_one, is_accept_transient};
 use super::buffers::Piece;
 use super::ring::Completion;
 use super::source::{Closing, Held, Kind, Source};
@@ -196,7 +196,9 @@ impl Uring {
         self.current = None;
         let found = match &mut self.source(token).ok()?.kind {
             Kind::Listener { accepting: false, .. } => return None,
-            Kind::Listener { socket, accepting, .. } => accept_one(token, socket, accepting),
+            Kind::Listener { socket, accepting, .. } => {
+                accept_one(token, socket, accepting).map(Found::Event)
+            }
             Kind::Datagram { deaf: true, .. } => {
                 self.settle(token);
                 return None;
@@ -276,24 +278,6 @@ impl Uring {
             }
             Found::Datagram { token, received: Received { length, truncated, peer } } => {
                 Event::Datagram { token, peer, bytes: &scratch.buffer[..length], truncated }
-            }
-        }
-    }
-}
-
-/// A connection, or why none can be accepted, which ends the accepting; `None` when nobody is there.
-fn accept_one(listener: Token, socket: &OwnedFd, accepting: &mut bool) -> Option<Found> {
-    loop {
-        match acceptfrom_with(socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-            Ok((socket, peer)) => {
-                let peer = peer.and_then(|peer| peer.try_into().ok());
-                return Some(Found::Event(Event::Accepted { listener, socket, peer }));
-            }
-            Err(Errno::AGAIN) => return None,
-            Err(error) if is_accept_transient(error) => {}
-            Err(error) => {
-                *accepting = false;
-                return Some(Found::Event(Event::AcceptFailed { listener, error: error.into() }));
             }
         }
     }

@@ -229,14 +229,9 @@ impl Uring {
 
     /// Tells of it if no more is queued than somebody waits for.
     pub(super) fn tell_if_low(&mut self, token: Token) {
-        let Ok(Source { kind: Kind::Stream(Stream { low: Some(low), .. }), .. }) = self.source(token) else {
-            return;
-        };
-        let low = *low as usize;
-        if self.queued(token) <= low
-            && let Ok(Source { kind: Kind::Stream(stream), .. }) = self.source(token)
-        {
-            stream.low = None;
+        let queued = self.queued(token);
+        let stream = self.source(token).and_then(|source| source.stream(token));
+        if stream.is_ok_and(|stream| stream.queue.is_low(queued)) {
             self.pending.push_back(Pending::Low(token));
         }
     }
@@ -284,7 +279,6 @@ impl Driver for Uring {
         self.insert(Kind::Stream(Stream {
             socket,
             queue: SendQueue::default(),
-            low: None,
             flight: None,
             waits_for_room: false,
             dirty: false,
@@ -365,7 +359,7 @@ impl Driver for Uring {
 
     fn tell_low(&mut self, token: Token, bytes: usize) {
         if let Ok(stream) = self.source(token).and_then(|source| source.stream(token)) {
-            stream.low = Some(u32::try_from(bytes).unwrap_or(u32::MAX));
+            stream.queue.await_low(bytes);
             self.tell_if_low(token);
         }
     }

@@ -67,8 +67,6 @@ pub(super) enum Kind {
 pub(super) struct Stream {
     pub(super) socket: OwnedFd,
     pub(super) queue: SendQueue,
-    /// To be told when so much is left of it.
-    pub(super) low: Option<u32>,
     pub(super) flight: Option<Flight>,
     /// The kernel had no room for more of a file: a poll waits for some.
     pub(super) waits_for_room: bool,

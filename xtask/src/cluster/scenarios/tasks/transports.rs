@@ -49,12 +49,7 @@ fn start_with(cx: &Cx, key: &Key, task_workers: usize, flags: &[(&str, &str)]) -
 
 /// Kills every process at once.
 fn kill_all(bed: Bed) -> Result<()> {
-    let family = proc::descendants(bed.ready.master);
-    proc::signal(bed.ready.master, Signal::KILL)?;
-    for pid in family {
-        // One of them may have died already.
-        let _ = proc::signal(pid, Signal::KILL);
-    }
+    proc::kill_family(bed.ready.master)?;
     drop(bed);
     Ok(())
 }
