@@ -2,6 +2,7 @@
 //! runner measures every entry in every round, in an order that is random anew each time, so that what changes on the
 //! machine in the meantime meets all of them.
 
+mod beside;
 mod broadcast;
 mod connections;
 mod echo;
