@@ -64,8 +64,13 @@ fn ip_hash(cx: &Cx) -> Result<()> {
     bed.wait_successor(LOCALHOST, before)?;
     all_there(&mut clients)?;
     let address = bed.ready.listen.last().context("the server listens nowhere")?;
-    let mut local = (0..6).map(|_| Client::connect(address)).collect::<Result<Vec<_>>>()?;
-    let workers = local.iter_mut().map(Client::worker).collect::<Result<BTreeSet<_>>>()?;
+    // One after another, so that the reactors, which deal to workers of their own, are dealt to in turn.
+    let (mut local, mut workers) = (Vec::new(), BTreeSet::new());
+    for _ in 0..6 {
+        let mut client = Client::connect(address)?;
+        workers.insert(client.worker()?);
+        local.push(client);
+    }
     ensure!(workers.len() == 3, "clients without an address went to these workers only: {workers:?}");
     bed.stop()?;
     Ok(())
