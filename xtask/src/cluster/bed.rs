@@ -14,6 +14,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long something may take that usually takes milliseconds, on a busy machine.
@@ -88,7 +89,7 @@ impl<'a> Launch<'a> {
     pub(super) fn start(self) -> Result<Bed> {
         let process = self.spawn()?;
         let line = process.log.wait_line(Source::Stdout, &["ready master="], PATIENCE)?;
-        Ok(Bed { ready: Ready::parse(&line.text)?, process })
+        Ok(Bed { ready: Ready::parse(&line.text)?, process, stops: AtomicBool::new(false) })
     }
 
     /// Starts what must refuse to: it ends by itself with an exit code other than 0, no ready line, no panic, and with a
@@ -182,6 +183,8 @@ pub(super) struct Life {
 pub(super) struct Bed {
     process: Process,
     pub(super) ready: Ready,
+    /// It was asked to stop. Asked again when it has, it would die of that.
+    stops: AtomicBool,
 }
 
 impl Deref for Bed {
@@ -323,6 +326,7 @@ impl Bed {
     }
 
     pub(super) fn signal_master(&self, signal: Signal) -> Result<()> {
+        self.stops.fetch_or(signal == Signal::TERM, Ordering::Relaxed);
         proc::signal(self.ready.master, signal)
     }
 
@@ -342,7 +346,9 @@ impl Bed {
     /// Stops the server as an operator does, which must end in exit code 0 and nothing left. Returns how long it took.
     pub(super) fn stop(mut self) -> Result<Duration> {
         let start = Instant::now();
-        self.signal_master(Signal::TERM)?;
+        if !self.stops.load(Ordering::Relaxed) {
+            self.signal_master(Signal::TERM)?;
+        }
         let status = self.wait_gone(PATIENCE)?;
         ensure!(
             status.code() == Some(0),
