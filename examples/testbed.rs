@@ -455,65 +455,83 @@ fn parse_life(text: &str) -> std::result::Result<Life, std::num::ParseIntError> 
     }
 }
 
-fn run() -> Result<()> {
+/// What flags ask for beside the configuration.
+#[derive(Default)]
+struct Flags {
+    goodbye: Option<String>,
+    crash_on_start: Option<String>,
+    hang_on_start: Option<String>,
+    start_time: Option<String>,
+    connect_time: Option<String>,
+    user_processes: Option<String>,
+    spawn_thread: bool,
+    ask_on_start: bool,
+    tell_reloads: bool,
+}
+
+/// The configuration as flags, environment and file have it now.
+fn load() -> Result<(Config, Flags)> {
     let mut defaults = Config::default();
     defaults.listen = vec!["tcp://127.0.0.1:9501".parse().map_err(Error::other)?];
     defaults.framing = Framing::Eof;
     defaults.package_eof = b"\n".to_vec();
 
-    let mut goodbye = None;
-    let (mut crash_on_start, mut hang_on_start, mut start_time) = (None, None, None);
-    let mut connect_time = None;
-    let (mut spawn_thread, mut ask_on_start, mut tell_reloads) = (false, false, false);
-    let mut user_processes = None;
+    let mut flags = Flags::default();
     let config = Sources::new(defaults)
         .option(
             "crash-on-start",
             "ID[:GENERATION]",
             "this worker panics whenever it starts, or the first, second, ... time",
-            &mut crash_on_start,
+            &mut flags.crash_on_start,
         )
         .option(
             "hang-on-start",
             "ID[:GENERATION]",
             "this worker never gets done with its start",
-            &mut hang_on_start,
+            &mut flags.hang_on_start,
         )
         .option(
             "start-time",
             "MS",
             "each worker and task worker takes so long to start; default 0",
-            &mut start_time,
+            &mut flags.start_time,
         )
         .option(
             "processes",
             "NAME[:WHAT],...|@FILE",
             "user processes, and what they do: wait, poll, spin, ask, hang, return, fail, or die as by `crash WHAT`",
-            &mut user_processes,
+            &mut flags.user_processes,
         )
-        .option("goodbye", "TEXT", "what clients are told when the server stops", &mut goodbye)
+        .option("goodbye", "TEXT", "what clients are told when the server stops", &mut flags.goodbye)
         .option(
             "connect-time",
             "MS",
             "each connect takes so long, and it and all packets and closes are told",
-            &mut connect_time,
+            &mut flags.connect_time,
         )
         .switch(
             "ask-on-start",
             "manager and master have a task worker say something, and each worker as it stops",
-            &mut ask_on_start,
+            &mut flags.ask_on_start,
         )
         .switch(
             "tell-reloads",
             "the manager tells worker 0, and all clients, of each reload",
-            &mut tell_reloads,
+            &mut flags.tell_reloads,
         )
         .switch(
             "spawn-thread",
             "a thread is started before the server, which refuses that",
-            &mut spawn_thread,
+            &mut flags.spawn_thread,
         )
         .load_process()?;
+    Ok((config, flags))
+}
+
+fn run() -> Result<()> {
+    let (config, flags) = load()?;
+    let Flags { crash_on_start, hang_on_start, start_time, connect_time, .. } = flags;
+    let Flags { goodbye, user_processes, spawn_thread, ask_on_start, tell_reloads, .. } = flags;
     let life = |flag: &str, life: Option<String>| {
         let life = life.as_deref().map(parse_life).transpose();
         life.map_err(|_| Error::from(format!("flag --{flag}: must be ID or ID:GENERATION")))
@@ -549,6 +567,7 @@ fn run() -> Result<()> {
         _ => Server::new(config),
     };
     let server = server.package_length_func("hex4", framing::hex4);
+    let server = server.reload_config(|| load().map(|(config, _)| config));
     processes::add_all(server, user_processes)?.run(testbed)
 }
 

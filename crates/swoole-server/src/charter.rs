@@ -17,10 +17,11 @@ use swoole_ipc::Memory;
 use swoole_ipc::socketpair::{self, Endpoint, FDS_MAX, Kind};
 use swoole_supervisor::Adopted;
 
-use crate::config::{Config, Ipc, Listen};
+use crate::config::{Config, Framings, Ipc, Listen};
 use crate::confine::Account;
 use crate::error::{Error, Result};
 use crate::link::Lane;
+use crate::listening::Listening;
 use crate::manager::{seat_of, slot_of};
 use crate::plan::{LAYOUT, Plan};
 use crate::post::Boxes;
@@ -88,15 +89,16 @@ impl Charter {
         let post = shared.tasks.courier();
         descriptors.extend(post.into_iter().flat_map(Courier::fds));
         descriptors.extend(heirs.iter().filter_map(|(_, process)| process.map(OwnedFd::as_fd)));
+        let listening = shared.listening();
         let text = Text {
             layout: LAYOUT,
             master: std::process::id().cast_signed(),
             connection_limit: shared.connection_limit,
             descriptors: descriptors.len(),
             user_processes: shared.config.user_processes.clone(),
-            config: shared.config.clone(),
+            config: listening.config().clone(),
             account: shared.account.clone(),
-            addresses: shared.addresses.clone(),
+            addresses: listening.addresses().to_vec(),
             heirs: heirs.iter().map(|(heir, _)| *heir).collect(),
             post: post.map(Courier::record),
         };
@@ -214,8 +216,9 @@ impl Text {
             sockets,
             post,
         };
+        let listening = Listening::new(&config, addresses, Framings::none());
         let master = Pid::from_raw(master).ok_or_else(|| broken("there is no master"))?;
-        let (shared, links) = Shared::assemble((config, account), addresses, keep, master, plan, parts)?;
+        let (shared, links) = Shared::assemble((config, account), listening, keep, master, plan, parts)?;
         for worker in &mut adopted {
             // Whatever it was asked for by the last manager, that one cannot see it through.
             let seat = seat_of(worker.slot, &shared.config);
@@ -245,8 +248,7 @@ mod tests {
     fn what_is_offered_is_what_arrives() {
         for ipc in [Ipc::Ring, Ipc::SocketPair] {
             let config = config(ipc);
-            let (shared, links, _hold) =
-                Shared::create(config.clone(), config.listen.clone(), vec![]).unwrap();
+            let (shared, links, _hold) = Shared::create_for_test(config.clone()).unwrap();
             shared.board.set_worker_pid(1, 4711);
             shared.board.set_worker_state(1, WorkerState::Retiring);
             shared.manager_bell.ring().unwrap();
@@ -259,7 +261,7 @@ mod tests {
 
             let charter = Charter::accept(channel, vec![]).unwrap();
             assert_eq!(charter.shared.config, shared.config);
-            assert_eq!(charter.shared.addresses, shared.addresses);
+            assert_eq!(charter.shared.listening().addresses(), shared.listening().addresses());
             assert_eq!(charter.shared.board.worker_pid(1), 4711);
             assert_eq!(charter.master, getpid());
             let adopted = charter.adopted.iter();

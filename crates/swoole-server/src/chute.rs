@@ -239,7 +239,7 @@ mod tests {
     fn shared() -> (Arc<Shared>, OwnedFd) {
         let mut config = Config::default();
         (config.worker_num, config.reactor_num, config.max_connection) = (2, 2, 8);
-        let (shared, _links, hold) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
+        let (shared, _links, hold) = Shared::create_for_test(config).unwrap();
         (Arc::new(shared), hold)
     }
 

@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use swoole_ipc::socketpair::{self, Endpoint, Kind};
 use swoole_supervisor::ExitStatus;
 
+use crate::config::Listen;
 use crate::crash::{Fate, PacketInHand};
 use crate::error::{Error, Result};
 use crate::session::Session;
@@ -28,6 +29,8 @@ pub(crate) enum Order {
     Start,
     /// Replace all workers and task workers.
     Reload,
+    /// There is one more address: it is asked for as the first one says, and really is the second.
+    Address(Box<(Listen, Listen)>),
     /// Replace the task workers.
     ReloadTaskWorkers,
     /// The server is about to stop: ask nobody to leave because it is its turn.
@@ -55,8 +58,12 @@ pub(crate) enum News {
     Died { worker: u16, generation: u32, status: ExitStatus },
     /// Somebody asked the manager to end the server.
     StopWanted,
+    /// Somebody asked the manager to replace all workers.
+    ReloadWanted,
     /// A reload of the workers begins.
     Reloading,
+    /// It is over, and each worker knows so many addresses.
+    Reloaded { known: u16 },
 }
 
 /// A message as it travels: what it is, and numbers.
@@ -70,6 +77,7 @@ impl Order {
             Order::Stop { within_ms } => (3, vec![*within_ms]),
             Order::HoldTurns => (6, vec![]),
             Order::ReloadTaskWorkers => (7, vec![]),
+            Order::Address(both) => (8, pack_texts([&both.0, &both.1].map(Listen::to_string))),
             Order::Buried { worker, in_hand } => {
                 let in_hand = in_hand.iter().take(IN_HAND_MAX).flat_map(pack_in_hand);
                 (4, [u64::from(*worker)].into_iter().chain(in_hand).collect())
@@ -89,6 +97,10 @@ impl Order {
             (3, &[within_ms]) => Order::Stop { within_ms },
             (6, []) => Order::HoldTurns,
             (7, []) => Order::ReloadTaskWorkers,
+            (8, words) => {
+                let [wanted, found] = unpack_texts(words)?;
+                Order::Address(Box::new((wanted.parse().ok()?, found.parse().ok()?)))
+            }
             (4, [worker, in_hand @ ..]) => {
                 Order::Buried { worker: (*worker).try_into().ok()?, in_hand: unpack_all_in_hand(in_hand)? }
             }
@@ -101,6 +113,34 @@ impl Order {
             _ => return None,
         })
     }
+}
+
+/// Each text is its length, and its bytes.
+fn pack_texts(texts: [String; 2]) -> Vec<u64> {
+    let pack = |text: &String| {
+        let (words, rest) = text.as_bytes().as_chunks();
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        [text.len() as u64]
+            .into_iter()
+            .chain(words.iter().chain([&last]).map(|word| u64::from_le_bytes(*word)))
+            .collect()
+    };
+    texts.iter().flat_map(pack as fn(&String) -> Vec<u64>).collect()
+}
+
+fn unpack_texts(mut words: &[u64]) -> Option<[String; 2]> {
+    let mut unpack = || {
+        let (len, rest) = words.split_first()?;
+        let len = usize::try_from(*len).ok()?;
+        let (text, rest) = rest.split_at_checked(len.checked_div(8)?.checked_add(1)?)?;
+        words = rest;
+        let mut bytes: Vec<u8> = text.iter().flat_map(|word| word.to_le_bytes()).collect();
+        bytes.truncate(len);
+        String::from_utf8(bytes).ok()
+    };
+    let texts = [unpack()?, unpack()?];
+    words.is_empty().then_some(texts)
 }
 
 fn pack_in_hand(packet: &PacketInHand) -> [u64; IN_HAND_WORDS] {
@@ -161,6 +201,8 @@ impl News {
             }
             News::StopWanted => (6, vec![]),
             News::Reloading => (7, vec![]),
+            News::ReloadWanted => (8, vec![]),
+            News::Reloaded { known } => (9, vec![known.into()]),
         }
     }
 
@@ -183,6 +225,8 @@ impl News {
             },
             (6, []) => News::StopWanted,
             (7, []) => News::Reloading,
+            (8, []) => News::ReloadWanted,
+            (9, &[known]) => News::Reloaded { known: known.try_into().ok()? },
             _ => return None,
         })
     }
@@ -263,8 +307,8 @@ fn send(end: &Endpoint, (kind, words): &Packet) -> Result<(), swoole_ipc::Error>
 }
 
 fn receive<T>(end: &Endpoint, unpack: impl Fn(Packet) -> Option<T>) -> Result<Option<T>, swoole_ipc::Error> {
-    // Room for IN_HAND_MAX packets.
-    let mut buffer = [0; 4096];
+    // Room for IN_HAND_MAX packets, or for the two texts of an address.
+    let mut buffer = vec![0; 64 << 10];
     while let Some(len) = end.recv_packet(&mut buffer)? {
         let Some((&kind, words)) = buffer[..len].split_first() else { continue };
         let (words, rest) = words.as_chunks::<8>();
@@ -281,6 +325,10 @@ fn receive<T>(end: &Endpoint, unpack: impl Fn(Packet) -> Option<T>) -> Result<Op
 mod tests {
     use super::*;
 
+    fn address(wanted: &str, found: &str) -> Box<(Listen, Listen)> {
+        Box::new((wanted.parse().unwrap(), found.parse().unwrap()))
+    }
+
     #[test]
     fn messages_survive_the_trip() {
         let (master, manager) = pair().unwrap();
@@ -292,6 +340,8 @@ mod tests {
         let orders = [
             Order::Start,
             Order::Reload,
+            Order::Address(address("tcp://[::]:0?name=a", "tcp://[::]:9501?name=a")),
+            Order::Address(address(&format!("unix:///{}", "x".repeat(25_000)), "tcp://127.0.0.1:7")),
             Order::HoldTurns,
             Order::Stop { within_ms: 3000 },
             Order::Buried { worker: 1023, in_hand: vec![packet, other] },
@@ -317,6 +367,8 @@ mod tests {
             News::Died { worker: 7, generation: 1, status: ExitStatus::Unknown },
             News::StopWanted,
             News::Reloading,
+            News::ReloadWanted,
+            News::Reloaded { known: 1024 },
         ];
         for news in &all_news {
             send_news(&manager, news).unwrap();

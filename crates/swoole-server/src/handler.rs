@@ -368,9 +368,13 @@ macro_rules! common {
                     .collect()
             }
 
-            /// Where the server listens, with real port numbers.
-            pub fn addresses(&self) -> &[crate::config::Listen] {
-                &self.shared().addresses
+            /// Where the server listens, with real port numbers, by the numbers that
+            /// [`SessionInfo::listener`](crate::SessionInfo::listener) goes by. Those that a
+            /// [reload](crate::Server::reload_config) has removed stay among them, since there may be clients who came by
+            /// them; those that it has added come last, and are known to the processes that it has started, to manager and
+            /// master.
+            pub fn addresses(&self) -> std::sync::Arc<[crate::config::Listen]> {
+                std::sync::Arc::clone(self.shared().listening().addresses())
             }
 
             /// The task workers' process ids, by slot; 0 where there is none at the moment.

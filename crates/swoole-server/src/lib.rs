@@ -143,6 +143,7 @@ mod handler;
 mod image;
 mod link;
 mod listeners;
+mod listening;
 mod log;
 mod manager;
 mod master;

@@ -1,8 +1,7 @@
 //! The listening sockets of a server: opened, or taken from whoever has started it, before the first fork.
 
 use std::io::ErrorKind;
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
@@ -12,10 +11,13 @@ use swoole_reactor::listener::{
 use swoole_sys::activation::{self, Given};
 use swoole_sys::user;
 
-use crate::base::Stalls;
 use crate::config::{Config, ConfigError, Listen, Mode};
 use crate::error::{Error, Result};
+use crate::listening::{Change, Listening, Opening};
 use crate::master::Listeners;
+
+/// For how long a server that starts tries to have an address.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// All sockets, in the order of the configuration, with the addresses that they really have.
 pub(crate) fn open(config: &Config) -> Result<Listeners> {
@@ -27,18 +29,14 @@ pub(crate) fn open(config: &Config) -> Result<Listeners> {
         Vec::new()
     };
     let open = |wanted: &Listen| {
-        let options = options(config, wanted)?;
         let (socket, address) = match &wanted.address {
             Address::Inherited(name) => {
+                let options = options(config, wanted)?;
                 let socket = claim(&mut given, name, wanted)?;
                 let address = inherit(&socket, &wanted.address, &options.tcp)?;
                 (socket, address)
             }
-            address => {
-                let socket = open_socket(address, &options, config)?;
-                let address = local_address(&socket, address)?;
-                (socket, address)
-            }
+            _ => return open_one(config, wanted, PATIENCE),
         };
         Ok((socket, Listen { address, ..wanted.clone() }))
     };
@@ -76,28 +74,70 @@ fn claim(given: &mut Vec<Given>, name: &str, wanted: &Listen) -> Result<OwnedFd>
     Ok(given.remove(index).descriptor)
 }
 
-/// Base mode: a socket for each worker and address, except that of a unix socket and of one that is inherited there can be
-/// only one, for all. Those that are open already are the first worker's.
-pub(crate) fn open_stalls(config: &Config, listeners: &Listeners) -> Result<Stalls> {
-    let open = |worker: u16, ((socket, at), wanted): (&(OwnedFd, Listen), &Listen)| match wanted.address {
+/// Base mode: what each worker has of an address, by worker: a socket of its own, except that of a unix socket and of one that
+/// is inherited there can be only one, for all. `socket` is the first worker's.
+pub(crate) fn open_stalls(
+    config: &Config,
+    wanted: &Listen,
+    (socket, found): (&OwnedFd, &Listen),
+) -> Result<Vec<OwnedFd>> {
+    let open = |worker: u16| match wanted.address {
         Address::Tcp(_) | Address::Udp(_) if worker > 0 => {
             let options = ListenOptions { first: false, ..options(config, wanted)? };
-            Ok(open_socket(&at.address, &options, config)?)
+            Ok(open_socket(&found.address, &options, config, Duration::ZERO)?)
         }
         _ => Ok(socket.try_clone()?),
     };
-    (0..config.worker_num)
-        .map(|worker| listeners.iter().zip(&config.listen).map(|pair| open(worker, pair)).collect())
-        .collect()
+    (0..config.worker_num).map(open).collect()
 }
 
-/// The files of the sockets that this server has made itself.
-pub(crate) fn unix_paths(config: &Config) -> Vec<Box<Path>> {
-    let paths = config.listen.iter().filter_map(|listen| match &listen.address {
-        Address::Unix(path) | Address::UnixDatagram(path) => Some(path.as_path().into()),
-        _ => None,
-    });
-    paths.collect()
+/// What a change opens, in its order, with where it is; no socket where one is handed over. An error leaves nothing.
+pub(crate) fn open_more(now: &Listening, change: &Change) -> Result<Vec<(Option<OwnedFd>, Listen)>> {
+    let mut opened = Vec::new();
+    for Opening { wanted, instead_of, .. } in &change.open {
+        let found = match instead_of.and_then(|before| now.address(before)) {
+            Some(before) => Ok((None, Listen { address: before.address.clone(), ..wanted.clone() })),
+            // Clients wait meanwhile.
+            None => {
+                open_one(now.config(), wanted, Duration::ZERO).map(|(socket, found)| (Some(socket), found))
+            }
+        };
+        opened.push(found.inspect_err(|_| put_away_unused(&opened))?);
+    }
+    Ok(opened)
+}
+
+fn open_one(config: &Config, wanted: &Listen, patience: Duration) -> Result<(OwnedFd, Listen)> {
+    let socket = open_socket(&wanted.address, &options(config, wanted)?, config, patience)?;
+    let address = local_address(&socket, &wanted.address)?;
+    Ok((socket, Listen { address, ..wanted.clone() }))
+}
+
+/// A socket that listens gets the options of this listener.
+pub(crate) fn set_again(listening: &Listening, number: u16, socket: BorrowedFd<'_>) -> Result<()> {
+    let Some(listen) = listening.address(number) else { return Ok(()) };
+    let options = options(listening.config(), listen)?;
+    let failed = |error: rustix::io::Errno| {
+        Error::setup(format!("set the options of {}", listen.url()), std::io::Error::from(error))
+    };
+    rustix::net::listen(socket, options.backlog).map_err(failed)?;
+    if matches!(listen.address, Address::Tcp(_)) {
+        inherit(&socket.try_clone_to_owned()?, &listen.address, &options.tcp)?;
+    }
+    Ok(())
+}
+
+/// Removes the file of a socket that this server has made.
+pub(crate) fn put_away(listen: &Listen) {
+    if let Address::Unix(path) | Address::UnixDatagram(path) = &listen.address {
+        // Somebody may have put it away already.
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// The same for sockets that come to nothing.
+pub(crate) fn put_away_unused(opened: &[(Option<OwnedFd>, Listen)]) {
+    opened.iter().filter(|(socket, _)| socket.is_some()).for_each(|(_, listen)| put_away(listen));
 }
 
 fn options(config: &Config, wanted: &Listen) -> Result<ListenOptions> {
@@ -159,8 +199,13 @@ fn find(key: &'static str, name: &str, wanted: &Listen) -> Result<u32> {
 
 /// Of a socket for datagrams the kernel's buffers are as large as it allows, up to `socket_buffer_size`: whoever has no room
 /// there is lost.
-fn open_socket(address: &Address, options: &ListenOptions, config: &Config) -> Result<OwnedFd, ListenError> {
-    let socket = listen_patiently(address, options)?;
+fn open_socket(
+    address: &Address,
+    options: &ListenOptions,
+    config: &Config,
+    patience: Duration,
+) -> Result<OwnedFd, ListenError> {
+    let socket = listen_patiently(address, options, patience)?;
     if address.is_datagram() {
         // It is cut to what the kernel allows; one that allows nothing else goes by its default.
         let _ = set_socket_recv_buffer_size(&socket, config.socket_buffer_size);
@@ -171,8 +216,12 @@ fn open_socket(address: &Address, options: &ListenOptions, config: &Config) -> R
 
 /// The kernel closes the sockets of a killed process's io_uring a few milliseconds after the process is gone, and tells
 /// nobody: a server that is restarted at once has to look again.
-fn listen_patiently(address: &Address, options: &ListenOptions) -> Result<OwnedFd, ListenError> {
-    let deadline = Instant::now() + Duration::from_millis(250);
+fn listen_patiently(
+    address: &Address,
+    options: &ListenOptions,
+    patience: Duration,
+) -> Result<OwnedFd, ListenError> {
+    let deadline = Instant::now() + patience;
     loop {
         match listen(address, options) {
             Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {

@@ -133,7 +133,7 @@ impl<H: Handler> Handler for Ports<H> {
     }
 
     fn on_worker_start(&mut self, worker: &mut Worker) -> Result<()> {
-        self.routes = Routes::new(worker.addresses(), &self.ports);
+        self.routes = Routes::new(&worker.addresses(), &self.ports);
         self.main.on_worker_start(worker)?;
         self.ports.iter_mut().try_for_each(|(_, handler)| handler.on_worker_start(worker))
     }

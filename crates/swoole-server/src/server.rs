@@ -11,13 +11,12 @@ use rustix::process::{
 };
 use swoole_protocol::{LengthFunc, PackageLength};
 use swoole_reactor::Reactor;
-use swoole_reactor::listener::Address;
 use swoole_supervisor::daemon::{PidFile, daemonize};
 use swoole_sys::process::{Fork, ForkError, become_subreaper, fork, run_child, thread_names};
-use swoole_sys::signal::{SignalSet, block, set_mask};
+use swoole_sys::signal::{SignalFd, SignalSet, block, set_mask};
 
 use crate::base;
-use crate::config::{Backend, Config, DispatchMode, Framings, Ipc, LengthFuncs, Mode};
+use crate::config::{Backend, Config, DispatchMode, Framings, Ipc, LengthFuncs, Listen, Mode};
 use crate::confine;
 use crate::control;
 use crate::dispatch::{Choice, Custom, Dispatch};
@@ -25,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::image::{self, Image};
 use crate::listeners;
+use crate::listening::{Listening, Reread};
 use crate::log::{self, Identity, Role};
 use crate::manager;
 use crate::master::{self, Listeners};
@@ -56,6 +56,17 @@ pub struct Server {
     processes: Processes,
     custom: Option<Custom>,
     length_funcs: LengthFuncs,
+    reread: Option<Read>,
+}
+
+/// How a program reads its configuration anew.
+#[derive(Clone)]
+struct Read(Arc<dyn Fn() -> Result<Config> + Send + Sync>);
+
+impl std::fmt::Debug for Read {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Read")
+    }
 }
 
 impl Server {
@@ -79,6 +90,7 @@ impl Server {
             processes: Processes::default(),
             custom: None,
             length_funcs: LengthFuncs::new(),
+            reread: None,
         }
     }
 
@@ -179,6 +191,46 @@ impl Server {
         self
     }
 
+    /// Has each reload (`SIGUSR1`, [`reload`](crate::Worker::reload)) ask this function for the configuration anew, and open and
+    /// close addresses so that [`Config::listen`] is what there is. Nothing else of it is taken; the log says which other
+    /// keys differ, and that they hold from the next start on. Nor is anything taken if an address is wrong or cannot be had:
+    /// the log says why, all of them stay as they are, and workers are replaced all the same.
+    ///
+    /// ```no_run
+    /// use swoole_server::config::{Config, Sources};
+    /// # use swoole_server::{Handler, Result, Server};
+    ///
+    /// fn config() -> Result<Config> {
+    ///     // Flags, the environment, and the file that --config names, as it is now.
+    ///     Ok(Sources::new(Config::default()).load_process()?)
+    /// }
+    ///
+    /// # fn example(handler: impl Handler) -> Result<()> {
+    /// Server::new(config()?).reload_config(config).run(handler)
+    /// # }
+    /// ```
+    ///
+    /// **An address that is gone** is closed when the reload begins. Who had connected before is let in; sessions that came in
+    /// by it go on as they are.
+    ///
+    /// **A new address** is bound when the reload begins, and its clients wait in the `backlog` until the reload is over:
+    /// none of them meets a worker that does not know the address. In Base mode they are served by each worker that has been
+    /// replaced. If the reload is aborted, because a worker could not start, they wait for the next one.
+    ///
+    /// **An address with other options** than before keeps its socket, with all that wait in it, and has the new options for those
+    /// who connect later; but not `ipv6_only`, `reuse_port`, `unix_mode`, `unix_user` and `unix_group`, which are settled with
+    /// a socket, and no options of datagrams: for these, one reload removes the address and another one adds it. A descriptor
+    /// `fd://NAME` can be removed, and not added: a program gets it when it is started.
+    ///
+    /// The function is called by the master's main thread (in Base mode, by the manager), which accepts nobody meanwhile. A
+    /// daemon's working directory is `/` by then; in what the function returns, relative paths are meant from where the
+    /// program was started. nginx: `nginx -s reload`. Swoole: none.
+    #[must_use]
+    pub fn reload_config(mut self, read: impl Fn() -> Result<Config> + Send + Sync + 'static) -> Server {
+        self.reread = Some(Read(Arc::new(read)));
+        self
+    }
+
     /// Keeps a descriptor of the program's own open in every process. Manager and workers close all others that
     /// are open at the start, so that no secret and no socket gets where it is not needed; what a worker needs is
     /// better opened in `on_worker_start`.
@@ -249,7 +301,7 @@ impl Server {
     /// | `SIGTERM`, `SIGINT`, `SIGQUIT` | stop in order: every packet that came is answered, within `max_wait_time` |
     /// | `SIGINT` while it stops | stop at once: what is not answered yet is lost |
     /// | `SIGUSR2` | reload of the task workers alone |
-    /// | `SIGUSR1` | reload: certificates, new workers and task workers, no user processes, as [`Config::reload_mode`] and [`Config::reload_parallel`] say; no connection notices |
+    /// | `SIGUSR1` | reload: certificates, addresses ([`reload_config`](Server::reload_config)), new workers and task workers, no user processes, as [`Config::reload_mode`] and [`Config::reload_parallel`] say; no connection notices |
     /// | `SIGHUP` | the log file is opened anew, in all processes |
     ///
     /// # Errors
@@ -272,7 +324,7 @@ impl Server {
     /// Children that a callback of the master starts must be waited for in that callback: whoever ends later is reaped by
     /// the master, as what workers leave behind is.
     pub fn run<H: Handler>(self, handler: H) -> Result<()> {
-        let Server { mut config, keep, processes, custom, length_funcs } = self;
+        let Server { mut config, keep, processes, custom, length_funcs, reread } = self;
         if let Some(channel) = image::summons()? {
             run_child(|| manager::take_over(handler, keep, processes, channel));
         }
@@ -282,7 +334,9 @@ impl Server {
         config.validate()?;
         config.check_custom(custom.is_some())?;
         let framings = config.framings(&length_funcs)?;
-        make_absolute(&mut config)?;
+        let dir = std::env::current_dir()?;
+        config.make_absolute(&dir)?;
+        let reread = reread.map(|read| Reread { read: read.0, functions: length_funcs, dir });
         tls::check(&config)?;
         log::init(config.log_level, config.log_file.as_deref())
             .map_err(|error| Error::setup("open the log", error))?;
@@ -303,24 +357,30 @@ impl Server {
         let mask = block(&SignalSet::from(master::SIGNALS)).map_err(std::io::Error::from)?;
         // A limit of file sizes is to be an error, not the end: of the shared memory now, of the log at any time.
         swoole_sys::signal::ignore(Signal::XFSZ).map_err(std::io::Error::from)?;
-        let paths = listeners::unix_paths(&config);
-        let own = (keep, processes, custom);
-        let result = start(config, own, (listeners, framings), (&choice, image), handler);
-        for path in paths {
-            // Somebody may have put it away already.
-            let _ = std::fs::remove_file(path);
-        }
+        // Those that there are in the end.
+        let mut open = config.listen.clone();
+        let own = (keep, processes, custom, reread);
+        let result = start(config, own, (listeners, framings, &mut open), (&choice, image), handler);
+        open.iter().for_each(listeners::put_away);
         swoole_sys::signal::default(Signal::XFSZ).map_err(std::io::Error::from)?;
+        forget_signals();
         set_mask(&mask).map_err(std::io::Error::from)?;
         result
+    }
+}
+
+/// Who has asked again for a stop that is over by now does not end the program in another way than it ends itself.
+fn forget_signals() {
+    if let Ok(signals) = SignalFd::new(&SignalSet::from(master::SIGNALS)) {
+        while let Ok(Some(_)) = signals.read() {}
     }
 }
 
 /// Makes what every process shares, and runs the server.
 fn start<H: Handler>(
     config: Config,
-    (keep, processes, custom): (Vec<RawFd>, Processes, Option<Custom>),
-    (listeners, framings): (Listeners, Framings),
+    (keep, processes, custom, reread): (Vec<RawFd>, Processes, Option<Custom>, Option<Reread>),
+    (listeners, framings, open): (Listeners, Framings, &mut Vec<Listen>),
     (choice, image): (&str, Image),
     handler: H,
 ) -> Result<()> {
@@ -330,7 +390,8 @@ fn start<H: Handler>(
 
     log::set_identity(Identity { role: Role::Master, id: 0 });
     let addresses = listeners.iter().map(|(_, listen)| listen.clone()).collect();
-    let (mut shared, links, hold) = Shared::create(config, addresses, keep)?;
+    let listening = Listening::new(&config, addresses, framings);
+    let (mut shared, links, hold) = Shared::create(config, listening, keep)?;
     shared.processes = processes;
     shared.rule.custom = custom;
     if shared.config.task_worker_num > 0 {
@@ -339,21 +400,24 @@ fn start<H: Handler>(
     let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     shared.board.set_server(getpid().as_raw_pid(), started_at.as_millis() as u64);
     let shared = Arc::new(shared);
-    match mode {
+    let shared_by_all = Arc::clone(&shared);
+    let result = match mode {
         Mode::Process => {
             tracing::info!("{choice}; ipc {}, ring_size {}", shared.config.ipc, shared.config.ring_bytes());
-            start_master(handler, shared, links, (listeners, framings, image), (pid_file, hold))
+            start_master(handler, shared, links, (listeners, image, reread), (pid_file, hold))
         }
         Mode::Base => {
             tracing::info!("{choice}; base mode");
-            let stalls = listeners::open_stalls(&shared.config, &listeners)?;
-            shared.tls.load(&shared.config)?;
+            let stalls = base::open_stalls(&shared.config, &listeners)?;
+            shared.tls.load(&shared.listening())?;
             drop(listeners);
-            let result = base::run(handler, shared, framings, stalls);
+            let result = base::run(handler, shared, stalls, reread);
             drop((pid_file, hold));
             result
         }
-    }
+    };
+    *open = shared_by_all.listening().open().cloned().collect();
+    result
 }
 
 /// Forks the manager, and runs the master; `own` is what only the master has.
@@ -361,7 +425,7 @@ fn start_master<H: Handler>(
     handler: H,
     shared: Arc<Shared>,
     links: Links,
-    (listeners, framings, image): (Listeners, Framings, Image),
+    (listeners, image, reread): (Listeners, Image, Option<Reread>),
     own: (Option<PidFile>, OwnedFd),
 ) -> Result<()> {
     let (to_manager, to_master) = control::pair()?;
@@ -384,13 +448,13 @@ fn start_master<H: Handler>(
             // So that each side notices when the other one is gone.
             drop(to_master);
             // Only now, when there is no process any more that could have the keys without need.
-            let loaded = shared.tls.load(&shared.config);
+            let loaded = shared.tls.load(&shared.listening());
             let result = loaded.and_then(|()| {
                 master::run(
                     handler,
                     Arc::clone(&shared),
                     (links, lanes, image),
-                    (listeners, framings),
+                    (listeners, reread),
                     to_manager,
                     manager,
                 )
@@ -414,24 +478,6 @@ fn end(manager: Pid) {
     // In vain if it has ended; its workers notice by the lifeline.
     let _ = pidfd_send_signal(&process, Signal::KILL);
     let _ = waitpid(Some(manager), WaitOptions::empty());
-}
-
-/// The daemon's working directory is `/`: what was meant from here stays here.
-fn make_absolute(config: &mut Config) -> Result<()> {
-    let files = [&mut config.log_file, &mut config.pid_file].into_iter().flatten();
-    let lists = [&mut config.worker_sandbox_read, &mut config.worker_sandbox_write].into_iter().flatten();
-    for path in files.chain(&mut config.chroot).chain(lists).chain([&mut config.task_tmpdir]) {
-        *path = std::path::absolute(&*path)?;
-    }
-    for path in config.ssl_files() {
-        *path = std::path::absolute(&*path)?;
-    }
-    for listen in &mut config.listen {
-        if let Address::Unix(path) | Address::UnixDatagram(path) = &mut listen.address {
-            *path = std::path::absolute(&*path)?;
-        }
-    }
-    Ok(())
 }
 
 fn refuse_threads() -> Result<()> {

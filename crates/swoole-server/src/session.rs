@@ -157,14 +157,14 @@ pub(crate) struct Arrival {
 
 impl Arrival {
     /// A connection that was accepted just now, on the listener of this number.
-    pub(crate) fn new(listen: &Listen, listener: usize, peer: Option<SocketAddr>) -> Arrival {
+    pub(crate) fn new(listen: &Listen, listener: u16, peer: Option<SocketAddr>) -> Arrival {
         let port = match listen.address {
             Address::Tcp(address) => address.port(),
             _ => 0,
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let connected_at = now.as_millis() as u64;
-        Arrival { listener: listener as u16, port, peer: None, connected_at }.of(peer)
+        Arrival { listener, port, peer: None, connected_at }.of(peer)
     }
 
     /// The same, of a client with this address. Who comes by IPv4 to an address for both has its own, not what the kernel

@@ -11,6 +11,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
+use parking_lot::RwLock;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::fstat;
 use rustix::io::{Errno, retry_on_intr};
@@ -23,17 +24,16 @@ use swoole_reactor::Options;
 
 use crate::affinity::Placement;
 use crate::board::{Board, Request};
-use crate::config::{ByListener, Config, Ipc, Listen, Mode};
+use crate::config::{Config, Ipc, Mode};
 use crate::confine::{self, Account};
-use crate::crash::CrashPolicies;
 use crate::dispatch::Rule;
 use crate::error::{Error, Result};
 use crate::link::Lane;
+use crate::listening::Listening;
 use crate::plan::Plan;
 use crate::post::Boxes;
 use crate::process::Processes;
 use crate::session::{Session, SessionTable};
-use crate::shed::Shed;
 use crate::stats::Stats;
 use crate::task::Tasks;
 use crate::task::courier::{Courier, Record};
@@ -42,12 +42,10 @@ use crate::tls::Tls;
 
 pub(crate) struct Shared {
     pub(crate) config: Config,
-    /// Where the listeners really listen, in the order of `config.listen`.
-    pub(crate) addresses: Vec<Listen>,
+    /// Where clients come in, and what follows from that. A reload may replace it in master and manager.
+    listening: RwLock<Arc<Listening>>,
     /// Who workers are, if not who the manager is.
     pub(crate) account: Option<Account>,
-    pub(crate) crash_policies: CrashPolicies,
-    pub(crate) sheds: ByListener<Shed>,
     /// What the master's reactors dispatch by; nobody else uses it.
     pub(crate) rule: Rule,
     /// What TLS needs, in the processes that have clients; empty in all others.
@@ -99,7 +97,7 @@ impl Shared {
     /// The descriptor is the end of the lifeline that only the master may hold.
     pub(crate) fn create(
         config: Config,
-        addresses: Vec<Listen>,
+        listening: Listening,
         keep: Vec<RawFd>,
     ) -> Result<(Shared, Links, OwnedFd)> {
         let plan = Plan::new(&config, config.connection_limit()?)?;
@@ -138,14 +136,21 @@ impl Shared {
             sockets,
             post: None,
         };
-        let (shared, links) = Shared::assemble((config, account), addresses, keep, getpid(), plan, parts)?;
+        let (shared, links) = Shared::assemble((config, account), listening, keep, getpid(), plan, parts)?;
         Ok((shared, links, hold))
+    }
+
+    /// Without any socket.
+    #[cfg(test)]
+    pub(crate) fn create_for_test(config: Config) -> Result<(Shared, Links, OwnedFd)> {
+        let listening = Listening::for_test(&config);
+        Shared::create(config, listening, Vec::new())
     }
 
     /// The same of what another process has created, the `master`: everything but `keep` as that one has it.
     pub(crate) fn assemble(
         (config, account): (Config, Option<Account>),
-        addresses: Vec<Listen>,
+        listening: Listening,
         keep: Vec<RawFd>,
         master: Pid,
         plan: Plan,
@@ -189,11 +194,9 @@ impl Shared {
             manager_bell: ManagerBell(manager_bell),
             lifeline,
             keep,
-            crash_policies: CrashPolicies::new(&config, &addresses),
-            sheds: Shed::of(&config),
             rule: Rule::new(&config),
             tls: Tls::default(),
-            addresses,
+            listening: RwLock::new(Arc::new(listening)),
             config,
         };
         Ok((shared, Links { memory: Some(memory), plan, sockets: ManuallyDrop::new(sockets) }))
@@ -204,10 +207,14 @@ impl Shared {
         Options { backend: self.config.backend, ..Options::default() }
     }
 
-    /// Whether those who come by this address are read from only when a worker has confirmed them.
-    pub(crate) fn delays_receive(&self, listener: u16) -> bool {
-        let own = self.addresses.get(usize::from(listener)).and_then(|listen| listen.enable_delay_receive);
-        own.unwrap_or(self.config.enable_delay_receive)
+    /// Where clients come in, as far as this process knows.
+    pub(crate) fn listening(&self) -> Arc<Listening> {
+        Arc::clone(&self.listening.read())
+    }
+
+    /// Processes that are forked from now on know this; in this one, whoever asks again.
+    pub(crate) fn set_listening(&self, listening: Arc<Listening>) {
+        *self.listening.write() = listening;
     }
 
     /// What a worker keeps open besides its standard streams and its links.

@@ -1,7 +1,9 @@
-//! How a stop takes in who had connected before it, in either mode: the kernel has done its part of that already. Pure: time
-//! is passed in.
+//! How a stop takes in who had connected before it, in either mode: the kernel has done its part of that already. And a reload
+//! that removes an address.
 
 use std::time::{Duration, Instant};
+
+use swoole_reactor::{Reactor, TimerId, Token};
 
 /// For how long at most: who comes later than that has not connected before.
 const LAST_CALL: Duration = Duration::from_millis(100);
@@ -28,6 +30,57 @@ impl LastCall {
     pub(crate) fn next(&mut self, now: Instant, heard: bool) -> Option<Duration> {
         self.quiet = if heard { 0 } else { self.quiet + 1 };
         (self.quiet < QUIET_TURNS && now < self.until).then(|| self.quiet * QUIET)
+    }
+}
+
+/// Listeners that somebody is accepted by for the last time, while the server goes on.
+#[derive(Debug, Default)]
+pub(crate) struct Leavers(Vec<Leaver>);
+
+#[derive(Debug)]
+struct Leaver {
+    listener: Token,
+    call: LastCall,
+    /// The end of the present turn.
+    timer: TimerId,
+    /// Somebody has come in it.
+    heard: bool,
+}
+
+impl Leavers {
+    pub(crate) fn begin(&mut self, reactor: &mut Reactor, listener: Token, at_most: Duration) {
+        let call = LastCall::new(Instant::now(), at_most);
+        self.0.push(Leaver { listener, call, timer: reactor.timer(Duration::ZERO), heard: false });
+    }
+
+    /// Somebody has come by this listener.
+    pub(crate) fn heard(&mut self, listener: Token) {
+        self.0.iter_mut().filter(|leaver| leaver.listener == listener).for_each(|leaver| leaver.heard = true);
+    }
+
+    pub(crate) fn owns(&self, timer: TimerId) -> bool {
+        self.0.iter().any(|leaver| leaver.timer == timer)
+    }
+
+    /// The end of a turn: the listener, if it is to be closed now.
+    pub(crate) fn end_turn(&mut self, reactor: &mut Reactor, timer: TimerId) -> Option<Token> {
+        let index = self.0.iter().position(|leaver| leaver.timer == timer)?;
+        let leaver = &mut self.0[index];
+        let heard = std::mem::take(&mut leaver.heard);
+        match leaver.call.next(Instant::now(), heard) {
+            Some(wait) => {
+                leaver.timer = reactor.timer(wait);
+                None
+            }
+            None => Some(self.0.swap_remove(index).listener),
+        }
+    }
+
+    /// They are closed otherwise.
+    pub(crate) fn end(&mut self, reactor: &mut Reactor) {
+        for leaver in self.0.drain(..) {
+            reactor.cancel(leaver.timer);
+        }
     }
 }
 

@@ -17,6 +17,7 @@
 //! |---|---|---|
 //! | `mod` | manager | what exists before the first fork; the boot |
 //! | `office` | manager | the supervisor's program: callbacks, signals, the end |
+//! | `relist` | manager | addresses that a reload adds and removes |
 //! | `life` | worker | from the fork to the exit |
 //! | `hands` | worker | takes packets off the desk and handles them at once |
 //! | `till` | worker | what a callback sends, until it returns |
@@ -26,6 +27,7 @@ mod estate;
 mod hands;
 mod life;
 mod office;
+mod relist;
 mod till;
 
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
@@ -35,29 +37,64 @@ use std::sync::Arc;
 use swoole_supervisor::Supervisor;
 
 use crate::board::Phase;
-use crate::config::Framings;
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
+use crate::listeners;
+use crate::listening::Reread;
 use crate::log::{Identity, Role};
+use crate::master::Listeners;
 use crate::shared::Shared;
 use estate::Estate;
 use office::Office;
 pub(crate) use till::Till;
 
-/// The listening sockets of each worker (outer), in the order of the configuration.
-pub(crate) type Stalls = Vec<Vec<OwnedFd>>;
+/// A listening socket of one worker.
+pub(crate) struct Stall {
+    listener: u16,
+    socket: OwnedFd,
+    tenure: Tenure,
+}
+
+/// Whether workers to come have it, too.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Tenure {
+    Stays,
+    /// It is removed: who comes next lets in who has connected, and closes it.
+    Ends,
+    /// And all of those come in the reload that is going on.
+    Ending,
+}
+
+/// Those of each worker (outer).
+pub(crate) type Stalls = Vec<Vec<Stall>>;
+
+/// Opens what the workers have besides the first one of each address.
+pub(crate) fn open_stalls(config: &Config, listeners: &Listeners) -> Result<Stalls> {
+    let mut stalls: Stalls = (0..config.worker_num).map(|_| Vec::new()).collect();
+    for (((socket, found), wanted), listener) in listeners.iter().zip(&config.listen).zip(0..) {
+        add_stalls(&mut stalls, listener, listeners::open_stalls(config, wanted, (socket, found))?);
+    }
+    Ok(stalls)
+}
+
+/// Each worker has one more.
+fn add_stalls(stalls: &mut Stalls, listener: u16, sockets: Vec<OwnedFd>) {
+    for (own, socket) in stalls.iter_mut().zip(sockets) {
+        own.push(Stall { listener, socket, tenure: Tenure::Stays });
+    }
+}
 
 /// What a worker of Base mode has in common with its successors; exists before the first fork.
 pub(crate) struct Premises {
     /// By worker.
     estates: Vec<Estate>,
-    framings: Framings,
 }
 
 impl Premises {
-    fn create(shared: &Shared, framings: Framings) -> Result<Premises> {
+    fn create(shared: &Shared) -> Result<Premises> {
         let workers = usize::from(shared.config.worker_num);
-        Ok(Premises { estates: (0..workers).map(|_| Estate::create()).collect::<Result<_>>()?, framings })
+        Ok(Premises { estates: (0..workers).map(|_| Estate::create()).collect::<Result<_>>()? })
     }
 
     /// The descriptors of it that a worker keeps.
@@ -70,15 +107,15 @@ impl Premises {
 pub(crate) fn run<H: Handler>(
     handler: H,
     shared: Arc<Shared>,
-    framings: Framings,
     stalls: Stalls,
+    reread: Option<Reread>,
 ) -> Result<()> {
     crate::log::set_identity(Identity { role: Role::Manager, id: 0 });
     // A title is a comfort, not a need.
     let _ = swoole_sys::title::set("swoole: manager");
     shared.board.set_manager(shared.board.master_pid());
-    let premises = Rc::new(Premises::create(&shared, framings)?);
-    let office = Office::new(handler, Arc::clone(&shared), premises, stalls)?;
+    let premises = Rc::new(Premises::create(&shared)?);
+    let office = Office::new(handler, Arc::clone(&shared), premises, (stalls, reread))?;
     let (options, groups) = office.staff.options();
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| Error::setup("run the manager", error);
     let supervisor = Supervisor::new(options, groups, office).map_err(|error| failed(error.into()))?;
@@ -87,6 +124,6 @@ pub(crate) fn run<H: Handler>(
     outcome.program.finish()
 }
 
-fn raw(descriptors: &[OwnedFd]) -> impl Iterator<Item = RawFd> + '_ {
-    descriptors.iter().map(|descriptor| descriptor.as_fd().as_raw_fd())
+fn raw<'a>(descriptors: impl IntoIterator<Item = &'a OwnedFd>) -> impl Iterator<Item = RawFd> {
+    descriptors.into_iter().map(|descriptor| descriptor.as_fd().as_raw_fd())
 }

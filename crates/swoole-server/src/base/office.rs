@@ -8,7 +8,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use swoole_supervisor::{Child, Control, Exited, Program, Report, Scope, Settle, SlotId};
+use swoole_supervisor::{Child, Control, Exited, Program, Report, Settle, SlotId};
 use swoole_sys::signal::{self, SignalInfo, SignalSet};
 
 use super::{Premises, Stalls, life, raw};
@@ -16,6 +16,7 @@ use crate::board::{Clients, Counter, Phase};
 use crate::config::{CloseListen, Listen};
 use crate::error::{Error, Result};
 use crate::handler::{Handler, Master};
+use crate::listening::Reread;
 use crate::manager::{Staff, TASK_WORKERS, Timer, USER_PROCESSES, WORKERS, seat_of};
 use crate::shared::Shared;
 
@@ -24,7 +25,8 @@ pub(super) struct Office<H> {
     master: Master,
     premises: Rc<Premises>,
     /// A worker must not close the numbers of those that were closed in it.
-    stalls: ManuallyDrop<Stalls>,
+    pub(super) stalls: ManuallyDrop<Stalls>,
+    pub(super) reread: Option<Reread>,
     /// Slots whose first process has started or has failed to, while that matters.
     seen: Vec<bool>,
     /// Asked for before there was anything to reload.
@@ -39,7 +41,7 @@ impl<H: Handler> Office<H> {
         handler: H,
         shared: Arc<Shared>,
         premises: Rc<Premises>,
-        stalls: Stalls,
+        (stalls, reread): (Stalls, Option<Reread>),
     ) -> Result<Office<H>> {
         Ok(Office {
             seen: vec![false; shared.config.seats().into()],
@@ -47,13 +49,14 @@ impl<H: Handler> Office<H> {
             staff: Staff::new(handler, shared)?,
             premises,
             stalls: ManuallyDrop::new(stalls),
+            reread,
             reload_wanted: false,
             stop_wanted: None,
             failure: None,
         })
     }
 
-    fn shared(&self) -> &Shared {
+    pub(super) fn shared(&self) -> &Shared {
         &self.staff.shared
     }
 
@@ -96,11 +99,11 @@ impl<H: Handler> Office<H> {
             return;
         }
         self.set_phase(Phase::Serving);
-        let addresses: Vec<String> = self.shared().addresses.iter().map(Listen::url).collect();
+        let addresses: Vec<String> = self.shared().listening().addresses().iter().map(Listen::url).collect();
         tracing::info!("Server is ready on {}", addresses.join(", "));
         self.call("on_ready", |handler, master| handler.on_ready(master));
         if self.reload_wanted {
-            control.reload(Scope::All, None);
+            self.reload(control);
         }
     }
 
@@ -117,7 +120,7 @@ impl<H: Handler> Office<H> {
             Signal::TERM | Signal::INT | Signal::QUIT => self.stop(control),
             Signal::USR1 if self.shared().board.phase() < Phase::Serving => self.reload_wanted = true,
             Signal::USR1 if self.is_stopping(control) => {}
-            Signal::USR1 => control.reload(Scope::All, None),
+            Signal::USR1 => self.reload(control),
             Signal::USR2 if self.is_stopping(control) || self.shared().board.phase() < Phase::Serving => {}
             Signal::USR2 => self.staff.reload_task_workers(control),
             Signal::HUP => {
@@ -270,7 +273,10 @@ impl<H: Handler> Program for Office<H> {
         }
         let worker = usize::from(slot.slot);
         let own = self.shared().worker_keep(slot.slot);
-        own.into_iter().chain(raw(&self.stalls[worker])).chain(self.premises.keep(worker)).collect()
+        own.into_iter()
+            .chain(raw(self.stalls[worker].iter().map(|stall| &stall.socket)))
+            .chain(self.premises.keep(worker))
+            .collect()
     }
 
     fn exited(&mut self, exit: &Exited, control: &mut Control) -> Settle {
@@ -307,12 +313,16 @@ impl<H: Handler> Program for Office<H> {
                 self.see(*slot, control);
             }
             other => {
-                if let Report::ReloadBegun { groups, .. } = other
-                    && groups.contains(&WORKERS)
-                {
-                    // Successors get what is forked with them.
-                    let Shared { tls, config, .. } = self.shared();
-                    tls.reload(config);
+                match other {
+                    Report::ReloadBegun { groups, .. } if groups.contains(&WORKERS) => {
+                        // Successors get what is forked with them.
+                        let shared = self.shared();
+                        shared.tls.reload(&shared.listening());
+                        self.reload_begun();
+                    }
+                    Report::ReloadEnded { groups, .. } if groups.contains(&WORKERS) => self.reload_ended(),
+                    Report::ReloadAborted { .. } => self.reload_aborted(),
+                    _ => {}
                 }
                 self.staff.tell(other);
             }

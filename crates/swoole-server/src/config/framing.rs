@@ -22,6 +22,11 @@ pub(crate) struct Framings {
 }
 
 impl Framings {
+    /// For a process that has no clients.
+    pub(crate) fn none() -> Framings {
+        Framings { general: (swoole_protocol::Framing::Raw, 0), by_listener: Arc::new([]) }
+    }
+
     /// For a client who came in by this listener. What is not known is cut by the server's own rule.
     pub(crate) fn framer(&self, listener: Option<u16>) -> Framer {
         let own = listener.and_then(|listener| self.by_listener.get(usize::from(listener)));

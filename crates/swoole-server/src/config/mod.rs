@@ -39,6 +39,7 @@ mod keys;
 mod limits;
 mod listen;
 mod proxy;
+mod reread;
 mod socket;
 mod source;
 mod ssl;

@@ -3,10 +3,11 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::net::sockopt::socket_recv_buffer_size;
-use swoole_reactor::{DatagramPeer, Error as ReactorError, Reactor, Token};
+use swoole_reactor::{Close, DatagramPeer, Error as ReactorError, Reactor, Token};
 
 use super::{Desk, Replies, Taker};
 use crate::board::Counter;
+use crate::config::Listen;
 use crate::datagram::{self, Assembly, DatagramClient, Misplaced};
 use crate::session::Session;
 
@@ -42,6 +43,13 @@ impl Desk {
         Ok(())
     }
 
+    /// This listener is removed: its socket is closed here, with what was not read.
+    pub(crate) fn close_datagrams(&mut self, reactor: &mut Reactor, listener: u16) {
+        for gone in self.datagrams.sockets.extract_if(.., |socket| socket.listener == listener) {
+            reactor.close(gone.token, Close::Now);
+        }
+    }
+
     /// A datagram has come.
     pub(crate) fn datagram(
         &mut self,
@@ -74,7 +82,7 @@ impl Desk {
         let Some(Socket { listener, left, .. }) = socket else { return false };
         // A stop is not to wait for what nobody reads.
         *left = Some(0);
-        let listen = &self.shared.addresses[usize::from(*listener)];
+        let listen = self.listening.address(*listener).map(Listen::url).unwrap_or_default();
         tracing::error!("no datagrams are received on {listen} any more: {error}");
         true
     }

@@ -128,7 +128,7 @@ impl Desk {
             match reactor.stream(socket) {
                 Ok(token) => {
                     let slot = self.shared.sessions.slot(session);
-                    let framer = self.framings.framer(self.shared.sessions.listener(session));
+                    let framer = self.listening.framings().framer(self.shared.sessions.listener(session));
                     let mut connection = Connection::new(session, token, taker.home(None), framer);
                     (connection.announced, connection.ended, connection.input) = (true, ended, input.into());
                     connection.closing = closing;

@@ -8,9 +8,8 @@ use swoole_reactor::{Close, Reactor, TimerId};
 use super::patience::{Agenda, Overdue, Patience, Pulse};
 use super::{Connection, Desk};
 use crate::board::Counter;
-use crate::config::ByListener;
+use crate::config::{ByListener, Config};
 use crate::session::Flag;
-use crate::shared::Shared;
 
 /// Connections that are looked at in one go: others wait, too.
 const LOOKS: usize = 256;
@@ -40,8 +39,8 @@ pub(super) struct Times {
 }
 
 impl Watch {
-    pub(super) fn new(shared: &Shared) -> Watch {
-        let limits = ByListener::new(&shared.config, Patience::new);
+    pub(super) fn new(config: &Config) -> Watch {
+        let limits = ByListener::new(config, Patience::new);
         let step = limits.all().iter().map(Patience::step).min().unwrap_or(1);
         Watch {
             is_on: limits.all().iter().any(|limits| !limits.is_endless()),
@@ -64,6 +63,18 @@ impl Desk {
     #[inline]
     pub(crate) fn time_passes(&mut self) {
         self.watch.now = None;
+    }
+
+    /// Other limits hold, for clients who come by addresses that there have not been before.
+    pub(super) fn watch_anew(&mut self, reactor: &mut Reactor) {
+        let before = std::mem::replace(&mut self.watch, Watch::new(self.listening.config()));
+        if let Some((timer, _)) = before.timer {
+            reactor.cancel(timer);
+        }
+        // Of the same moments as before.
+        self.watch.begin = before.begin;
+        let slots: Vec<usize> = self.connections.iter().map(|(slot, _)| slot).collect();
+        slots.into_iter().for_each(|slot| self.plan_look(reactor, slot));
     }
 
     /// A new connection, or one that was taken over, is watched.

@@ -16,10 +16,10 @@ use swoole_reactor::{Close, Error as ReactorError, Reactor, TimerId, Token};
 use super::heritage::Heirloom;
 use super::{Desk, Taker};
 use crate::board::Counter;
+use crate::config::Config;
 use crate::config::{ProxyProtocol, ProxyRule};
 use crate::seldom::Seldom;
 use crate::session::{Arrival, Session};
-use crate::shared::Shared;
 
 /// Bytes that are read at once: more than most headers.
 const PIECE: usize = 4096;
@@ -61,15 +61,23 @@ impl fmt::Display for Stranger {
     }
 }
 
+fn rules(config: &Config) -> Vec<Option<ProxyRule>> {
+    config.listen.iter().map(|listen| config.proxy_rule(listen)).collect()
+}
+
 impl Lobby {
-    pub(super) fn new(shared: &Shared) -> Lobby {
-        let config = &shared.config;
+    pub(super) fn new(config: &Config) -> Lobby {
         Lobby {
-            rules: config.listen.iter().map(|listen| config.proxy_rule(listen)).collect(),
+            rules: rules(config),
             guests: HashMap::new(),
             timers: HashMap::new(),
             refused: Seldom::new(TELL_EVERY),
         }
+    }
+
+    /// There are other addresses, behind those that were there before.
+    pub(super) fn set_rules(&mut self, config: &Config) {
+        self.rules = rules(config);
     }
 
     pub(super) fn len(&self) -> usize {
@@ -185,7 +193,7 @@ impl Desk {
                 }
             }
             Ok(Some(header)) => {
-                let tls = match self.shared.tls.stream(arrival.listener) {
+                let tls = match self.begin_tls(&arrival) {
                     Ok(tls) => tls,
                     Err(error) => {
                         tracing::error!("take a connection on: {error}");
@@ -296,7 +304,7 @@ impl Desk {
         let Arrival { listener, peer, .. } = guest.arrival;
         if let Some(others) = self.lobby.refused.happens() {
             let peer = peer.map_or("a client of a unix socket".into(), |peer| peer.to_string());
-            let address = self.shared.addresses.get(usize::from(listener)).map(|listen| listen.url());
+            let address = self.listening.address(listener).map(|listen| listen.url());
             let address = address.unwrap_or_default();
             tracing::warn!(
                 "closed {peer} at {address}: {why} (and {others} others since the last one told of)"

@@ -53,10 +53,11 @@ use topics::Topics;
 
 use crate::board::Counter;
 use crate::chute::Chute;
-use crate::config::{DispatchMode, Framings};
+use crate::config::DispatchMode;
 use crate::datagram::DatagramClient;
 use crate::error::{Error, Result};
 use crate::gate::Visitors;
+use crate::listening::Listening;
 use crate::session::{Arrival, Generations, Session};
 use crate::shared::Shared;
 use crate::tls::Stream;
@@ -141,7 +142,7 @@ pub(crate) struct Intake {
 pub(crate) struct Desk {
     id: u16,
     shared: Arc<Shared>,
-    framings: Framings,
+    listening: Arc<Listening>,
     connections: Slab<Connection>,
     generations: Generations,
     /// Slots by the slot of the reactor's token; believed only if the connection has that very token.
@@ -186,10 +187,10 @@ pub(crate) struct Desk {
 impl Desk {
     /// `queues`: how many there are to wait in for room; any worker will do for those in the last one.
     /// With `reads`, connections are read from by [`readable`](Desk::readable) where the driver reads on demand.
-    pub(crate) fn new(id: u16, shared: Arc<Shared>, framings: Framings, queues: usize, reads: bool) -> Desk {
+    pub(crate) fn new(id: u16, shared: Arc<Shared>, queues: usize, reads: bool) -> Desk {
+        let listening = shared.listening();
         Desk {
             id,
-            framings,
             connections: Slab::new(),
             generations: Generations::default(),
             by_token: Vec::new(),
@@ -198,9 +199,9 @@ impl Desk {
             stale: 0,
             lingering: HashMap::new(),
             topics: Topics::new(shared.config.max_subscription),
-            watch: Watch::new(&shared),
+            watch: Watch::new(listening.config()),
             visitors: Visitors::default(),
-            lobby: Lobby::new(&shared),
+            lobby: Lobby::new(listening.config()),
             datagrams: Datagrams::default(),
             chute: Chute::new(&shared, id),
             departed: Vec::new(),
@@ -214,6 +215,7 @@ impl Desk {
             draining: false,
             glances: Vec::new(),
             glanced: Vec::new(),
+            listening,
             shared,
         }
     }
@@ -221,6 +223,14 @@ impl Desk {
     /// From now on it tells who has left.
     pub(crate) fn tell_departures(&mut self, visitors: Visitors) {
         self.visitors = visitors;
+    }
+
+    /// There are other addresses from now on. `visitors`: where those are counted who leave, of all that come from now on.
+    pub(crate) fn relist(&mut self, reactor: &mut Reactor, listening: Arc<Listening>, visitors: Visitors) {
+        self.lobby.set_rules(listening.config());
+        self.visitors = visitors;
+        self.listening = listening;
+        self.watch_anew(reactor);
     }
 
     /// Where files come from workers, if they do; the caller tells when something has.
@@ -258,7 +268,7 @@ impl Desk {
         if self.lobby.receives(arrival) {
             return self.receive_guest(reactor, taker, socket, arrival).map_err(Error::other);
         }
-        let tls = self.shared.tls.stream(arrival.listener)?;
+        let tls = self.begin_tls(arrival)?;
         let token = reactor.stream(socket).map_err(Error::other)?;
         self.count(Counter::Accepted, 1);
         self.seat(reactor, taker, token, arrival, (tls, Vec::new()));
@@ -278,7 +288,7 @@ impl Desk {
         let slot = vacancy.key();
         let session = self.generations.next(&self.shared.sessions, self.id, slot);
         let home = taker.home(arrival.peer.map(|peer| peer.ip()));
-        let framer = self.framings.framer(Some(arrival.listener));
+        let framer = self.listening.framings().framer(Some(arrival.listener));
         let mut connection = Connection::new(session, token, home, framer);
         connection.visit = self.visitors.is_on().then(|| Box::new((arrival.listener, arrival.peer)));
         let is_plain = tls.is_none();
@@ -305,7 +315,7 @@ impl Desk {
     /// Who it is is known: it is a session from now on.
     fn introduce(&mut self, reactor: &mut Reactor, slot: usize, arrival: &Arrival) {
         self.shared.sessions.open(self.connections[slot].session, arrival);
-        if self.shared.delays_receive(arrival.listener) {
+        if self.listening.delays_receive(arrival.listener) {
             self.pause(reactor, slot);
         }
         self.watch(reactor, slot);

@@ -39,8 +39,10 @@ impl Replies<'_> {
     /// A packet of a client of whom no worker has anything is shed. False if its connection is to be closed for it, or is.
     pub(crate) fn shed(&mut self, session: Session) -> bool {
         self.desk.count(Counter::Shed, 1);
-        let shared = Arc::clone(&self.desk.shared);
-        let Some(busy) = shared.sheds.of(|| shared.sessions.listener(session)).reply() else { return false };
+        let (shared, listening) = (&self.desk.shared, Arc::clone(&self.desk.listening));
+        let Some(busy) = listening.sheds.of(|| shared.sessions.listener(session)).reply() else {
+            return false;
+        };
         // Those to many packets go out together.
         self.send_owned(session, busy.to_vec());
         self.desk.is_open(session)

@@ -9,6 +9,7 @@ use swoole_reactor::{Close, Reactor};
 
 use super::replies::Output;
 use super::{Desk, Taker};
+use crate::error::{Error, Result};
 use crate::session::Arrival;
 use crate::tls::Stream;
 
@@ -33,6 +34,17 @@ impl Desk {
     /// Whether it is not known yet who is there.
     pub(super) fn is_handshaking(&self, slot: usize) -> bool {
         self.connections[slot].tls.as_ref().is_some_and(|tls| tls.stream.is_handshaking())
+    }
+
+    /// The TLS of a new connection; `None` if its address has none. One that should have it never goes without.
+    pub(super) fn begin_tls(&self, arrival: &Arrival) -> Result<Option<Stream>> {
+        let stream = self.shared.tls.stream(arrival.listener)?;
+        match self.listening.address(arrival.listener) {
+            Some(listen) if listen.tls && stream.is_none() => {
+                Err(Error::setup(format!("begin TLS on {}", listen.url()), "no certificate is loaded"))
+            }
+            _ => Ok(stream),
+        }
     }
 
     /// A new connection has so long to become one.

@@ -4,7 +4,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use swoole_reactor::{Backend, Event, Options};
 
 use super::*;
-use crate::config::{Config, LengthFuncs};
+use crate::config::Config;
 
 const ARRIVAL: Arrival = Arrival { listener: 0, port: 0, peer: None, connected_at: 0 };
 
@@ -50,11 +50,10 @@ fn client() -> (OwnedFd, OwnedFd) {
 fn a_connection_whose_place_is_taken_before_it_is_reported_closed_still_leaves() {
     let mut config = Config::default();
     (config.worker_num, config.reactor_num, config.max_connection) = (1, 1, 8);
-    let framings = config.framings(&LengthFuncs::new()).unwrap();
-    let (shared, _links, _hold) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
+    let (shared, _links, _hold) = Shared::create_for_test(config).unwrap();
     let shared = Arc::new(shared);
     let mut taker = Nobody;
-    let mut desk = Desk::new(0, Arc::clone(&shared), framings, 1, false);
+    let mut desk = Desk::new(0, Arc::clone(&shared), 1, false);
     let mut reactor = Reactor::new(Options { backend: Backend::Epoll, ..Options::default() }).unwrap();
 
     let (first, _first_client) = client();
@@ -85,10 +84,9 @@ fn proxied_desk() -> (Desk, Arc<Shared>, Reactor) {
     let mut config = Config::default();
     (config.worker_num, config.reactor_num, config.max_connection) = (1, 1, 8);
     config.listen.push("tcp://127.0.0.1:0?proxy_protocol=any&proxy_trusted=10.0.0.0/8".parse().unwrap());
-    let framings = config.framings(&LengthFuncs::new()).unwrap();
-    let (shared, _links, _hold) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
+    let (shared, _links, _hold) = Shared::create_for_test(config).unwrap();
     let shared = Arc::new(shared);
-    let desk = Desk::new(0, Arc::clone(&shared), framings, 1, true);
+    let desk = Desk::new(0, Arc::clone(&shared), 1, true);
     let reactor = Reactor::new(Options { backend: Backend::Epoll, ..Options::default() }).unwrap();
     (desk, shared, reactor)
 }

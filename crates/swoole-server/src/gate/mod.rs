@@ -28,18 +28,26 @@ pub(crate) struct Visitors(Option<Arc<Book>>);
 
 struct Book {
     limits: ByListener<usize>,
-    crowd: Mutex<Crowd>,
+    crowd: Arc<Mutex<Crowd>>,
+}
+
+impl std::fmt::Debug for Visitors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Visitors")
+    }
 }
 
 impl Visitors {
-    fn new(config: &Config) -> Visitors {
+    /// `before`: those of whom some are still here.
+    fn new(config: &Config, before: &Visitors) -> Visitors {
         // Who comes by a proxy connects from the proxy's address, as everybody else does.
         let limits = ByListener::new(config, |config| match config.proxy_protocol {
             ProxyProtocol::Off => config.max_connection_per_ip,
             _ => 0,
         });
         let is_on = limits.all().iter().any(|limit| *limit > 0);
-        Visitors(is_on.then(|| Arc::new(Book { limits, crowd: Mutex::default() })))
+        let crowd = || before.0.as_ref().map(|book| Arc::clone(&book.crowd)).unwrap_or_default();
+        Visitors(is_on.then(|| Arc::new(Book { limits, crowd: crowd() })))
     }
 
     fn admits(&self, arrival: &Arrival) -> bool {
@@ -87,12 +95,17 @@ impl Gate {
     pub(crate) fn new(config: &Config, gates: u16) -> Gate {
         let share = config.max_accept_rate.div_ceil(gates.max(1).into());
         Gate {
-            visitors: Visitors::new(config),
+            visitors: Visitors::new(config, &Visitors::default()),
             refused: Seldom::new(TELL_EVERY),
             rate: (share > 0).then(|| Rate::new(share)),
             begin: Instant::now(),
             shut: None,
         }
+    }
+
+    /// There are other addresses: whoever sees clients leave has to have the [`visitors`](Gate::visitors) anew.
+    pub(crate) fn relist(&mut self, config: &Config) {
+        self.visitors = Visitors::new(config, &self.visitors);
     }
 
     pub(crate) fn visitors(&self) -> Visitors {

@@ -134,6 +134,7 @@ impl ReactorEnd {
     /// From now on others know how much is in flight here: not less than is, and as much before any answer is out.
     pub(crate) fn show_on(&mut self, gauge: Gauge) {
         self.gauge = Some(gauge);
+        self.tell();
     }
 
     pub(super) fn tell(&mut self) {

@@ -78,7 +78,7 @@ impl Bed {
 
     fn with(mut config: Config) -> Bed {
         (config.worker_num, config.reactor_num, config.max_connection, config.ring_size) = (1, 1, 8, 16384);
-        let (shared, links, hold) = Shared::create(config, Vec::new(), Vec::new()).unwrap();
+        let (shared, links, hold) = Shared::create_for_test(config).unwrap();
         let lanes = links.open(0).unwrap();
         let (bell, room) = (shared.bells[0].clone(), shared.rooms[0].clone());
         let reactor = ReactorEnd::open(Arc::clone(&lanes[0]), bell, room, 1 << 20).unwrap();

@@ -450,13 +450,13 @@ impl Outlets {
         worker: u16,
     ) -> Result<Outlets, swoole_ipc::Error> {
         let room = &shared.rooms[usize::from(worker)];
-        let whole = shared.crash_policies.only().is_some_and(CrashPolicy::retries);
+        let policies = shared.listening().crash_policies.clone();
+        let whole = policies.only().is_some_and(CrashPolicy::retries);
         let outlets = lanes.iter().zip(&shared.reactor_bells).zip(0..).map(|((lane, bell), reactor)| {
             Outlet::open(lane, reactor, bell.clone(), room.clone(), shared.lifeline.clone(), whole)
         });
         let outlets = outlets.collect::<Result<_, _>>()?;
-        let (policies, sessions) = (shared.crash_policies.clone(), shared.sessions.clone());
-        Ok(Outlets { outlets, policies, sessions, whole })
+        Ok(Outlets { outlets, policies, sessions: shared.sessions.clone(), whole })
     }
 
     /// A packet of this client is begun.

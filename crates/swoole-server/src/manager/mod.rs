@@ -161,6 +161,8 @@ struct Office<H> {
     graves: HashMap<u16, Exited>,
     /// The last manager was at a reload.
     reload_wanted: bool,
+    /// Addresses that there were when the last reload began.
+    known: u16,
     /// A start callback failed.
     failed: bool,
 }
@@ -244,10 +246,15 @@ impl<H: Handler> Program for Office<H> {
                 self.tell(&News::Ready { worker: self.seat(*slot), generation: *generation });
             }
             other => {
-                if let Report::ReloadBegun { groups, .. } = other
-                    && groups.contains(&WORKERS)
-                {
-                    self.tell(&News::Reloading);
+                match other {
+                    Report::ReloadBegun { groups, .. } if groups.contains(&WORKERS) => {
+                        self.known = self.staff.shared.listening().addresses().len() as u16;
+                        self.tell(&News::Reloading);
+                    }
+                    Report::ReloadEnded { groups, .. } if groups.contains(&WORKERS) => {
+                        self.tell(&News::Reloaded { known: self.known });
+                    }
+                    _ => {}
                 }
                 self.staff.tell(other);
             }
@@ -296,6 +303,7 @@ impl<H: Handler> Office<H> {
             estates: HashMap::new(),
             graves: HashMap::new(),
             reload_wanted: false,
+            known: 0,
             failed: false,
         })
     }
@@ -305,7 +313,8 @@ impl<H: Handler> Office<H> {
         match signal {
             Signal::TERM if self.is_orphan() => self.orphaned(control),
             Signal::TERM => self.tell(&News::StopWanted),
-            Signal::USR1 => control.reload(Scope::All, None),
+            // It may have other addresses first.
+            Signal::USR1 => self.tell(&News::ReloadWanted),
             Signal::HUP => crate::log::reopen_or_say(),
             Signal::USR2 => self.staff.reload_task_workers(control),
             _ => {}
@@ -335,6 +344,11 @@ impl<H: Handler> Office<H> {
                 }
             },
             Order::Reload => control.reload(Scope::All, None),
+            Order::Address(address) => {
+                let (wanted, found) = *address;
+                let shared = &self.staff.shared;
+                shared.set_listening(Arc::new(shared.listening().with(wanted, found)));
+            }
             Order::ReloadTaskWorkers => self.staff.reload_task_workers(control),
             Order::HoldTurns => control.hold_turns(),
             Order::Stop { within_ms } => control.stop(Duration::from_millis(within_ms)),

@@ -9,7 +9,6 @@ use swoole_reactor::Reactor;
 
 use super::mailbox::{Command, Mailbox, Note, Occupancy};
 use super::reactor_thread::{self, Seat};
-use crate::config::Framings;
 use crate::error::{Error, Result};
 use crate::gate::Visitors;
 use crate::shared::{Lanes, Shared};
@@ -29,7 +28,6 @@ pub(super) struct Crew {
 impl Crew {
     pub(super) fn start(
         shared: &Arc<Shared>,
-        framings: &Framings,
         lanes: &Lanes,
         notes: &Arc<Mailbox<Note>>,
         visitors: &Visitors,
@@ -40,7 +38,6 @@ impl Crew {
             let seat = Seat {
                 id,
                 shared: Arc::clone(shared),
-                framings: framings.clone(),
                 lanes: lanes.iter().map(|of_worker| Arc::clone(&of_worker[usize::from(id)])).collect(),
                 main: Arc::clone(notes),
                 occupancy: Arc::clone(&occupancy),

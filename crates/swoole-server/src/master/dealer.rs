@@ -12,6 +12,7 @@ use crate::datagram::{self, DatagramClient};
 use crate::desk::{Client, Crossing, Desk, Fed, Intake, Offer, Replies, Taker, feed};
 use crate::dispatch::{Dispatcher, Gauge, Load, Query, Scene, Verdict};
 use crate::link::{BATCH_MAX, Parcel, ReactorEnd};
+use crate::listening::Listening;
 use crate::session::Session;
 use crate::shared::Shared;
 use crate::wire::RequestKind;
@@ -20,7 +21,10 @@ pub(super) struct Dealer {
     pub(super) links: Vec<ReactorEnd>,
     dispatcher: Dispatcher,
     shared: Arc<Shared>,
+    listening: Arc<Listening>,
     counts_queues: bool,
+    /// The links tell how much is in flight to whom.
+    shows_load: bool,
     /// Those of the batch at hand.
     packets: Vec<Range<usize>>,
     /// The datagram at hand, behind its sender's address.
@@ -35,19 +39,37 @@ pub(super) enum Dealt {
 }
 
 impl Dealer {
-    pub(super) fn new(reactor: u8, shared: Arc<Shared>, mut links: Vec<ReactorEnd>) -> Dealer {
+    pub(super) fn new(reactor: u8, shared: Arc<Shared>, links: Vec<ReactorEnd>) -> Dealer {
         let dispatcher = Dispatcher::new(&shared.config, reactor);
-        if shared.config.dispatch_mode.looks_at_loads() || shared.sheds.count_queues() {
-            for (link, worker) in links.iter_mut().zip(0..) {
-                link.show_on(Gauge::new(&shared.rule.loads, worker));
+        let packets = Vec::with_capacity(BATCH_MAX);
+        let listening = shared.listening();
+        let counts_queues = false;
+        let (shows_load, payload) = (false, Vec::new());
+        let mut dealer =
+            Dealer { links, dispatcher, shared, listening, counts_queues, shows_load, packets, payload };
+        dealer.prepare();
+        dealer
+    }
+
+    /// There are other addresses from now on.
+    pub(super) fn relist(&mut self, listening: Arc<Listening>) {
+        self.listening = listening;
+        self.prepare();
+    }
+
+    /// Has the links tell what somebody wants to know. What was told once is told for good: there is a packet that says so.
+    fn prepare(&mut self) {
+        let sheds = &self.listening.sheds;
+        self.counts_queues = sheds.count_queues();
+        let shows_load = self.counts_queues || self.shared.config.dispatch_mode.looks_at_loads();
+        if shows_load && !std::mem::replace(&mut self.shows_load, true) {
+            for (link, worker) in self.links.iter_mut().zip(0..) {
+                link.show_on(Gauge::new(&self.shared.rule.loads, worker));
             }
         }
-        if shared.sheds.count_waits() {
-            links.iter_mut().for_each(ReactorEnd::write_stamps);
+        if sheds.count_waits() {
+            self.links.iter_mut().for_each(ReactorEnd::write_stamps);
         }
-        let counts_queues = shared.sheds.count_queues();
-        let packets = Vec::with_capacity(BATCH_MAX);
-        Dealer { links, dispatcher, shared, counts_queues, packets, payload: Vec::new() }
     }
 
     /// Whether all packets of a connection go to one worker, by a ring: then they can be received into it.
@@ -116,8 +138,8 @@ impl Dealer {
         if !self.counts_queues {
             return usize::MAX;
         }
-        let Shared { sheds, sessions, rule, .. } = &*self.shared;
-        sheds.of(|| sessions.listener(session)).room(&rule.loads, worker as u16)
+        let Shared { sessions, rule, .. } = &*self.shared;
+        self.listening.sheds.of(|| sessions.listener(session)).room(&rule.loads, worker as u16)
     }
 
     /// Whom to offer a packet to that is for this worker. Where any worker will do, a full link is a reason to choose again.

@@ -10,6 +10,8 @@ use rustix::fd::OwnedFd;
 use swoole_reactor::Waker;
 
 use crate::crash::PacketInHand;
+use crate::gate::Visitors;
+use crate::listening::Listening;
 use crate::session::Arrival;
 
 /// From the main thread to a reactor thread.
@@ -19,6 +21,10 @@ pub(super) enum Command {
     Adopt { socket: OwnedFd, arrival: Arrival },
     /// You receive the datagrams of this listener, and send those that leave by it.
     Datagrams { socket: OwnedFd, listener: u16 },
+    /// You have that socket no more.
+    CloseDatagrams { listener: u16 },
+    /// These are the addresses from now on, and that is where clients are counted who leave.
+    Relist { listening: Arc<Listening>, visitors: Visitors },
     /// This worker has started.
     Up { worker: u16 },
     /// This worker is dead and reaped. Settle what it left and say so.

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `mod` | main | what the server is doing: starting, serving, stopping; accepts and deals connections |
 //! | `stop` | main | the end: drain, leave, finish |
+//! | `relist` | main | addresses that a reload adds and removes |
 //! | `succession` | main | the manager's death, and the manager after it |
 //! | `roster` | main | what is known of each worker process |
 //! | `custody` | main | what the roster does with processes |
@@ -20,6 +21,7 @@ mod custody;
 mod dealer;
 mod mailbox;
 mod reactor_thread;
+mod relist;
 mod roster;
 mod stop;
 mod succession;
@@ -38,18 +40,20 @@ use swoole_reactor::{Event, Interest, Reactor, TimerId, Token, Trigger};
 use swoole_sys::signal::SignalSet;
 
 use crate::board::Phase;
-use crate::config::{Framings, Listen};
+use crate::config::Listen;
 use crate::control::{News, Order, Orders};
 use crate::crash::PacketInHand;
 use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::handler::{Handler, Master};
 use crate::image::Image;
+use crate::listening::Reread;
 use crate::rest::Rest;
 use crate::session::Arrival;
 use crate::shared::{Lanes, Links, Shared};
 use crew::Crew;
 use mailbox::{Command, Mailbox, Note};
+use relist::Relist;
 use roster::Roster;
 use stop::Closing;
 use succession::{Present, Succession};
@@ -71,7 +75,7 @@ pub(crate) fn run<H: Handler>(
     handler: H,
     shared: Arc<Shared>,
     (links, lanes, image): (Links, Lanes, Image),
-    (listeners, framings): (Listeners, Framings),
+    (listeners, reread): (Listeners, Option<Reread>),
     to_manager: Endpoint,
     manager: Pid,
 ) -> Result<()> {
@@ -82,7 +86,7 @@ pub(crate) fn run<H: Handler>(
     let manager = Present::new(&mut reactor, manager, Orders::new(to_manager))?;
     let notes = Mailbox::new(reactor.waker());
     let gate = Gate::new(&shared.config, 1);
-    let crew = Crew::start(&shared, &framings, &lanes, &notes, &gate.visitors())?;
+    let crew = Crew::start(&shared, &lanes, &notes, &gate.visitors())?;
     let mut office = Office {
         handler,
         context: Master::new(Arc::clone(&shared)),
@@ -96,6 +100,7 @@ pub(crate) fn run<H: Handler>(
         writable: None,
         listeners,
         accepting: Vec::new(),
+        relist: Relist::new(reread),
         full: false,
         gate,
         held: VecDeque::new(),
@@ -160,7 +165,8 @@ struct Office<H> {
     /// Not accepting yet.
     listeners: Listeners,
     /// Accepting, and the number of each among the listeners.
-    accepting: Vec<(Token, usize)>,
+    accepting: Vec<(Token, u16)>,
+    relist: Relist,
     /// Accepting pauses at `max_connection`.
     full: bool,
     /// It pauses also where it would be too fast.
@@ -209,6 +215,7 @@ impl<H: Handler> Office<H> {
             Event::Timer { id } if self.closing.as_ref().is_some_and(|closing| closing.timer == id) => {
                 self.end_turn(reactor);
             }
+            Event::Timer { id } if self.relist.owns(id) => self.end_turn_of_leaving(reactor, id),
             Event::Timer { id } if self.progress == Some(id) => self.say_progress(reactor),
             Event::Timer { id } if self.succession.owns(id) => self.on_succession_timer(reactor),
             Event::Timer { id } if self.gate.opens(id) => self.accept_again(reactor),
@@ -239,9 +246,7 @@ impl<H: Handler> Office<H> {
                 self.roster.kill_orphans(reactor);
             }
             Signal::TERM | Signal::INT | Signal::QUIT => self.stop(reactor),
-            Signal::USR1 if self.stage == Stage::Serving && self.manager.is_some() => {
-                self.order(&Order::Reload)
-            }
+            Signal::USR1 if self.stage == Stage::Serving && self.manager.is_some() => self.reload(reactor),
             Signal::USR1 => self.reload_wanted = self.stage <= Stage::Serving,
             Signal::USR2 if self.stage == Stage::Serving && self.manager.is_some() => {
                 self.order(&Order::ReloadTaskWorkers);
@@ -300,7 +305,9 @@ impl<H: Handler> Office<H> {
                 self.serve_if_ready(reactor);
             }
             News::StopWanted => self.stop(reactor),
-            News::Reloading => self.shared.tls.reload(&self.shared.config),
+            News::ReloadWanted => self.on_signal(reactor, Signal::USR1),
+            News::Reloading => self.shared.tls.reload(&self.shared.listening()),
+            News::Reloaded { known } => self.reloaded(reactor, known),
         }
     }
 
@@ -377,26 +384,34 @@ impl<H: Handler> Office<H> {
         }
         self.stage = Stage::Serving;
         for ((socket, listen), number) in std::mem::take(&mut self.listeners).into_iter().zip(0..) {
-            if listen.address.is_datagram() {
-                let listener = number as u16;
-                let owner = self.shared.config.reactor_of_listener(listener);
-                self.crew.tell_one(owner.into(), Command::Datagrams { socket, listener });
-                continue;
-            }
-            match reactor.accept(socket) {
-                Ok(token) => self.accepting.push((token, number)),
-                Err(error) => {
-                    self.failure = Some(Error::setup(format!("accept on {listen}"), error));
-                    return self.stop(reactor);
-                }
+            if let Err(error) = self.open(reactor, socket, &listen, number) {
+                self.failure = Some(error);
+                return self.stop(reactor);
             }
         }
-        let addresses: Vec<String> = self.shared.addresses.iter().map(Listen::url).collect();
+        let addresses: Vec<String> = self.shared.listening().addresses().iter().map(Listen::url).collect();
         tracing::info!("Server is ready on {}", addresses.join(", "));
         self.say_error("on_ready", |handler, master| handler.on_ready(master));
         if std::mem::take(&mut self.reload_wanted) {
-            self.order(&Order::Reload);
+            self.reload(reactor);
         }
+    }
+
+    /// Takes clients in by this socket from now on.
+    fn open(&mut self, reactor: &mut Reactor, socket: OwnedFd, listen: &Listen, number: u16) -> Result<()> {
+        if listen.address.is_datagram() {
+            let owner = self.shared.config.reactor_of_listener(number);
+            self.crew.tell_one(owner.into(), Command::Datagrams { socket, listener: number });
+            return Ok(());
+        }
+        let token = reactor
+            .accept(socket)
+            .map_err(|error| Error::setup(format!("accept on {}", listen.url()), error))?;
+        if !self.may_accept() {
+            reactor.pause_accept(token);
+        }
+        self.accepting.push((token, number));
+        Ok(())
     }
 
     fn accepted(
@@ -417,7 +432,10 @@ impl<H: Handler> Office<H> {
         if self.gate.shuts(reactor) {
             self.accepting.iter().for_each(|(listener, _)| reactor.pause_accept(*listener));
         }
-        let arrival = Arrival::new(&self.shared.addresses[index], index, peer);
+        self.relist.heard(listener);
+        let listening = self.shared.listening();
+        let Some(listen) = listening.address(index) else { return };
+        let arrival = Arrival::new(listen, index, peer);
         if !self.gate.admits(&arrival) {
             return self.shared.board.count_refused();
         }

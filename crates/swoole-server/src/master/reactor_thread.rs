@@ -10,7 +10,7 @@ use swoole_reactor::{Close, Event, Interest, Reactor, TimerId, Token, Trigger};
 use super::dealer::Dealer;
 use super::mailbox::{Command, Mailbox, Note, Occupancy};
 use crate::chute::Chute;
-use crate::config::Framings;
+use crate::config::Listen;
 use crate::desk::{Desk, Replies};
 use crate::error::{Error, Result};
 use crate::gate::Visitors;
@@ -28,7 +28,6 @@ const PATIENCE: (Duration, Duration) = (Duration::from_millis(1), Duration::from
 pub(super) struct Seat {
     pub(super) id: u8,
     pub(super) shared: Arc<Shared>,
-    pub(super) framings: Framings,
     /// Its lane to each worker.
     pub(super) lanes: Vec<Arc<Lane>>,
     pub(super) main: Arc<Mailbox<Note>>,
@@ -106,13 +105,7 @@ impl ReactorThread {
         let queues = dealer.links.len() + 1;
         Ok(ReactorThread {
             // A queue for each worker, and one of those for whom any will do.
-            desk: Desk::new(
-                seat.id.into(),
-                Arc::clone(shared),
-                seat.framings.clone(),
-                queues,
-                dealer.takes_in(),
-            ),
+            desk: Desk::new(seat.id.into(), Arc::clone(shared), queues, dealer.takes_in()),
             mail,
             post: Receiver::new(shared, shared.config.box_of_reactor(seat.id.into())),
             postbox: None,
@@ -329,9 +322,16 @@ impl ReactorThread {
             }
             Command::Datagrams { socket, listener } => {
                 if let Err(error) = self.desk.open_datagrams(reactor, socket, listener) {
-                    let listen = &self.seat.shared.addresses[usize::from(listener)];
+                    let listening = self.seat.shared.listening();
+                    let listen = listening.address(listener).map(Listen::url).unwrap_or_default();
                     tracing::error!("receive on {listen}: {error}");
                 }
+            }
+            Command::CloseDatagrams { listener } => self.desk.close_datagrams(reactor, listener),
+            Command::Relist { listening, visitors } => {
+                self.seat.visitors = visitors.clone();
+                self.dealer.relist(Arc::clone(&listening));
+                self.desk.relist(reactor, listening, visitors);
             }
             Command::Up { worker } => self.dealer.set_up(worker, true),
             Command::Settle { worker } => self.settle(reactor, worker),
@@ -349,8 +349,8 @@ impl ReactorThread {
         self.dealer.set_up(worker, false);
         let started = self.seat.shared.board.started(worker, usize::from(self.seat.id));
         let link = &mut self.dealer.links[index];
-        let Shared { crash_policies, sessions, .. } = &*self.seat.shared;
-        let policy = |session| crash_policies.of(|| sessions.listener(session));
+        let (sessions, listening) = (&self.seat.shared.sessions, self.seat.shared.listening());
+        let policy = |session| listening.crash_policies.of(|| sessions.listener(session));
         let casualties = link.settle(started, policy, &mut Replies { desk: &mut self.desk, reactor });
         self.desk.forget_files(worker);
         let in_hand = casualties.iter().filter_map(|casualty| self.desk.mourn(reactor, casualty)).collect();

@@ -64,6 +64,7 @@ impl<H: Handler> Office<H> {
         let Some(closing) = self.closing.take() else { return };
         reactor.cancel(closing.timer);
         self.listeners.clear();
+        self.relist.end(reactor);
         match self.shared.config.close_listen {
             CloseListen::First => {
                 self.accepting.drain(..).for_each(|(listener, _)| reactor.close(listener, Close::Now));

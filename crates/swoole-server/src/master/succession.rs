@@ -182,7 +182,8 @@ impl<H: Handler> Office<H> {
                 for worker in 0..self.shared.config.seats() {
                     self.tell_of_end(worker);
                 }
-                if std::mem::take(&mut self.reload_wanted) {
+                // Of addresses that wait for one, the last manager may not have been told.
+                if std::mem::take(&mut self.reload_wanted) || self.relist.waits() {
                     self.order(&control::Order::Reload);
                 }
                 if self.stage == Stage::Draining {

@@ -29,7 +29,7 @@ macro_rules! posts {
             /// As for [`Worker::send_to`](crate::Worker::send_to), and [`Error::PeerFull`](crate::Error::PeerFull) as for
             /// [`send`](Self::send).
             pub fn send_to(&mut self, to: &crate::DatagramClient, bytes: &[u8]) -> Result<()> {
-                let datagram = crate::datagram::answer(&self.shared().addresses, to, bytes)?;
+                let datagram = crate::datagram::answer(self.shared().listening().addresses(), to, bytes)?;
                 self.post_now(|sender| sender.send_to(to.listener, &datagram))
             }
 

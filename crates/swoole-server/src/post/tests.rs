@@ -8,7 +8,7 @@ fn shared(mode: Mode) -> Arc<Shared> {
     let mut config = Config { mode, worker_num: 2, reactor_num: 2, task_worker_num: 1, ..Config::default() };
     config.listen.push("tcp://127.0.0.1:9501".parse().unwrap());
     (config.max_connection, config.ring_size) = (50, 16384);
-    let (shared, _links, _hold) = Shared::create(config.clone(), config.listen.clone(), vec![]).unwrap();
+    let (shared, _links, _hold) = Shared::create_for_test(config.clone()).unwrap();
     Arc::new(shared)
 }
 

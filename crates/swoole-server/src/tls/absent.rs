@@ -6,16 +6,21 @@ use std::io::IoSlice;
 use super::Progress;
 use crate::config::Config;
 use crate::error::Result;
+use crate::listening::Listening;
 
 #[derive(Default)]
 pub(crate) struct Tls;
 
 impl Tls {
-    pub(crate) fn load(&self, _: &Config) -> Result<()> {
+    pub(crate) fn load(&self, _: &Listening) -> Result<()> {
         Ok(())
     }
 
-    pub(crate) fn reload(&self, _: &Config) {}
+    pub(crate) fn load_if_any(&self, _: &Listening) -> Result<()> {
+        Ok(())
+    }
+
+    pub(crate) fn reload(&self, _: &Listening) {}
 
     pub(crate) fn stream(&self, _: u16) -> Result<Option<Stream>> {
         Ok(None)

@@ -54,8 +54,9 @@ mod loaded {
     use rustls::ServerConfig;
 
     use super::{Stream, files, policy};
-    use crate::config::Config;
+    use crate::config::{Config, Listen};
     use crate::error::{Error, Result};
+    use crate::listening::Listening;
 
     /// By listener, as far as they are `tls://`.
     type Contexts = Vec<Option<Arc<ServerConfig>>>;
@@ -65,23 +66,33 @@ mod loaded {
     pub(crate) struct Tls(RwLock<Contexts>);
 
     impl Tls {
-        /// Reads certificates and keys, in place of those before. An error leaves these.
-        pub(crate) fn load(&self, config: &Config) -> Result<()> {
-            let context = |listen: &crate::config::Listen| {
+        /// Reads certificates and keys, in place of those before. An error leaves these. Addresses that are closed keep
+        /// theirs: somebody may be on the way in.
+        pub(crate) fn load(&self, listening: &Listening) -> Result<()> {
+            let config = listening.config();
+            let context = |(number, listen): (usize, &Listen)| {
+                if listen.tls && !listening.is_open(number) {
+                    return Ok(self.0.read().get(number).cloned().flatten());
+                }
                 let own = listen.tls.then(|| policy::context(&listen.applied_to(config)));
                 own.transpose().map_err(|error| Error::setup(format!("TLS of {}", listen.url()), error))
             };
-            let contexts = config.listen.iter().map(context).collect::<Result<Contexts>>()?;
+            let contexts = config.listen.iter().enumerate().map(context).collect::<Result<Contexts>>()?;
             *self.0.write() = contexts;
             Ok(())
         }
 
-        /// As [`load`](Tls::load), amid a server's life, if there is TLS at all.
-        pub(crate) fn reload(&self, config: &Config) {
-            if !config.listen.iter().any(|listen| listen.tls) {
+        /// The same if there is TLS at all.
+        pub(crate) fn load_if_any(&self, listening: &Listening) -> Result<()> {
+            if listening.open().any(|listen| listen.tls) { self.load(listening) } else { Ok(()) }
+        }
+
+        /// The same amid a server's life.
+        pub(crate) fn reload(&self, listening: &Listening) {
+            if !listening.open().any(|listen| listen.tls) {
                 return;
             }
-            match self.load(config) {
+            match self.load(listening) {
                 Ok(()) => tracing::info!("TLS certificates are reloaded"),
                 Err(error) => tracing::error!("TLS certificates stay as they were: {error}"),
             }

@@ -45,7 +45,7 @@ pub(crate) fn message<H: Handler>(
 fn shed(worker: &mut Worker<'_>, session: Session) -> Result<()> {
     let shared = Arc::clone(&worker.duty.shared);
     shared.board.count_shed(worker.duty.id);
-    match shared.sheds.of(|| shared.sessions.listener(session)).reply() {
+    match shared.listening().sheds.of(|| shared.sessions.listener(session)).reply() {
         Some(busy) => worker.send(session, busy),
         None => worker.close(session),
     }

@@ -293,5 +293,9 @@ fn deliver<H: Handler>(
 /// Whether the packet has waited for longer than its client's address allows.
 #[cold]
 fn is_late(shared: &Shared, message: &Message<'_>) -> bool {
-    shared.sheds.of(|| shared.sessions.listener(message.session)).is_late(message.stamp, shed::stamp())
+    shared
+        .listening()
+        .sheds
+        .of(|| shared.sessions.listener(message.session))
+        .is_late(message.stamp, shed::stamp())
 }

@@ -250,7 +250,7 @@ impl Worker<'_> {
     /// unix client that is bound to no name; [`Error::Unreachable`] for an address of another family than the listener's;
     /// [`Error::Uncommitted`] under `on_crash = retry`, if this callback has sent too much already. Nothing was sent then.
     pub fn send_to(&mut self, to: &DatagramClient, bytes: &[u8]) -> Result<()> {
-        let datagram = crate::datagram::answer(&self.shared().addresses, to, bytes)?;
+        let datagram = crate::datagram::answer(self.shared().listening().addresses(), to, bytes)?;
         let (listener, reactor) =
             (Session::of_listener(to.listener), self.shared().config.reactor_of_listener(to.listener));
         match &mut self.way {
@@ -408,8 +408,8 @@ impl Worker<'_> {
         let reactor = self.reactor(session)?;
         let Some(range) = range else { return Ok(()) };
         let Duty { id, files, shared, .. } = &mut *self.duty;
-        let listener = shared.sessions.listener(session).map(usize::from);
-        if listener.and_then(|listener| shared.addresses.get(listener)).is_some_and(|listen| listen.tls) {
+        let (listener, listening) = (shared.sessions.listener(session), shared.listening());
+        if listener.and_then(|listener| listening.address(listener)).is_some_and(|listen| listen.tls) {
             return Err(chute::over_tls(session));
         }
         match &mut self.way {

@@ -34,6 +34,7 @@ mod processes;
 mod programs;
 mod proxy;
 mod recycle;
+mod relist;
 mod reload;
 mod sending;
 mod sessions;
@@ -61,6 +62,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         crash_policy::ALL,
         breaking::ALL,
         reload::ALL,
+        relist::ALL,
         drain::ALL,
         recycle::ALL,
         backlog::ALL,

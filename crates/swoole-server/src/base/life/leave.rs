@@ -42,6 +42,7 @@ impl<H: Handler> Life<'_, H> {
             }
         }
         self.packing = true;
+        self.leavers.end(reactor);
         self.desk.pause_all(reactor);
         // Connections that were accepted, and nobody has been told of yet, come along.
         self.desk.pause_datagrams(reactor);
@@ -81,6 +82,7 @@ impl<H: Handler> Life<'_, H> {
     /// Answers what has come, and ends.
     pub(super) fn stop(&mut self, reactor: &mut Reactor, within: Duration) -> Result<()> {
         let begun = Instant::now();
+        self.leavers.end(reactor);
         // What waits for a successor, and what clients have sent already.
         self.duty.has_heir = false;
         let (mut hands, desk) = self.hands();

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, getppid};
-use swoole_reactor::{Event, Interest, Reactor, Token, Trigger};
+use swoole_reactor::{Close, Event, Interest, Reactor, Token, Trigger};
 use swoole_supervisor::Child;
 use swoole_sys::signal::SignalSet;
 
 use self::leave::stop_time;
-use super::Premises;
 use super::hands::Hands;
 use super::till::Outbox;
+use super::{Premises, Stall, Tenure};
 use crate::board::{Clients, Counter, Phase};
 use crate::desk::{Desk, Heirloom, Replies, Taker as _};
 use crate::error::{Error, Result};
@@ -27,6 +27,7 @@ use crate::post::{POST_BUDGET, Parcel};
 use crate::rest::Rest;
 use crate::session::Arrival;
 use crate::shared::Shared;
+use crate::stop::Leavers;
 use crate::wire::RequestKind;
 use crate::worker::drain::{self, Cause};
 use crate::worker::{Duty, SIGNALS, callbacks, exit_code, introduce};
@@ -39,7 +40,7 @@ pub(super) fn run<H: Handler>(
     handler: &mut H,
     shared: &Arc<Shared>,
     premises: &Rc<Premises>,
-    stalls: Vec<OwnedFd>,
+    stalls: Vec<Stall>,
     mut child: Child,
 ) -> i32 {
     let id = child.slot;
@@ -98,7 +99,9 @@ struct Life<'a, H> {
     outbox: Outbox,
     desk: Desk,
     /// Sockets that connections come to, and the number of each among the listeners.
-    listeners: Vec<(Token, usize)>,
+    listeners: Vec<(Token, u16)>,
+    /// Those that are removed: accepting for the last time.
+    leavers: Leavers,
     /// Connections at one time.
     limit: usize,
     /// Accepting pauses at that limit.
@@ -149,8 +152,8 @@ impl<'a, H: Handler> Life<'a, H> {
         let lifeline = reactor.watch(&shared.lifeline, Interest::READABLE, Trigger::Edge).map_err(watch)?;
         let room =
             reactor.watch(duty.post.sender.room(), Interest::READABLE, Trigger::Level).map_err(watch)?;
-        let gate = Gate::new(config, config.worker_num);
-        let mut desk = Desk::new(id, Arc::clone(shared), premises.framings.clone(), 1, true);
+        let gate = Gate::new(shared.listening().config(), config.worker_num);
+        let mut desk = Desk::new(id, Arc::clone(shared), 1, true);
         desk.tell_departures(gate.visitors());
         let life = Life {
             handler,
@@ -159,6 +162,7 @@ impl<'a, H: Handler> Life<'a, H> {
             outbox: Outbox::default(),
             desk,
             listeners: Vec::new(),
+            leavers: Leavers::default(),
             limit: shared.connection_limit.div_ceil(usize::from(config.worker_num)),
             full: false,
             gate,
@@ -196,7 +200,7 @@ impl<'a, H: Handler> Life<'a, H> {
     }
 
     /// Takes the last worker's clients over, and begins to accept.
-    fn open(&mut self, reactor: &mut Reactor, stalls: Vec<OwnedFd>) -> Result<()> {
+    fn open(&mut self, reactor: &mut Reactor, stalls: Vec<Stall>) -> Result<()> {
         let shared = Arc::clone(&self.duty.shared);
         shared.board.set_clients(self.duty.id, Clients::Own);
         let (heirlooms, mail) = self.premises.estates[usize::from(self.duty.id)].take()?;
@@ -205,14 +209,21 @@ impl<'a, H: Handler> Life<'a, H> {
         self.mailbox = Some(mailbox.map_err(|error| Error::setup("watch the worker's box", error))?);
         let (mut hands, desk) = self.hands();
         desk.inherit(reactor, &mut hands, heirlooms);
-        for ((socket, listen), number) in stalls.into_iter().zip(&shared.addresses).zip(0..) {
-            if listen.address.is_datagram() {
-                let failed = |error| Error::setup(format!("receive on {listen}"), error);
-                self.desk.open_datagrams(reactor, socket, number as u16).map_err(failed)?;
-            } else {
+        let listening = shared.listening();
+        for Stall { listener, socket, tenure } in stalls {
+            let Some(listen) = listening.address(listener) else { continue };
+            let stays = tenure == Tenure::Stays;
+            if !listen.address.is_datagram() {
                 let failed = |error| Error::setup(format!("accept on {listen}"), error);
                 // The manager keeps it, and the worker before this one may have died with it.
-                self.listeners.push((reactor.accept_shared(socket).map_err(failed)?, number));
+                let token = reactor.accept_shared(socket).map_err(failed)?;
+                self.listeners.push((token, listener));
+                if !stays {
+                    self.leavers.begin(reactor, token, shared.config.max_wait_time);
+                }
+            } else if stays {
+                let failed = |error| Error::setup(format!("receive on {listen}"), error);
+                self.desk.open_datagrams(reactor, socket, listener).map_err(failed)?;
             }
         }
         self.pause_if_full(reactor);
@@ -348,6 +359,12 @@ impl<'a, H: Handler> Life<'a, H> {
             Event::Accepted { listener, socket, peer } => self.accepted(reactor, listener, socket, peer),
             Event::AcceptFailed { listener, error } => self.rest.begin(reactor, listener, &error),
             Event::Timer { id } if self.gate.opens(id) => self.accept_again(reactor),
+            Event::Timer { id } if self.leavers.owns(id) => {
+                if let Some(gone) = self.leavers.end_turn(reactor, id) {
+                    self.listeners.retain(|(token, _)| *token != gone);
+                    reactor.close(gone, Close::Now);
+                }
+            }
             Event::Timer { id } => match self.rest.end(id) {
                 // Whoever leaves makes room again, or the gate opens.
                 Some(_) if self.full || self.gate.is_shut() => {}
@@ -377,7 +394,7 @@ impl<'a, H: Handler> Life<'a, H> {
         self.orphan |= parent != self.manager || self.duty.shared.lifeline.is_cut();
     }
 
-    fn number_of(&self, listener: Token) -> Option<usize> {
+    fn number_of(&self, listener: Token) -> Option<u16> {
         self.listeners.iter().find(|(token, _)| *token == listener).map(|(_, number)| *number)
     }
 
@@ -388,12 +405,15 @@ impl<'a, H: Handler> Life<'a, H> {
         socket: OwnedFd,
         peer: Option<SocketAddr>,
     ) {
-        let Some(index) = self.number_of(listener) else { return };
+        let Some(number) = self.number_of(listener) else { return };
+        self.leavers.heard(listener);
+        let listening = self.duty.shared.listening();
+        let Some(listen) = listening.address(number) else { return };
         self.rest.accepted();
         if self.gate.shuts(reactor) {
             self.listeners.iter().for_each(|(listener, _)| reactor.pause_accept(*listener));
         }
-        let arrival = Arrival::new(&self.duty.shared.addresses[index], index, peer);
+        let arrival = Arrival::new(listen, number, peer);
         if !self.gate.admits(&arrival) {
             return self.duty.shared.board.count(self.duty.id.into(), Counter::Refused, 1);
         }

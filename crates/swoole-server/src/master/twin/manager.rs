@@ -371,7 +371,9 @@ impl Manager {
         match order {
             control::Order::Start => {}
             control::Order::Reload => self.reload(),
-            control::Order::ReloadTaskWorkers => unreachable!("nobody asks for it here"),
+            control::Order::ReloadTaskWorkers | control::Order::Address(_) => {
+                unreachable!("nobody asks for it here")
+            }
             control::Order::HoldTurns => self.actions.extend(self.model.hold(now)),
             control::Order::Stop { within_ms } => {
                 self.stopping = true;

@@ -61,7 +61,11 @@ impl World<'_> {
                 self.serves = true;
                 self.succession = None;
             }
-            News::AllForked | News::StopWanted | News::Reloading => {}
+            News::AllForked
+            | News::StopWanted
+            | News::ReloadWanted
+            | News::Reloading
+            | News::Reloaded { .. } => {}
         }
         true
     }

@@ -12,9 +12,9 @@ use super::front::SLOTS;
 use super::tally::{Breach, Kind, breach};
 use crate::board::Phase;
 use crate::config::{Config, DispatchMode, Framing, Ipc, OnCrash};
-use crate::crash::CrashPolicies;
 use crate::dispatch::{Choice, Custom, Dispatch};
 use crate::link::Lane;
+use crate::listening::Listening;
 use crate::shared::{Lanes, Shared};
 use crate::stats::WorkerState;
 
@@ -68,8 +68,8 @@ impl Stages {
         shared.config.on_crash =
             [OnCrash::Close, OnCrash::Drop, OnCrash::Retry, OnCrash::Retry][rng.usize(..4)];
         shared.config.crash_retries = rng.u32(0..4);
-        shared.crash_policies = CrashPolicies::new(&shared.config, &[]);
         shared.config.dispatch_mode = MODES[rng.usize(..MODES.len())];
+        shared.set_listening(Arc::new(Listening::for_test(&shared.config)));
         stage.clear(rng)?;
         Ok(stage)
     }
@@ -89,7 +89,7 @@ impl Stage {
             ..Config::default()
         };
         let failed = |error: crate::Error| Breach { kind: Kind::Leak, what: error.to_string() };
-        let (mut shared, _, hold) = Shared::create(config.clone(), Vec::new(), Vec::new()).map_err(failed)?;
+        let (mut shared, _, hold) = Shared::create_for_test(config.clone()).map_err(failed)?;
         shared.rule.custom = Some(Custom::new(scatter));
         // Smaller ones than anybody may configure.
         let lane = || Lane::create(config.ipc, "twin", ring).map(Arc::new);
