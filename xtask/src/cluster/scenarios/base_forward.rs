@@ -6,6 +6,7 @@ use crate::cluster::matrix::{Cx, Scenario, full};
 use crate::cluster::proc;
 use anyhow::{Context, Result, anyhow, ensure};
 use rustix::process::Signal;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub(super) static ALL: &[Scenario] = &[
     full(
@@ -102,8 +103,8 @@ fn to_sleeper(cx: &Cx) -> Result<()> {
     Ok(())
 }
 
-/// Reads numbered lines, each with this text, until one says that it is the end: how many.
-pub(super) fn read_numbered(receiver: &mut Client, text: &str) -> Result<usize> {
+/// Reads numbered lines, each with this text, until one says that it is the end: how many. They are counted as they come.
+pub(super) fn read_numbered(receiver: &mut Client, text: &str, came: &AtomicUsize) -> Result<usize> {
     let mut number = 0;
     loop {
         let line = receiver.line()?;
@@ -112,13 +113,29 @@ pub(super) fn read_numbered(receiver: &mut Client, text: &str) -> Result<usize> 
         }
         ensure!(line == format!("{number} {text}"), "{number} came as {line:.20}");
         number += 1;
+        came.store(number, Ordering::Relaxed);
     }
 }
 
+/// Waits until so few of the lines are on their way that their reader is not taken for one that does not read.
+pub(super) fn keep_pace(sent: usize, came: &AtomicUsize) -> Result<()> {
+    const LEAD: usize = 40;
+    proc::until("the reader to keep up", PATIENCE, || {
+        (sent <= came.load(Ordering::Relaxed) + LEAD).then_some(())
+    })
+}
+
 /// Sends numbered lines to a session until `rounds` reloads are over; how many.
-fn send_amid(bed: &Bed, sender: &mut Client, session: &str, rounds: usize, text: &str) -> Result<usize> {
+fn send_amid(
+    bed: &Bed,
+    sender: &mut Client,
+    (session, came): (&str, &AtomicUsize),
+    rounds: usize,
+    text: &str,
+) -> Result<usize> {
     let (mut sent, mut asked) = (0, 0);
     loop {
+        keep_pace(sent, came)?;
         let ended = bed.count("on_after_reload");
         if ended == rounds {
             return Ok(sent);
@@ -146,10 +163,10 @@ fn amid_reloads(cx: &Cx) -> Result<()> {
         let bed = cx.testbed().flag("worker-num", 2).flag("reload-mode", mode).start()?;
         let (mut sender, mut receiver) = (bed.connect_to_worker(0)?, bed.connect_to_worker(1)?);
         let session = receiver.session()?;
-        let text = "t".repeat(100_000);
+        let (text, so_far) = ("t".repeat(100_000), AtomicUsize::new(0));
         std::thread::scope(|scope| -> Result<()> {
-            let reading = scope.spawn(|| read_numbered(&mut receiver, &text));
-            let sent = send_amid(&bed, &mut sender, &session, 12, &text)?;
+            let reading = scope.spawn(|| read_numbered(&mut receiver, &text, &so_far));
+            let sent = send_amid(&bed, &mut sender, (&session, &so_far), 12, &text)?;
             sender.expect(&format!("send {session} end"), "ok")?;
             let came = reading.join().map_err(|_| anyhow!("the reader panicked"))?.context(mode)?;
             ensure!(came == sent, "{mode}: of {sent} came {came}");

@@ -1,6 +1,6 @@
 //! Messages between processes, and what task workers and the manager send to clients.
 
-use super::base_forward::read_numbered;
+use super::base_forward::{keep_pace, read_numbered};
 use super::tasks::{task_workers_of, wait_task_worker};
 use crate::cluster::bed::PATIENCE;
 use crate::cluster::client::Client;
@@ -9,6 +9,7 @@ use crate::cluster::matrix::{Cx, Scenario, backends, full};
 use crate::cluster::proc;
 use anyhow::{Context, Result, anyhow, ensure};
 use rustix::process::Signal;
+use std::sync::atomic::AtomicUsize;
 
 pub(super) static ALL: &[Scenario] = &[
     backends(
@@ -165,9 +166,9 @@ fn amid_reloads(cx: &Cx) -> Result<()> {
     let bed = cx.testbed().flag("worker-num", 2).flag("task-worker-num", 1).start()?;
     let (mut sender, mut receiver) = (bed.connect_to_worker(0)?, bed.connect_to_worker(1)?);
     let session = receiver.session()?;
-    let text = "t".repeat(100_000);
+    let (text, so_far) = ("t".repeat(100_000), AtomicUsize::new(0));
     std::thread::scope(|scope| -> Result<()> {
-        let reading = scope.spawn(|| read_numbered(&mut receiver, &text));
+        let reading = scope.spawn(|| read_numbered(&mut receiver, &text, &so_far));
         let (mut sent, mut asked) = (0, 0);
         loop {
             let ended = bed.count("on_after_reload");
@@ -178,6 +179,7 @@ fn amid_reloads(cx: &Cx) -> Result<()> {
                 bed.signal_master(Signal::USR1)?;
                 asked += 1;
             }
+            keep_pace(sent, &so_far)?;
             let reply = sender.ask(&format!("message 1 send {session} {sent} {text}"))?;
             // While nobody reads them there may be too many.
             ensure!(reply == "ok" || reply.contains("does not take what is sent to it"), "{reply:?}");
