@@ -10,7 +10,7 @@
 //! ```
 //!
 //! The options stand behind each address, so `--listen`, `SWOOLE_LISTEN` or a file of yours may say otherwise; the name
-//! is what the handlers go by.
+//! is what the handlers go by. With `--config FILE` a reload (`kill -USR1`) opens and closes ports as the file has them by then.
 
 use std::process::ExitCode;
 
@@ -65,16 +65,20 @@ fn netstring(begin: &[u8]) -> PackageLength {
     }
 }
 
-fn run() -> Result<()> {
+fn config() -> Result<Config> {
     let mut defaults = Config::default();
     for listen in LISTEN {
         defaults.listen.push(listen.parse().map_err(Error::other)?);
     }
-    let config = Sources::new(defaults).load_process()?;
+    Ok(Sources::new(defaults).load_process()?)
+}
+
+fn run() -> Result<()> {
     let ports = Ports::new(Greeter(Framing::Line))
         .port("programs", Greeter(Framing::Varint))
         .port("netstrings", Netstrings);
-    Server::new(config).package_length_func("netstring", netstring).run(ports)
+    let server = Server::new(config()?).package_length_func("netstring", netstring);
+    server.reload_config(config).run(ports)
 }
 
 fn main() -> ExitCode {

@@ -23,6 +23,8 @@ mod command;
 mod datagrams;
 #[path = "testbed/death.rs"]
 mod death;
+#[path = "testbed/flags.rs"]
+mod flags;
 #[path = "testbed/framing.rs"]
 mod framing;
 #[path = "testbed/later.rs"]
@@ -45,10 +47,11 @@ use std::time::{Duration, Instant};
 
 use command::{Command, Crash, Part};
 use death::{crash, die_at};
+use flags::Flags;
 use framing::Speeches;
 use later::Later;
 use messages::Messages;
-use swoole_server::config::{Config, DispatchMode, Framing, Listen, Sources};
+use swoole_server::config::{DispatchMode, Listen};
 use swoole_server::{
     Audience, DatagramClient, Error, ExitStatus, Handler, Manager, Master, Peer, Result, Server, Session,
     TaskFate, TaskId, TaskResult, TaskWorker, TimerId, Unfinished, Worker, WorkerError, WorkerKind,
@@ -455,81 +458,8 @@ fn parse_life(text: &str) -> std::result::Result<Life, std::num::ParseIntError> 
     }
 }
 
-/// What flags ask for beside the configuration.
-#[derive(Default)]
-struct Flags {
-    goodbye: Option<String>,
-    crash_on_start: Option<String>,
-    hang_on_start: Option<String>,
-    start_time: Option<String>,
-    connect_time: Option<String>,
-    user_processes: Option<String>,
-    spawn_thread: bool,
-    ask_on_start: bool,
-    tell_reloads: bool,
-}
-
-/// The configuration as flags, environment and file have it now.
-fn load() -> Result<(Config, Flags)> {
-    let mut defaults = Config::default();
-    defaults.listen = vec!["tcp://127.0.0.1:9501".parse().map_err(Error::other)?];
-    defaults.framing = Framing::Eof;
-    defaults.package_eof = b"\n".to_vec();
-
-    let mut flags = Flags::default();
-    let config = Sources::new(defaults)
-        .option(
-            "crash-on-start",
-            "ID[:GENERATION]",
-            "this worker panics whenever it starts, or the first, second, ... time",
-            &mut flags.crash_on_start,
-        )
-        .option(
-            "hang-on-start",
-            "ID[:GENERATION]",
-            "this worker never gets done with its start",
-            &mut flags.hang_on_start,
-        )
-        .option(
-            "start-time",
-            "MS",
-            "each worker and task worker takes so long to start; default 0",
-            &mut flags.start_time,
-        )
-        .option(
-            "processes",
-            "NAME[:WHAT],...|@FILE",
-            "user processes, and what they do: wait, poll, spin, ask, hang, return, fail, or die as by `crash WHAT`",
-            &mut flags.user_processes,
-        )
-        .option("goodbye", "TEXT", "what clients are told when the server stops", &mut flags.goodbye)
-        .option(
-            "connect-time",
-            "MS",
-            "each connect takes so long, and it and all packets and closes are told",
-            &mut flags.connect_time,
-        )
-        .switch(
-            "ask-on-start",
-            "manager and master have a task worker say something, and each worker as it stops",
-            &mut flags.ask_on_start,
-        )
-        .switch(
-            "tell-reloads",
-            "the manager tells worker 0, and all clients, of each reload",
-            &mut flags.tell_reloads,
-        )
-        .switch(
-            "spawn-thread",
-            "a thread is started before the server, which refuses that",
-            &mut flags.spawn_thread,
-        )
-        .load_process()?;
-    Ok((config, flags))
-}
-
 fn run() -> Result<()> {
-    let (config, flags) = load()?;
+    let (config, flags) = flags::load()?;
     let Flags { crash_on_start, hang_on_start, start_time, connect_time, .. } = flags;
     let Flags { goodbye, user_processes, spawn_thread, ask_on_start, tell_reloads, .. } = flags;
     let life = |flag: &str, life: Option<String>| {
@@ -567,7 +497,7 @@ fn run() -> Result<()> {
         _ => Server::new(config),
     };
     let server = server.package_length_func("hex4", framing::hex4);
-    let server = server.reload_config(|| load().map(|(config, _)| config));
+    let server = server.reload_config(|| flags::load().map(|(config, _)| config));
     processes::add_all(server, user_processes)?.run(testbed)
 }
 

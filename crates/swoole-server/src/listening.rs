@@ -326,7 +326,8 @@ mod tests {
                 let mut wanted: Vec<&str> = step.iter().map(|which| texts[*which]).collect();
                 let (_, then) = change(&now, &wanted);
                 let mut open: Vec<String> = then.open().map(ToString::to_string).collect();
-                (open.sort(), wanted.sort_unstable());
+                open.sort();
+                wanted.sort_unstable();
                 prop_assert_eq!(open, wanted);
                 let known = now.config.listen.len();
                 prop_assert_eq!(&then.config.listen[..known], &now.config.listen[..]);

@@ -52,7 +52,7 @@ use crate::worker::{TimerId, Worker};
 ///
 /// All of them are in the same processes: which worker gets a packet, [`dispatch_mode`](crate::Config::dispatch_mode) says,
 /// and not the address. A name that no address has is an error at the start, so that nobody waits for clients who cannot
-/// come. Swoole: callbacks of a `Server\Port`.
+/// come; unless a [reload](crate::Server::reload_config) may bring such an address. Swoole: callbacks of a `Server\Port`.
 ///
 /// The close of a client who had connected to another process of this worker, one that is dead by now, is told to the main
 /// handler if the client's place has been taken meanwhile: nobody knows then by which address it had come.
@@ -127,7 +127,11 @@ impl<H: Handler> Handler for Ports<H> {
         let is_there =
             |name: &String| master.addresses().iter().any(|listen| listen.name.as_ref() == Some(name));
         if let Some((name, _)) = self.ports.iter().find(|(name, _)| !is_there(name)) {
-            return Err(Error::Start(format!("no address has the name {name} (tcp://...?name={name})")));
+            let missing = format!("no address has the name {name} (tcp://...?name={name})");
+            if !master.shared().rereads {
+                return Err(Error::Start(missing));
+            }
+            tracing::info!("{missing} yet");
         }
         self.main.on_start(master)
     }

@@ -393,6 +393,7 @@ fn start<H: Handler>(
     let listening = Listening::new(&config, addresses, framings);
     let (mut shared, links, hold) = Shared::create(config, listening, keep)?;
     shared.processes = processes;
+    shared.rereads = reread.is_some();
     shared.rule.custom = custom;
     if shared.config.task_worker_num > 0 {
         shared.tasks.spill().sweep_dead();

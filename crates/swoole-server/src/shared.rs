@@ -67,6 +67,8 @@ pub(crate) struct Shared {
     pub(crate) process_bells: Vec<Doorbell>,
     pub(crate) tasks: Tasks,
     pub(crate) boxes: Boxes,
+    /// Whether a reload may bring other addresses. Only the first process of the server asks.
+    pub(crate) rereads: bool,
     /// What user processes do: those that the configuration names, once the program has brought them.
     pub(crate) processes: Processes,
     pub(crate) manager_bell: ManagerBell,
@@ -191,6 +193,7 @@ impl Shared {
             tasks,
             boxes,
             processes: Processes::default(),
+            rereads: false,
             manager_bell: ManagerBell(manager_bell),
             lifeline,
             keep,
