@@ -127,7 +127,8 @@ pub(crate) fn set_again(listening: &Listening, number: u16, socket: BorrowedFd<'
     Ok(())
 }
 
-/// Removes the file of a socket that this server has made.
+/// Removes the file of a socket that this server has made. `listen`: as it was asked for, since one that was inherited is at a
+/// path, too.
 pub(crate) fn put_away(listen: &Listen) {
     if let Address::Unix(path) | Address::UnixDatagram(path) = &listen.address {
         // Somebody may have put it away already.

@@ -73,6 +73,11 @@ impl Listening {
         self.addresses.get(usize::from(listener))
     }
 
+    /// As it was asked for.
+    pub(crate) fn wanted(&self, listener: u16) -> Option<&Listen> {
+        self.config.listen.get(usize::from(listener))
+    }
+
     /// The server's configuration, with all addresses that there are and have been, as they were asked for.
     pub(crate) fn config(&self) -> &Config {
         &self.config

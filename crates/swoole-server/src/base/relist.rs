@@ -55,7 +55,7 @@ impl<H: Handler> Office<H> {
         let url = |listener: u16| listening.address(listener).map(Listen::url).unwrap_or_default();
         for closed in &change.close {
             tracing::info!("Server leaves {}", url(*closed));
-            listening.address(*closed).into_iter().for_each(listeners::put_away);
+            listening.wanted(*closed).into_iter().for_each(listeners::put_away);
             let all = self.stalls.iter_mut().flatten();
             all.filter(|stall| stall.listener == *closed).for_each(|stall| stall.tenure = Tenure::Ends);
         }

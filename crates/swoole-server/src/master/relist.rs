@@ -4,6 +4,8 @@
 //! who had connected before is let in. A new one is opened at once, so that what is wrong with it is said at once; its clients
 //! wait in its backlog until the reload is over, and all workers know whom they have to do with.
 
+use std::sync::Arc;
+
 use rustix::fd::{AsFd as _, OwnedFd};
 use swoole_reactor::{Close, Reactor, TimerId, Token};
 
@@ -16,7 +18,6 @@ use crate::handler::Handler;
 use crate::listeners;
 use crate::listening::{Change, Listening, Reread};
 use crate::stop::Leavers;
-use std::sync::Arc;
 
 pub(super) struct Relist {
     reread: Option<Reread>,
@@ -126,7 +127,7 @@ impl<H: Handler> Office<H> {
         let listening = self.shared.listening();
         let Some(listen) = listening.address(number) else { return };
         tracing::info!("Server leaves {}", listen.url());
-        listeners::put_away(listen);
+        listening.wanted(number).into_iter().for_each(listeners::put_away);
         let number = match self.relist.take(number) {
             Some(Socket::New(_)) => return,
             Some(Socket::Of(before)) => before,

@@ -184,7 +184,7 @@ impl<H: Handler> Office<H> {
                 }
                 // Of addresses that wait for one, the last manager may not have been told.
                 if std::mem::take(&mut self.reload_wanted) || self.relist.waits() {
-                    self.order(&control::Order::Reload);
+                    self.reload(reactor);
                 }
                 if self.stage == Stage::Draining {
                     self.order(&control::Order::HoldTurns);

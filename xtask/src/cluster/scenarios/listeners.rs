@@ -152,7 +152,7 @@ fn refused(cx: &Cx) -> Result<()> {
 }
 
 /// Starts it with its standard input as descriptor 3, which is named `web`, and 4, named `spare`.
-fn given(launch: Launch<'_>, socket: OwnedFd) -> Launch<'_> {
+pub(super) fn given(launch: Launch<'_>, socket: OwnedFd) -> Launch<'_> {
     let script =
         "exec 3<&0 4<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=web:spare exec \"$0\" \"$@\"";
     launch.stdin(socket).through(&["sh", "-c", script])

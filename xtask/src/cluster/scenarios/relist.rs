@@ -1,6 +1,7 @@
 //! Addresses that a reload adds and removes.
 
-use crate::cluster::bed::{Bed, PATIENCE};
+use super::listeners::given;
+use crate::cluster::bed::{Bed, Launch, PATIENCE};
 use crate::cluster::client::{Address, Client};
 use crate::cluster::datagram::Sender;
 use crate::cluster::load::Load;
@@ -11,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 pub(super) static ALL: &[Scenario] = &[
@@ -40,6 +42,7 @@ pub(super) static ALL: &[Scenario] = &[
         manager_dies,
     )
     .in_process(),
+    once("relist_inherited", "a socket that was given is left as it was found", inherited),
     once("relist_aborted", "clients of a new address wait until a reload has succeeded", aborted)
         .in_process(),
 ];
@@ -53,10 +56,20 @@ struct Site {
 
 impl Site {
     fn start(cx: &Cx, listen: &[&str], flags: &[(&str, &str)]) -> Result<Self> {
+        Self::start_with(cx, listen, |launch| {
+            flags.iter().fold(launch, |launch, (name, value)| launch.flag(name, value))
+        })
+    }
+
+    fn start_with<'a>(
+        cx: &'a Cx,
+        listen: &[&str],
+        prepare: impl FnOnce(Launch<'a>) -> Launch<'a>,
+    ) -> Result<Self> {
         let file = cx.dir.join("server.toml");
         fs::write(&file, text(listen))?;
         let launch = cx.testbed_bare().flag("config", file.display()).flag("worker-num", 2);
-        let bed = flags.iter().fold(launch, |launch, (name, value)| launch.flag(name, value)).start()?;
+        let bed = prepare(launch).start()?;
         Ok(Self { bed, file, reloads: 0 })
     }
 
@@ -273,6 +286,23 @@ fn manager_dies(cx: &Cx) -> Result<()> {
     Client::connect(&Address::parse(&site.added(2)?)?)?.expect("echo second", "second")?;
     site.bed.stop()?;
     Ok(())
+}
+
+fn inherited(cx: &Cx) -> Result<()> {
+    let path = cx.dir.join("given.sock");
+    let socket = UnixListener::bind(&path)?;
+    let first = "tcp://127.0.0.1:0";
+    let mut site = Site::start_with(cx, &[first, "fd://web"], |launch| given(launch, socket.into()))?;
+    let mut client = Client::connect(&Address::Unix(path.clone()))?;
+    client.expect("echo in", "in")?;
+    site.list(&[first])?;
+    proc::until("the socket to be closed", PATIENCE, || {
+        Client::connect(&Address::Unix(path.clone())).is_err().then_some(())
+    })?;
+    ensure!(path.exists(), "the file of whoever has opened the socket is gone");
+    client.expect("echo on", "on")?;
+    site.bed.stop()?;
+    Ok(fs::remove_file(path)?)
 }
 
 fn aborted(cx: &Cx) -> Result<()> {
