@@ -150,7 +150,10 @@ fn speak(address: &str, first: &str, peer: &str) -> Result<()> {
     let mut socat = Socat::new("20", address)?;
     socat.expect(&format!("{first}echo hello\n"), "hello\n")?;
     let reply = socat.tell(&format!("big {LARGE}\n")).and_then(|()| socat.exactly(LARGE + 1))?;
-    ensure!(reply.bytes().filter(|byte| *byte == b'x').count() == LARGE, "{address}: a large reply is damaged");
+    ensure!(
+        reply.bytes().filter(|byte| *byte == b'x').count() == LARGE,
+        "{address}: a large reply is damaged"
+    );
     // It is answered, though that is its last word.
     socat.tell("session\necho last\n")?;
     let rest = socat.finish()?;

@@ -16,7 +16,11 @@ pub(super) static ALL: &[Scenario] = &[
         "open_tcp_keepalive, tcp_keep..., tcp_user_timeout: whose clients vanished are given up, when it says so",
         vanished,
     ),
-    backends("tcp_nodelay", "open_tcp_nodelay: a small piece waits for nothing, or for the one before it", nodelay),
+    backends(
+        "tcp_nodelay",
+        "open_tcp_nodelay: a small piece waits for nothing, or for the one before it",
+        nodelay,
+    ),
     backends("tcp_fastopen", "tcp_fastopen: a client that was here before is read with its SYN", fastopen),
 ];
 
