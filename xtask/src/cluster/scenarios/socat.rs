@@ -79,11 +79,11 @@ fn is_installed() -> Result<bool> {
 
 /// The n-th address of those that are spoken to over TCP, with or without TLS.
 fn tcp(bed: &Bed, number: usize) -> Result<SocketAddr> {
-    let addresses = bed.ready.listen.iter().filter_map(|listen| match listen {
+    let mut addresses = bed.ready.listen.iter().filter_map(|listen| match listen {
         Address::Tcp(address) | Address::Tls(address) => Some(*address),
         _ => None,
     });
-    addresses.skip(number).next().ok_or_else(|| anyhow!("fewer than {number} addresses"))
+    addresses.nth(number).ok_or_else(|| anyhow!("no address {number} of TCP in {:?}", bed.ready.listen))
 }
 
 fn socat(cx: &Cx) -> Result<()> {
