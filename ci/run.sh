@@ -4,12 +4,13 @@ set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
 # The scenarios use setpriv (util-linux) to start a server as an unprivileged user, and ip (iproute2) to have networks of their
-# own, git names the files to lint, valgrind counts instructions, libFuzzer is C++, openssl is a client of TLS.
+# own, git names the files to lint, valgrind counts instructions, libFuzzer is C++, openssl is a client of TLS, socat of all sockets.
 missing=()
 command -v setpriv >/dev/null || missing+=(util-linux)
 command -v ip >/dev/null || missing+=(iproute2)
 command -v git >/dev/null || missing+=(git)
 command -v openssl >/dev/null || missing+=(openssl)
+command -v socat >/dev/null || missing+=(socat)
 command -v valgrind >/dev/null || missing+=(valgrind)
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
 command -v c++ >/dev/null || missing+=(g++)

@@ -244,6 +244,19 @@ impl Client {
         Ok(Self { stream: BufReader::with_capacity(256, stream) })
     }
 
+    /// Connects with these bytes, which go with the SYN where kernel and server have it so (`MSG_FASTOPEN`, `tcp(7)`).
+    pub(super) fn connect_saying(address: &Address, bytes: &[u8]) -> Result<Self> {
+        // The library has no name for it.
+        const FASTOPEN: SendFlags = SendFlags::from_bits_retain(0x2000_0000);
+        let Address::Tcp(to) = address else { bail!("no fast way to {address:?}") };
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        let sent = rustix::net::sendto(&socket, bytes, FASTOPEN, to).context("connect with bytes")?;
+        ensure!(sent == bytes.len(), "{sent} of {} bytes went out", bytes.len());
+        let stream = Stream::Tcp(TcpStream::from(socket));
+        stream.set_timeout(TIMEOUT)?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
     /// A second handle for writing while this one reads.
     pub(super) fn writer(&self) -> Result<Stream> {
         Ok(self.stream.get_ref().try_clone()?)

@@ -13,6 +13,7 @@ mod matrix;
 mod proc;
 mod runner;
 mod scenarios;
+mod wire;
 
 use crate::{Verdict, shell, test};
 use anyhow::{Result, ensure};

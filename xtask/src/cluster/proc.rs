@@ -183,6 +183,20 @@ pub(super) fn shared_mappings(pid: i32) -> Result<usize> {
     Ok(text.lines().filter(shared).count())
 }
 
+/// How many mappings a process has that it shares and that are as large as this: a ring is mapped once with its counters, and
+/// once more behind itself, as large as it is.
+pub(super) fn views(pid: i32, bytes: u64) -> Result<usize> {
+    let file = format!("/proc/{pid}/maps");
+    let text = fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
+    let is_such = |line: &&str| {
+        let (range, rest) = line.split_once(' ')?;
+        let (begin, end) = range.split_once('-')?;
+        let address = |text| u64::from_str_radix(text, 16).ok();
+        (rest.get(3..4)? == "s" && address(end)? - address(begin)? == bytes).then_some(())
+    };
+    Ok(text.lines().filter(|line| is_such(line).is_some()).count())
+}
+
 /// The inode numbers of the sockets a process holds.
 pub(super) fn socket_inodes(pid: i32) -> Result<BTreeSet<u64>> {
     let mut inodes = BTreeSet::new();

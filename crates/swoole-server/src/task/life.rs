@@ -226,6 +226,7 @@ impl<'a, H: Handler> Life<'a, H> {
         let shared = Arc::clone(&self.duty.shared);
         let seat = self.duty.seat;
         let mut spin = Spin::new(shared.config.busy_poll);
+        let spin_always = spin.is_always();
         let mut pace = Pace::new(&shared, PacePart::Alone);
         loop {
             shared.board.set_busy(seat, true);
@@ -243,9 +244,13 @@ impl<'a, H: Handler> Life<'a, H> {
                 continue;
             }
             shared.board.set_busy(seat, false);
-            if !spin.until(&mut pace, || self.has_work() || self.mail.has_news() || self.duty.timers.is_due())
-            {
+            let is_called = || spin_always && self.lookout.has_something();
+            let is_due =
+                || self.has_work() || self.mail.has_news() || self.duty.timers.is_due() || is_called();
+            if !spin.until(&mut pace, is_due) {
                 self.sleep(None, true)?;
+            } else if is_called() {
+                self.look(Some(Duration::ZERO))?;
             }
         }
         shared.board.set_busy(seat, false);

@@ -123,6 +123,7 @@ impl<'a, H: Handler> Life<'a, H> {
         let shared = Arc::clone(&self.duty.shared);
         let config = &shared.config;
         let mut spin = Spin::new(config.busy_poll);
+        let spin_always = spin.is_always();
         let reactor = reactor_of(self.duty.id, config.worker_num, config.reactor_num);
         let mut pace = Pace::new(&shared, reactor.map_or(Part::Alone, Part::WorkerOf));
         loop {
@@ -140,9 +141,13 @@ impl<'a, H: Handler> Life<'a, H> {
             if self.duty.retiring {
                 return Ok(());
             }
-            let is_due = || self.inboxes.iter().any(Inbox::has_news) || self.duty.has_news();
+            // Of what comes by sockets, only they know.
+            let is_called = || spin_always && self.lookout.has_something();
+            let is_due = || self.inboxes.iter().any(Inbox::has_news) || self.duty.has_news() || is_called();
             if !spin.until(&mut pace, is_due) {
                 self.sleep(None, Inbox::has_news)?;
+            } else if is_called() {
+                self.look(Some(Duration::ZERO))?;
             }
         }
     }

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, getppid};
 use swoole_reactor::{Backend, Event, Interest, Options, Reactor, Token, Trigger};
@@ -110,6 +111,14 @@ impl Lookout {
         swoole_sys::process::outlive_parent(within, manager, heir).map_err(|error| {
             Error::setup("limit the life without a manager (a timer)", std::io::Error::from(error))
         })
+    }
+
+    /// Whether there is something to look at: who polls busily asks between other things.
+    pub(crate) fn has_something(&self) -> bool {
+        let Some(epoll) = self.reactor.descriptor() else { return true };
+        let mut files = [PollFd::from_borrowed_fd(epoll, PollFlags::IN)];
+        // A failure is for the look to report.
+        poll(&mut files, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
     /// When it was last looked.

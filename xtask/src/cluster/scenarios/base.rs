@@ -95,6 +95,7 @@ fn shape(cx: &Cx) -> Result<()> {
         owners.extend(own);
     }
     ensure!(owners == all, "two workers share a listener: {owners:?} of {all:?}");
+    workers.iter().try_for_each(|worker| super::shape::uses_backend(cx, *worker))?;
 
     for worker in 0..3 {
         let mut client = bed.connect_to_worker(worker)?;

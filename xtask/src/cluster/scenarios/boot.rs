@@ -31,6 +31,7 @@ pub(super) static ALL: &[Scenario] = &[
         restart_intensity,
     )
     .in_process(),
+    once("restart_period", "but not when its failures are too far apart", restart_period).in_process(),
     once("start_with_threads", "a process with two threads is refused", start_with_threads).in_process(),
     once("start_port_taken", "a taken port is named", start_port_taken).in_process(),
     once("start_port_privileged", "a privileged port is named", start_port_privileged).in_process(),
@@ -113,6 +114,17 @@ fn restart_intensity(cx: &Cx) -> Result<()> {
     bed.log.wait_line(Source::Stderr, &["worker 1 keeps failing (3 times"], PATIENCE)?;
     let known = ["starting", "running", "backoff", "failed"];
     ensure!(seen.iter().all(|state| known.contains(&state.as_str())), "{seen:?}");
+    bed.stop()?;
+    Ok(())
+}
+
+fn restart_period(cx: &Cx) -> Result<()> {
+    let launch = cx.testbed().flag("worker-num", 2).flag("crash-on-start", 1).flag("dispatch-mode", "idle");
+    let bed = launch.flag("restart-intensity", 7).flag("restart-period", 1).start()?;
+    // They are further and further apart: the first seven take 1.5 s, and another comes 1.6 s later.
+    bed.log.wait_count("on_worker_error worker=1", 8, PATIENCE)?;
+    let failing = bed.log.texts(Source::Stderr).into_iter().find(|line| line.contains("keeps failing"));
+    ensure!(failing.is_none(), "of seven deaths, the first is too long ago: {failing:?}");
     bed.stop()?;
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! Bounds at their edges; those that belong to a theme have their scenarios there (`config/bounds.md` in swoole-server names
 //! them all).
 
-use crate::cluster::bed::PATIENCE;
+use crate::cluster::bed::{Launch, PATIENCE};
 use crate::cluster::client::Client;
-use crate::cluster::log::field;
+use crate::cluster::log::{Source, field};
 use crate::cluster::matrix::{Cx, Scenario, backends, full};
 use crate::cluster::proc;
 use anyhow::{Context, Result, bail, ensure};
@@ -37,6 +37,11 @@ pub(super) static ALL: &[Scenario] = &[
     )
     .in_process(),
     full("bound_packet", "package_max_length: the smallest and the largest that can be set", bound_packet),
+    backends(
+        "bound_explained",
+        "clients at all of their limits take no more memory than --explain says, shared memory included",
+        explained,
+    ),
 ];
 
 fn bound_output(cx: &Cx) -> Result<()> {
@@ -234,4 +239,74 @@ fn bound_packet(cx: &Cx) -> Result<()> {
     }
     bed.stop()?;
     Ok(())
+}
+
+fn explained(cx: &Cx) -> Result<()> {
+    const CLIENTS: usize = 12;
+    // Of a packet, and of replies.
+    const LIMIT: usize = 3 << 20;
+    let path = cx.dir.join("full.sock");
+    // On a unix socket, the kernel takes little of what waits for a client.
+    let launch = || {
+        let launch = cx.testbed_bare().flag("listen", format!("unix://{}", path.display()));
+        let launch = launch.flag("worker-num", 2).flag("reactor-num", 2).flag("ring-size", "1M");
+        let launch = launch.flag("max-connection", CLIENTS).flag("max-timer", 100);
+        launch.flag("package-max-length", LIMIT).flag("socket-buffer-size", LIMIT)
+    };
+    let text = explanation(launch())?;
+    let (clients, shared) = (figure(&text, "all clients")?, figure(&text, "shared")?);
+    ensure!(figure(&text, "total")? >= clients + shared, "the total is not the sum: {text:?}");
+
+    let bed = launch().start()?;
+    let mut family = proc::descendants(bed.ready.master);
+    family.push(bed.ready.master);
+    let taken = || -> u64 { family.iter().filter_map(|pid| proc::proportional(*pid)).sum() };
+    // What the program has by itself is not among what is explained.
+    let before = taken();
+    let mut crowd = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = bed.connect()?;
+        client.tell(&format!("big {}", LIMIT - 1))?;
+        client.send(&vec![b'x'; LIMIT - 1])?;
+        crowd.push(client);
+    }
+    let mut most = 0;
+    proc::until("all clients to be at their limits", PATIENCE, || {
+        most = most.max(taken().saturating_sub(before));
+        // The kernel has a part of the replies.
+        (most >= (CLIENTS * LIMIT) as u64 * 19 / 10).then_some(())
+    })
+    .with_context(|| format!("{most} bytes at most"))?;
+    proc::until_calm("the server to have read it all", &family)?;
+    most = most.max(taken().saturating_sub(before));
+    // Nothing but clients and what is shared is in use.
+    ensure!(most <= clients + shared, "{most} bytes, and {clients} + {shared} are explained");
+    drop(crowd);
+    bed.connect()?.expect("echo unharmed", "unharmed")?;
+    bed.stop()?;
+    Ok(())
+}
+
+/// What the server says of its memory instead of being started.
+fn explanation(launch: Launch<'_>) -> Result<Vec<String>> {
+    let mut process = launch.word("--explain").spawn()?;
+    ensure!(process.wait_exit(PATIENCE)?.success(), "--explain failed");
+    process.log.wait_end(PATIENCE)?;
+    Ok(process.log.texts(Source::Stdout))
+}
+
+/// The last column of the line that begins so.
+fn figure(lines: &[String], begin: &str) -> Result<u64> {
+    let line = lines.iter().find(|line| line.starts_with(begin));
+    let size = line.and_then(|line| size_of(line.split_whitespace().last()?));
+    size.with_context(|| format!("no {begin:?} in {lines:?}"))
+}
+
+/// A size as `--explain` writes it.
+fn size_of(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|unit: char| unit.is_ascii_uppercase());
+    let power = ["", "K", "M", "G"].iter().position(|unit| *unit == &text[digits.len()..])?;
+    let (whole, tenth) = digits.split_once('.').unwrap_or((digits, "0"));
+    let tenths = whole.parse::<u64>().ok()? * 10 + tenth.parse::<u64>().ok()?;
+    Some((tenths << (10 * power)) / 10)
 }

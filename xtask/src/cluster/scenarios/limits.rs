@@ -77,6 +77,10 @@ fn heartbeat(cx: &Cx) -> Result<()> {
     proc::until("both that sent nothing to be closed", PATIENCE, idle)?;
     protected.expect("echo still here", "still here")?;
     bed.stop()?;
+    // Alone, it is half of the other.
+    let bed = cx.testbed().flag("worker-num", 1).flag("heartbeat-check-interval", 0.2).start()?;
+    bed.connect()?.expect_close()?;
+    bed.stop()?;
     Ok(())
 }
 

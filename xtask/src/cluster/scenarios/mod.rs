@@ -40,9 +40,11 @@ mod sending;
 mod sessions;
 mod shape;
 mod shortage;
+mod socat;
 mod stop;
 mod stuck;
 mod tasks;
+mod tcp;
 mod tls;
 mod vortex;
 
@@ -53,6 +55,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         datagrams::ALL,
         framing::ALL,
         listeners::ALL,
+        tcp::ALL,
         proxy::ALL,
         placement::ALL,
         commands::ALL,
@@ -71,6 +74,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Scenario> {
         stuck::ALL,
         tasks::ALL,
         tls::ALL,
+        socat::ALL,
         messages::ALL,
         groups::ALL,
         sessions::ALL,

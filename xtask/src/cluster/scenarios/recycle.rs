@@ -60,7 +60,7 @@ pub(super) static ALL: &[Scenario] = &[
 /// How many workers were away at most: from the last callback of one to the end of the first one of its successor. The
 /// order of those lines is that of the callbacks where it matters: one is asked to leave after the successor of another
 /// has written that it starts.
-fn most_away(bed: &Bed) -> usize {
+pub(super) fn most_away(bed: &Bed) -> usize {
     let (mut away, mut most) = (BTreeSet::new(), 0);
     for line in bed.log.texts(Source::Stdout) {
         let Some(worker) = field(&line, "worker").map(str::to_owned) else { continue };

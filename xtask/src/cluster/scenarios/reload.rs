@@ -1,5 +1,6 @@
 //! New workers under live connections.
 
+use super::recycle::most_away;
 use crate::cluster::bed::Bed;
 use crate::cluster::log::Source;
 use crate::cluster::matrix::{Cx, Scenario, full};
@@ -50,7 +51,10 @@ fn wait_reloaded(bed: &Bed, count: usize, before: &BTreeSet<i32>) -> Result<()> 
 }
 
 fn reload_under(cx: &Cx, mode: &str) -> Result<()> {
-    let bed = cx.testbed().flag("worker-num", 3).flag("reactor-num", 2).flag("reload-mode", mode).start()?;
+    let launch = cx.testbed().flag("worker-num", 3).flag("reactor-num", 2).flag("reload-mode", mode);
+    // So long that all of them are away at some moment, if they go at once.
+    let start_time = if mode == "all" { 200 } else { 10 };
+    let bed = launch.flag("start-time", start_time).start()?;
     let load = Load::start(bed.address()?, 6)?;
     load.wait_more(500)?;
     for round in 1..=4 {
@@ -64,6 +68,8 @@ fn reload_under(cx: &Cx, mode: &str) -> Result<()> {
     load.finish_unharmed()?;
     let errors = bed.count("on_worker_error");
     ensure!(errors == 0, "{errors} workers did not retire but die");
+    let (most, expected) = (most_away(&bed), if mode == "all" { 3 } else { 1 });
+    ensure!(most == expected, "{most} were away at once instead of {expected}");
     bed.stop()?;
     Ok(())
 }

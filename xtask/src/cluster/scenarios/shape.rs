@@ -18,8 +18,11 @@ pub(super) static ALL: &[Scenario] = &[
     full("idle_costs_nothing", "an idle server makes no system call for five seconds", idle_costs_nothing),
 ];
 
+/// Bytes of a ring, as no other part of shared memory has them.
+const RING: u64 = 64 << 10;
+
 fn shape(cx: &Cx) -> Result<()> {
-    let bed = cx.testbed().flag("worker-num", 3).flag("reactor-num", 2).start()?;
+    let bed = cx.testbed().flag("worker-num", 3).flag("reactor-num", 3).flag("ring-size", RING).start()?;
     let ready = &bed.ready;
     ensure!(ready.master == bed.pid(), "the master is not the process that was started");
     let tree: BTreeSet<i32> = proc::descendants(ready.master).into_iter().collect();
@@ -39,8 +42,8 @@ fn shape(cx: &Cx) -> Result<()> {
 
     let threads = proc::threads(ready.master)?;
     ensure!(
-        threads.len() == 3,
-        "the master has threads {threads:?} instead of its main thread and 2 reactors"
+        threads.len() == 4,
+        "the master has threads {threads:?} instead of its main thread and 3 reactors"
     );
     for &pid in &expected {
         let threads = proc::threads(pid)?;
@@ -56,7 +59,31 @@ fn shape(cx: &Cx) -> Result<()> {
         let held: Vec<u64> = proc::socket_inodes(pid)?.intersection(&network).copied().collect();
         ensure!(held.is_empty(), "process {pid} holds TCP sockets {held:?}");
     }
+    uses_backend(cx, ready.master)?;
+    // One for each way between it and each reactor.
+    has_rings(cx, ready.workers[0], RING, 2 * 3)?;
     bed.stop()?;
+
+    let launch = cx.testbed().flag("worker-num", 1).flag("reactor-num", 1);
+    let bed = launch.flag("ring-size", 4 * RING).flag("ring-memory-max", 2 * RING).start()?;
+    has_rings(cx, bed.ready.workers[0], RING, 2)?;
+    bed.stop()?;
+    Ok(())
+}
+
+/// A process that holds clients' connections waits for them in the way that is configured, and no thread of it in another.
+pub(super) fn uses_backend(cx: &Cx, pid: i32) -> Result<()> {
+    let files = proc::files(pid)?;
+    let found = files.iter().any(|file| file.as_os_str() == "anon_inode:[io_uring]");
+    ensure!(found == (cx.setup.backend == "io_uring"), "{}, and has {files:?}", cx.setup.backend);
+    Ok(())
+}
+
+/// A worker has so many rings of so many bytes, or none where it has sockets instead.
+fn has_rings(cx: &Cx, worker: i32, bytes: u64, count: usize) -> Result<()> {
+    let found = proc::views(worker, bytes)?;
+    let expected = if cx.setup.ipc == Some("ring") { count } else { 0 };
+    ensure!(found == expected, "{found} rings of {bytes} bytes instead of {expected}");
     Ok(())
 }
 

@@ -128,6 +128,13 @@ pub(super) static ALL: &[Scenario] = &[
     )
     .by_post()
     .alone(),
+    once(
+        "task_ipc",
+        "a message queue is there where tasks go by one, sockets where they go by these",
+        transports::ways,
+    )
+    .in_process()
+    .by_post(),
     once("task_sizes", "payloads of any size go by every way", transports::sizes).in_process().by_post(),
     once(
         "task_outlives_kill",

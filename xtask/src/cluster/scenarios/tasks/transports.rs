@@ -80,6 +80,32 @@ pub(super) fn sizes(cx: &Cx) -> Result<()> {
     bed.stop().map(drop)
 }
 
+/// System V queues that there are.
+fn queues() -> Result<usize> {
+    Ok(fs::read_to_string("/proc/sysvipc/msg")?.lines().skip(1).count())
+}
+
+pub(super) fn ways(cx: &Cx) -> Result<()> {
+    let queues_before = queues()?;
+    let plain = cx.example("testbed").flag("listen", "tcp://127.0.0.1:0").flag("worker-num", 1);
+    let plain = plain.flag("task-worker-num", 1).flag("task-ipc-mode", "ring").start()?;
+    let bed = start(cx, 1, &[])?;
+    let sockets = |bed: &Bed| Ok::<_, anyhow::Error>(proc::socket_inodes(task_workers_of(bed)[&0])?.len());
+    let (own, of_plain, more_queues) = (sockets(&bed)?, sockets(&plain)?, queues()? - queues_before);
+    let expected = match cx.setup.task_ipc {
+        "ring" => (false, 0),
+        "unix" => (true, 0),
+        _ => (false, 1),
+    };
+    ensure!(
+        (own > of_plain, more_queues) == expected,
+        "a task worker has {own} sockets, {of_plain} with ring; {more_queues} queues more"
+    );
+    Talk::begin(&bed)?.expect("taskwait 5000 by any way", "result BY ANY WAY")?;
+    plain.stop()?;
+    bed.stop().map(drop)
+}
+
 pub(super) fn outlives(cx: &Cx) -> Result<()> {
     for retries in [0, 1] {
         let key = Key::new(cx);

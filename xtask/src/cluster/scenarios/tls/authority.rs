@@ -11,15 +11,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Signs certificates.
-pub(super) struct Authority {
+pub(in crate::cluster::scenarios) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
     dir: PathBuf,
-    pub(super) file: PathBuf,
+    pub(in crate::cluster::scenarios) file: PathBuf,
 }
 
 /// A certificate of that authority, and its key.
-pub(super) struct Identity {
+pub(in crate::cluster::scenarios) struct Identity {
     pub(super) cert_file: PathBuf,
     pub(super) key_file: PathBuf,
     pub(super) certificate: CertificateDer<'static>,

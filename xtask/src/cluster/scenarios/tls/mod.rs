@@ -59,7 +59,7 @@ pub(super) static ALL: &[Scenario] = &[
 ];
 
 /// The testbed with this certificate for everybody.
-fn testbed<'a>(cx: &'a Cx, own: &Identity) -> Launch<'a> {
+pub(super) fn testbed<'a>(cx: &'a Cx, own: &Identity) -> Launch<'a> {
     cx.testbed_bare()
         .flag("listen", "tls://127.0.0.1:0")
         .flag("ssl-cert-file", own.cert_file.display())
@@ -69,7 +69,7 @@ fn testbed<'a>(cx: &'a Cx, own: &Identity) -> Launch<'a> {
 }
 
 /// An authority, and its certificate for `localhost`.
-fn localhost(cx: &Cx) -> Result<(Authority, Identity)> {
+pub(super) fn localhost(cx: &Cx) -> Result<(Authority, Identity)> {
     let authority = Authority::new(&cx.dir, "authority")?;
     let own = authority.issue("localhost", &["localhost"])?;
     Ok((authority, own))
