@@ -85,9 +85,13 @@ impl Config {
             "max_connection",
             "ring_size, ring_memory_max, worker_num, reactor_num",
             "task_queue_max, worker_num, task_worker_num",
+            "max_connection",
         ];
+        // Nobody touches that, otherwise.
+        let has_tls = self.listen.iter().any(|listen| listen.tls);
         let part = |((what, each), keys)| Line { what, count: 1, each, keys };
-        plan.parts().into_iter().zip(keys).map(part).filter(|line| line.each > 0).collect()
+        let lines = plan.parts().into_iter().zip(keys).map(part);
+        lines.filter(|line| line.each > 0 && (has_tls || line.what != Plan::TLS)).collect()
     }
 
     /// The largest of all addresses.
