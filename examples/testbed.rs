@@ -336,6 +336,7 @@ impl Testbed {
                 text(format!("worker={id} pid={pid} generation={generation} handled={}", worker.handled()))
             }
             Command::Session(session) => text(sessions::describe(worker, session.unwrap_or(client))?),
+            Command::Tls(session) => text(sessions::tls(worker.tls(session.unwrap_or(client))?)),
             Command::Sessions(after, count) => text(join(worker.sessions_after(after, count))),
             Command::SendFile(to, Part { path, offset, length }) => {
                 worker.send_file(to.unwrap_or(client), path, offset, length)?;

@@ -16,7 +16,9 @@ struct Echo;
 impl Handler for Echo {
     fn on_connect(&mut self, worker: &mut Worker, client: Session) -> Result<()> {
         // After the handshake: nobody hears of clients that do not come so far.
-        worker.send(client, b"hello\n")
+        let Some(tls) = worker.tls(client)? else { return Err(Error::other("a client without TLS")) };
+        let name = tls.server_name.as_deref().unwrap_or("nobody");
+        worker.send(client, format!("{name} greets you by {}, {}\n", tls.protocol, tls.cipher).as_bytes())
     }
 
     fn on_receive(&mut self, worker: &mut Worker, client: Session, packet: &[u8]) -> Result<()> {

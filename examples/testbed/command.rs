@@ -5,6 +5,7 @@
 //! | `echo TEXT` | `TEXT` |
 //! | `whoami` | `worker=ID pid=PID generation=G handled=N` |
 //! | `session`, `session SESSION` | `session=ID reactor=R port=P peer=ADDR connected=UNIX_MS recv=BYTES sent=BYTES`, `uid=UID` if it is bound, and more |
+//! | `tls`, `tls SESSION` | `tls=PROTOCOL cipher=NAME alpn=NAME sni=HOST resumed=BOOL`, `cert=SHA256 cn=NAME names=NAME,…` if it has shown a certificate; or `tls=none` |
 //! | `sessions COUNT`, `sessions COUNT SESSION` | a page of so many sessions, the first or the one after SESSION: `ID,ID,...` |
 //! | `pause`, `resume`, `confirm`, `protect`, `unprotect`, `reset`, each also with a SESSION | does that with this session, or that one; `ok` |
 //! | `bind UID`, `bind UID SESSION` | binds this session, or that one, to a user; `ok` |
@@ -29,7 +30,7 @@
 //! | `clear ID` | `ok`, or `error: no such timer` |
 //! | `reply MS TEXT` | `TEXT` after MS; the reply is open till then |
 //! | `forget` | `ok`, and a reply is open for ever |
-//! | `task TEXT` | `task ID`, and when it is done `finish ID RESULT`: TEXT in upper case. As TEXT: `sleep MS`, `crash ...`, `fail WHY`, `big N`, `whoami`, `die_at POINT`; `early TEXT` is finished before its end, after `leave` the task worker is replaced, `ask TEXT` and `asks N TEXT` ask other task workers, `say TEXT` prints a line, `message TO TEXT` and `messages TO N BYTES` send messages, `send SESSION TEXT`, `close SESSION`, `exists SESSION`, `broadcast TEXT`, `publish TOPIC TEXT` and `sendto ...` are about clients; `after MS TEXT`, `tick MS N TEXT` and `clear ID` are done by the task worker, which prints `timer task=ID TIMER TEXT` and does TEXT |
+//! | `task TEXT` | `task ID`, and when it is done `finish ID RESULT`: TEXT in upper case. As TEXT: `sleep MS`, `crash ...`, `fail WHY`, `big N`, `whoami`, `die_at POINT`; `early TEXT` is finished before its end, after `leave` the task worker is replaced, `ask TEXT` and `asks N TEXT` ask other task workers, `say TEXT` prints a line, `message TO TEXT` and `messages TO N BYTES` send messages, `send SESSION TEXT`, `close SESSION`, `exists SESSION`, `tls SESSION`, `broadcast TEXT`, `publish TOPIC TEXT` and `sendto ...` are about clients; `after MS TEXT`, `tick MS N TEXT` and `clear ID` are done by the task worker, which prints `timer task=ID TIMER TEXT` and does TEXT |
 //! | `taskto TASKWORKER TEXT` | the same, by that one |
 //! | `taskwait MS TEXT` | `result RESULT`, or `error: timeout` after MS |
 //! | `taskall MS TEXT\|TEXT\|...` | `results RESULT\|RESULT\|...` |
@@ -58,6 +59,7 @@ pub(crate) enum Command<'a> {
     Echo(&'a [u8]),
     Whoami,
     Session(Option<Session>),
+    Tls(Option<Session>),
     Sessions(Option<Session>, usize),
     Measure(Measure, Option<Session>),
     SendFile(Option<Session>, Part<'a>),
@@ -170,6 +172,7 @@ impl<'a> Command<'a> {
             }
             b"close" => Command::Close(optional(rest, "close, or close SESSION")?),
             b"session" => Command::Session(optional(rest, "session, or session SESSION")?),
+            b"tls" => Command::Tls(optional(rest, "tls, or tls SESSION")?),
             b"sessions" => {
                 let usage = "sessions COUNT, or sessions COUNT SESSION";
                 let (count, after) = split_word(rest);
@@ -384,6 +387,7 @@ mod tests {
             (b"bind 7", Command::Bind(7, None)),
             (b"unbind", Command::Unbind),
             (b"session", Command::Session(None)),
+            (b"tls 258", Command::Tls(Some(session))),
             (b"sessions 5", Command::Sessions(None, 5)),
             (b"sessions 5 258", Command::Sessions(Some(session), 5)),
             (b"sendfile /a", Command::SendFile(None, Part { path: "/a", offset: 0, length: 0 })),

@@ -1,6 +1,6 @@
 //! What is asked about one client, and done with it.
 
-use swoole_server::{Result, Session, Worker};
+use swoole_server::{Result, Session, TlsInfo, Worker};
 
 use super::command::Measure;
 
@@ -26,6 +26,27 @@ pub(crate) fn describe(worker: &Worker, session: Session) -> Result<String> {
         info.protected
     );
     Ok(text)
+}
+
+/// What is known of a client's TLS, on one line.
+pub(crate) fn tls(info: Option<TlsInfo>) -> String {
+    let Some(info) = info else { return "tls=none".into() };
+    let or_none = |name: Option<String>| name.unwrap_or_else(|| "-".into());
+    let TlsInfo { protocol, cipher, alpn, server_name, resumed, certificate, .. } = info;
+    let mut text = format!(
+        "tls={protocol} cipher={cipher} alpn={} sni={} resumed={resumed}",
+        or_none(alpn),
+        or_none(server_name)
+    );
+    if let Some(certificate) = certificate {
+        let sha256: String = certificate.sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+        text += &format!(
+            " cert={sha256} cn={} names={}",
+            or_none(certificate.common_name),
+            certificate.names.join(",")
+        );
+    }
+    text
 }
 
 /// Does that, and says so to whoever can still be told.

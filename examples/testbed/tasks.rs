@@ -240,12 +240,13 @@ fn work(worker: &mut TaskWorker, text: &[u8], means: &mut Means<'_>) -> Result<V
             let (topic, text) = split_word(rest);
             worker.publish(topic, &[text, means.line_end].concat())?;
         }
-        b"send" | b"close" | b"exists" => {
+        b"send" | b"close" | b"exists" | b"tls" => {
             let (session, text) = split_word(rest);
             let session = String::from_utf8_lossy(session).parse().map_err(Error::other)?;
             match word {
                 b"send" => worker.send(session, &[text, means.line_end].concat())?,
                 b"close" => worker.close(session)?,
+                b"tls" => return Ok(super::sessions::tls(worker.tls(session)?).into_bytes()),
                 _ => return Ok(worker.exists(session).to_string().into_bytes()),
             }
         }

@@ -187,4 +187,5 @@ pub use task::typed;
 pub use task::{
     Payload, TaskError, TaskFate, TaskId, TaskInHand, TaskQueue, TaskResult, TaskStats, TaskWorker,
 };
+pub use tls::{ClientCertificate, TlsInfo};
 pub use worker::{OpenReply, TimerId, Unfinished, Worker};

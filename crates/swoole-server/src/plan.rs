@@ -12,10 +12,11 @@ use crate::config::{Config, Ipc, Mode};
 use crate::error::{Error, Result};
 use crate::session::SessionTable;
 use crate::task::store::{Shape, Store};
+use crate::tls::TlsTable;
 
 /// Which layout this program has, and which meanings of what stands in it: of the parts, of the words in them, and of the
 /// records in the rings and the packets of the post. Whoever changes one of them counts this up, so that nobody who knows another one takes part.
-pub(crate) const LAYOUT: u32 = 9;
+pub(crate) const LAYOUT: u32 = 10;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -41,12 +42,16 @@ pub(crate) struct Plan {
     task_bells: usize,
     process_bells: usize,
     tasks: usize,
+    tls: usize,
     rings: usize,
     /// Bytes of all.
     pub(crate) size: usize,
 }
 
 impl Plan {
+    /// The part that only clients of TLS touch.
+    pub(crate) const TLS: &'static str = "what is known of TLS";
+
     /// `connections` is [`Config::connection_limit`], which depends on the process that asks.
     pub(crate) fn new(config: &Config, connections: usize) -> Result<Plan> {
         // In Base mode each worker is a reactor, and none is linked to any.
@@ -80,6 +85,8 @@ impl Plan {
             task_bells: part(Words::size(task_workers, 1)),
             process_bells: part(Words::size(user_processes, 1)),
             tasks: part(tasks_shape.size()),
+            // Also where no address has TLS: a reload may bring one. Nobody touches it before.
+            tls: part(TlsTable::size(reactors, tls_slots(slots))),
             rings: part(2 * ring_part * workers * links),
             workers,
             task_workers,
@@ -95,13 +102,15 @@ impl Plan {
         })
     }
 
-    /// How many bytes each part has, by what stands in it: words of processes, sessions, rings, tasks.
-    pub(crate) fn parts(&self) -> [(&'static str, usize); 4] {
+    /// How many bytes each part has, by what stands in it: words of processes, sessions, rings, tasks,
+    /// and what is known of TLS.
+    pub(crate) fn parts(&self) -> [(&'static str, usize); 5] {
         [
             ("processes and doorbells", self.sessions - self.board + (self.tasks - self.bells)),
             ("sessions", self.bells - self.sessions),
             ("rings", self.size - self.rings),
-            ("tasks", self.rings - self.tasks),
+            ("tasks", self.tls - self.tasks),
+            (Plan::TLS, self.rings - self.tls),
         ]
     }
 
@@ -112,6 +121,10 @@ impl Plan {
 
     pub(crate) fn sessions(&self, memory: &Memory) -> Result<SessionTable> {
         SessionTable::map(memory, self.sessions, self.reactors, self.slots)
+    }
+
+    pub(crate) fn tls(&self, memory: &Memory) -> Result<TlsTable> {
+        TlsTable::map(memory, self.tls, self.reactors, tls_slots(self.slots))
     }
 
     /// How many bells workers have, how many of them one for room, and how many reactors, task workers and user processes
@@ -151,6 +164,11 @@ impl Plan {
         };
         Ok((open("requests", start)?, open("replies", start + self.ring_part)?))
     }
+}
+
+/// How many sessions of a reactor may have TLS.
+fn tls_slots(slots: usize) -> usize {
+    if cfg!(feature = "tls") { slots } else { 0 }
 }
 
 #[cfg(test)]

@@ -489,7 +489,7 @@ fn coarse_now() -> u64 {
 
 /// The writer's half of the sequence lock: odd while the facts change (Boehm, "Can seqlocks get
 /// along with programming language memory models?", 2012).
-fn write_locked(entry: &[AtomicU64], write: impl FnOnce()) {
+pub(crate) fn write_locked(entry: &[AtomicU64], write: impl FnOnce()) {
     let sequence = entry[SEQUENCE].load(Ordering::Relaxed);
     entry[SEQUENCE].store(sequence.wrapping_add(1), Ordering::Relaxed);
     fence(Ordering::Release);

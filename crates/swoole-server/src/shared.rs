@@ -38,7 +38,7 @@ use crate::stats::Stats;
 use crate::task::Tasks;
 use crate::task::courier::{Courier, Record};
 use crate::task::spill::Spill;
-use crate::tls::Tls;
+use crate::tls::{Tls, TlsTable};
 
 pub(crate) struct Shared {
     pub(crate) config: Config,
@@ -53,6 +53,7 @@ pub(crate) struct Shared {
     pub(crate) placement: Placement,
     pub(crate) board: Board,
     pub(crate) sessions: SessionTable,
+    pub(crate) tls_infos: TlsTable,
     /// Clients at one time: `max_connection`, or fewer if the process may not have so many descriptors.
     pub(crate) connection_limit: usize,
     /// Wakes a worker that waits for packets, by worker.
@@ -184,6 +185,7 @@ impl Shared {
             placement: Placement::new(&config)?,
             board: plan.board(&memory)?,
             sessions: plan.sessions(&memory)?,
+            tls_infos: plan.tls(&memory)?,
             connection_limit: plan.connections,
             bells: together(bell_words, bells),
             rooms: together(room_words, rooms),
@@ -260,6 +262,7 @@ impl Shared {
     pub(crate) fn protect_from(&self, worker: u16) -> Result<(), swoole_ipc::Error> {
         let reactor = (self.config.mode == Mode::Base).then_some(usize::from(worker));
         self.sessions.protect_from(reactor)?;
+        self.tls_infos.protect_from(reactor)?;
         self.board.protect_from(worker, reactor)?;
         self.tasks.store().protect_from(worker)?;
         Doorbell::protect_others(&self.bells, worker.into())?;
@@ -269,6 +272,7 @@ impl Shared {
     /// The same for a task worker: it writes to tasks of all workers, and rings all of them.
     pub(crate) fn protect_from_task_worker(&self, seat: u16) -> Result<(), swoole_ipc::Error> {
         self.sessions.protect_from(None)?;
+        self.tls_infos.protect_from(None)?;
         self.board.protect_from(seat, None)
     }
 
@@ -276,6 +280,7 @@ impl Shared {
     pub(crate) fn protect_from_user_process(&self, id: u16) -> Result<(), swoole_ipc::Error> {
         let seat = self.config.seat_of_user_process(id);
         self.sessions.protect_from(None)?;
+        self.tls_infos.protect_from(None)?;
         self.board.protect_from(seat, None)?;
         self.tasks.store().protect_from(seat)?;
         for bells in [&self.bells, &self.rooms, &self.reactor_bells] {

@@ -78,6 +78,8 @@ pub(super) struct Scenario {
     task_ipcs: &'static [&'static str],
     /// Whether it would disturb others beside it, or they it.
     pub(super) alone: bool,
+    /// Whether it runs only if its whole name is given.
+    pub(super) by_name: bool,
     /// When the watchdog ends it.
     pub(super) limit: Duration,
     pub(super) run: fn(&Cx) -> Result<()>,
@@ -91,7 +93,8 @@ impl Scenario {
         run: fn(&Cx) -> Result<()>,
     ) -> Self {
         let limit = Duration::from_secs(60);
-        Self { name, about, matrix, modes: &MODES, task_ipcs: &["ring"], alone: false, limit, run }
+        let (modes, task_ipcs) = (&MODES, &["ring"]);
+        Self { name, about, matrix, modes, task_ipcs, alone: false, by_name: false, limit, run }
     }
 
     /// Only in Process mode: it is about what only that has, or about what the mode does not matter to.
@@ -102,6 +105,11 @@ impl Scenario {
     /// Not beside others: it takes all of something that the machine has once, or measures it, or has little time.
     pub(super) const fn alone(self) -> Self {
         Self { alone: true, ..self }
+    }
+
+    /// Only if its whole name is given: it takes so much time.
+    pub(super) const fn by_name(self, limit: Duration) -> Self {
+        Self { by_name: true, limit, ..self }
     }
 
     /// On every way of tasks.

@@ -194,7 +194,7 @@ impl Options {
             // A whole name means that one, even where it is part of others.
             let whole = all.iter().any(|scenario| scenario.name == name);
             let matches = |scenario: &Scenario| {
-                scenario.name == name || !whole && scenario.name.contains(name.as_str())
+                scenario.name == name || !whole && !scenario.by_name && scenario.name.contains(name.as_str())
             };
             ensure!(all.iter().any(|scenario| matches(scenario)), "no scenario {name:?}; --list names them");
             all.iter().zip(&mut chosen).for_each(|(scenario, chosen)| *chosen |= matches(scenario));
@@ -203,7 +203,7 @@ impl Options {
         Ok(all
             .into_iter()
             .zip(chosen)
-            .filter(|(_, chosen)| *chosen || everything)
+            .filter(|(scenario, chosen)| *chosen || everything && (self.list || !scenario.by_name))
             .map(|(scenario, _)| scenario)
             .collect())
     }

@@ -85,9 +85,13 @@ impl Config {
             "max_connection",
             "ring_size, ring_memory_max, worker_num, reactor_num",
             "task_queue_max, worker_num, task_worker_num",
+            "max_connection",
         ];
+        // Nobody touches that, otherwise.
+        let has_tls = self.listen.iter().any(|listen| listen.tls);
         let part = |((what, each), keys)| Line { what, count: 1, each, keys };
-        plan.parts().into_iter().zip(keys).map(part).filter(|line| line.each > 0).collect()
+        let lines = plan.parts().into_iter().zip(keys).map(part);
+        lines.filter(|line| line.each > 0 && (has_tls || line.what != Plan::TLS)).collect()
     }
 
     /// The largest of all addresses.
@@ -203,10 +207,13 @@ mod tests {
     #[test]
     fn what_is_shared_is_what_is_mapped() {
         for mode in Mode::ALL {
-            let config = Config { mode, ..config() };
+            let mut config = Config { mode, ..config() };
+            assert!(!config.explain().unwrap().contains(Plan::TLS), "nobody has TLS");
+            config.listen.push("tls://127.0.0.1:0".parse().unwrap());
             let plan = Plan::new(&config, config.connection_limit().unwrap()).unwrap();
             let text = config.explain().unwrap();
             assert_eq!(figure(&text, "shared"), human(plan.size as u128));
+            assert!(text.contains(Plan::TLS), "{text}");
             assert_eq!(text.contains("rings"), mode == Mode::Process, "{text}");
             assert!(figure(&text, "total").ends_with('G') || figure(&text, "total").ends_with('M'), "{text}");
         }

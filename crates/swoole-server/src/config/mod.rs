@@ -54,8 +54,9 @@ pub(crate) use proxy::ProxyRule;
 pub use proxy::{Network, NetworkError, ProxyOptions};
 pub use socket::SocketOptions;
 pub use source::Sources;
+pub(crate) use ssl::CipherSuite;
 #[cfg(feature = "tls")]
-pub(crate) use ssl::{CipherSuite, SslProtocol};
+pub(crate) use ssl::SslProtocol;
 pub use ssl::{SniCert, SniCerts};
 pub use swoole_protocol::LengthType;
 pub use swoole_reactor::Backend;

@@ -27,6 +27,13 @@ impl SslProtocol {
             _ => None,
         }
     }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            SslProtocol::V12 => "TLSv1.2",
+            SslProtocol::V13 => "TLSv1.3",
+        }
+    }
 }
 
 /// A cipher suite, by the names that people know it by.
@@ -62,6 +69,15 @@ impl CipherSuite {
     /// By either name.
     pub(crate) fn find(name: &str) -> Option<CipherSuite> {
         SUITES.into_iter().find(|suite| suite.openssl == name || suite.iana == name)
+    }
+
+    /// From 1: what it is called in shared memory.
+    pub(crate) fn number(self) -> u64 {
+        SUITES.iter().zip(1..).find(|(suite, _)| **suite == self).map_or(0, |(_, number)| number)
+    }
+
+    pub(crate) fn of_number(number: u64) -> Option<CipherSuite> {
+        SUITES.get(usize::try_from(number.checked_sub(1)?).ok()?).copied()
     }
 }
 

@@ -11,6 +11,7 @@ use super::replies::Output;
 use super::{Desk, Taker};
 use crate::error::{Error, Result};
 use crate::session::Arrival;
+use crate::shared::Shared;
 use crate::tls::Stream;
 
 /// Bytes that are kept for what is encrypted next.
@@ -100,6 +101,7 @@ impl Desk {
             Err(_) => return,
         };
         if progress.established && is_open(self) {
+            self.tell_of_tls(slot);
             self.introduce(reactor, slot, &arrival);
             self.unbound(reactor, slot);
             self.resume(reactor, taker, slot);
@@ -110,6 +112,15 @@ impl Desk {
         if progress.ended && is_open(self) {
             reactor.pause(token);
             self.ended(reactor, token);
+        }
+    }
+
+    /// Lets every process know what was agreed on; before the session is known, so that nobody asks too early.
+    fn tell_of_tls(&self, slot: usize) {
+        let connection = &self.connections[slot];
+        if let Some(info) = connection.tls.as_ref().and_then(|tls| tls.stream.info()) {
+            let Shared { tls_infos, sessions, .. } = &*self.shared;
+            tls_infos.tell(sessions, connection.session, &info);
         }
     }
 

@@ -208,6 +208,19 @@ macro_rules! clients {
                 self.shared().sessions.info(session)
             }
 
+            /// What is known of the TLS of a session: version, cipher, names, the client's certificate; read from shared
+            /// memory like [`session`](Self::session), in all processes alike. `None` if it came by an address without TLS.
+            /// Swoole: what `getClientInfo()` says of certificates.
+            ///
+            /// # Errors
+            ///
+            /// [`Error::NoSuchSession`](crate::Error::NoSuchSession) if it is not connected.
+            pub fn tls(&self, session: crate::Session) -> Result<Option<crate::TlsInfo>> {
+                let shared = self.shared();
+                shared.sessions.owner(session)?;
+                Ok(shared.tls_infos.info(&shared.sessions, session))
+            }
+
             /// The next page of the server's sessions: up to `count` of them, after the last one of the page before (`None` for
             /// the first page). A session that is connected all the while is in exactly one page, whatever comes and goes
             /// meanwhile, `after` included. An empty page is the end. Swoole: `getClientList()`.

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::io::IoSlice;
 
-use super::Progress;
+use super::{Progress, TlsInfo};
 use crate::config::Config;
 use crate::error::Result;
 use crate::listening::Listening;
@@ -37,6 +37,10 @@ pub(crate) struct Stream(Infallible);
 
 impl Stream {
     pub(crate) fn is_handshaking(&self) -> bool {
+        match self.0 {}
+    }
+
+    pub(crate) fn info(&self) -> Option<TlsInfo> {
         match self.0 {}
     }
 

@@ -17,21 +17,28 @@
 //! | `policy` | protocols, ciphers, clients' certificates |
 //! | `names` | which certificate a client gets |
 //! | `stream` | one connection: bytes in, bytes out |
+//! | `info` | what handlers are told of it, in shared memory |
+//! | `subject` | whom a client's certificate is for |
 //! | `absent` | all of that without the feature `tls`: nothing |
 
 #[cfg(not(feature = "tls"))]
 mod absent;
 #[cfg(feature = "tls")]
 mod files;
+mod info;
 #[cfg(feature = "tls")]
 mod names;
 #[cfg(feature = "tls")]
 mod policy;
 #[cfg(feature = "tls")]
 mod stream;
+#[cfg(feature = "tls")]
+mod subject;
 
 #[cfg(not(feature = "tls"))]
 pub(crate) use absent::{Stream, Tls, check};
+pub(crate) use info::TlsTable;
+pub use info::{ClientCertificate, TlsInfo};
 #[cfg(feature = "tls")]
 pub(crate) use loaded::{Tls, check};
 #[cfg(feature = "tls")]

@@ -95,7 +95,9 @@ fn provider(names: &[String]) -> CryptoProvider {
             default.cipher_suites.iter().copied().filter(|suite| protocol_of(suite) == protocol).collect();
         let named = wanted.iter().filter(|wanted| wanted.protocol == protocol);
         let before = suites.len();
-        suites.extend(named.filter_map(|wanted| of_protocol.iter().find(|suite| is(suite, wanted))));
+        suites.extend(named.filter_map(|wanted| {
+            of_protocol.iter().find(|suite| CipherSuite::of(**suite).as_ref() == Some(wanted))
+        }));
         if suites.len() == before {
             suites.extend(of_protocol);
         }
@@ -110,10 +112,12 @@ fn protocol_of(suite: &SupportedCipherSuite) -> SslProtocol {
     }
 }
 
-/// rustls names those of TLS 1.3 otherwise than their RFC.
-fn is(suite: &SupportedCipherSuite, wanted: &CipherSuite) -> bool {
-    let name = format!("{:?}", suite.suite()).replace("TLS13_", "TLS_");
-    name == wanted.iana
+impl CipherSuite {
+    /// What is known of one of the library's.
+    pub(super) fn of(suite: SupportedCipherSuite) -> Option<CipherSuite> {
+        // It names those of TLS 1.3 otherwise than their RFC.
+        CipherSuite::find(&format!("{:?}", suite.suite()).replace("TLS13_", "TLS_"))
+    }
 }
 
 #[cfg(test)]
@@ -152,9 +156,9 @@ mod tests {
     #[test]
     fn every_suite_of_the_library_has_a_name() {
         for suite in ring::default_provider().cipher_suites {
-            let name = format!("{:?}", suite.suite()).replace("TLS13_", "TLS_");
-            let known = CipherSuite::find(&name).unwrap_or_else(|| panic!("{name}"));
-            assert!(is(&suite, &known) && protocol_of(&suite) == known.protocol, "{name}");
+            let known = CipherSuite::of(suite).unwrap_or_else(|| panic!("{suite:?}"));
+            assert_eq!(protocol_of(&suite), known.protocol, "{suite:?}");
+            assert_eq!(CipherSuite::of_number(known.number()), Some(known));
         }
     }
 }

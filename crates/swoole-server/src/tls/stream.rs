@@ -3,9 +3,12 @@
 use std::io::{IoSlice, Read as _, Write as _};
 use std::sync::Arc;
 
-use rustls::{Error, ServerConfig, ServerConnection};
+use rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256;
+use rustls::{Error, HandshakeKind, ServerConfig, ServerConnection, SupportedCipherSuite};
 
-use super::Progress;
+use super::subject::Subject;
+use super::{ClientCertificate, Progress, TlsInfo};
+use crate::config::CipherSuite;
 
 /// Bytes that are encrypted at once: whole records.
 const PIECE: usize = 4 * 16 * 1024;
@@ -25,6 +28,26 @@ impl Stream {
     /// The client cannot be spoken to yet, and has not said anything.
     pub(crate) fn is_handshaking(&self) -> bool {
         self.0.is_handshaking()
+    }
+
+    /// What was agreed on, after the handshake.
+    pub(crate) fn info(&self) -> Option<TlsInfo> {
+        let connection = &self.0;
+        let suite = CipherSuite::of(connection.negotiated_cipher_suite()?)?;
+        let shown = connection.peer_certificates().and_then(|chain| chain.first());
+        let certificate = shown.map(|certificate| {
+            let Subject { common_name, names } = Subject::of(certificate);
+            ClientCertificate { sha256: sha256(certificate), common_name, names }
+        });
+        Some(TlsInfo {
+            protocol: suite.protocol.name(),
+            cipher: suite.iana,
+            // It is one of the configuration's, which are text.
+            alpn: connection.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned()),
+            server_name: connection.server_name().map(str::to_ascii_lowercase),
+            resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
+            certificate,
+        })
     }
 
     /// Takes bytes off the wire, and adds to `plain` what they say. There may be output then, also after an error: it tells
@@ -76,6 +99,17 @@ impl Stream {
             let _ = self.0.write_tls(output);
         }
     }
+}
+
+/// That of the library which is there for the handshake.
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let suite = match &TLS13_AES_128_GCM_SHA256 {
+        SupportedCipherSuite::Tls13(suite) => &suite.common,
+        SupportedCipherSuite::Tls12(suite) => &suite.common,
+    };
+    let mut whole = [0; 32];
+    whole.copy_from_slice(suite.hash_provider.hash(bytes).as_ref());
+    whole
 }
 
 impl std::fmt::Debug for Stream {

@@ -1,9 +1,11 @@
 //! TLS: what clients get, who they are, and what becomes of their connections.
 
 mod authority;
+mod facts;
 mod hands;
 mod keys;
 mod policy;
+mod testssl;
 
 use crate::cluster::bed::{Bed, Launch, PATIENCE};
 use crate::cluster::client::Client;
@@ -15,6 +17,7 @@ use rustix::process::Signal;
 use rustls::ClientConfig;
 use rustls::version::{TLS12, TLS13};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub(super) static ALL: &[Scenario] = &[
     full("tls_echo", "lines, large packets and ends come over TLS 1.2 and 1.3 as over TCP", echo),
@@ -37,6 +40,14 @@ pub(super) static ALL: &[Scenario] = &[
     backends("tls_handshake_timeout", "who does not shake hands in time is closed", hands::too_slow),
     backends("tls_resumption", "who comes again is known to every reactor", hands::resumption),
     backends("tls_sni", "each client gets the certificate of the name that it asks for", policy::names),
+    full(
+        "tls_facts",
+        "workers and task workers know what a client of TLS has agreed on, and who it is",
+        facts::facts,
+    ),
+    full("tls_facts_last", "what is known of TLS outlives the worker, and not the client", facts::last)
+        .in_process(),
+    once("tls_facts_openssl", "it is what openssl says of the same connection", facts::openssl),
     once("tls_protocols", "versions, ciphers and ALPN are what the address says", policy::protocols),
     backends("tls_client_certs", "clients show certificates where they have to", policy::client_certificates),
     once("tls_refused", "certificates that cannot be used are refused at the start", policy::refused),
@@ -55,6 +66,12 @@ pub(super) static ALL: &[Scenario] = &[
         "certificates that cannot be used leave the last ones in place",
         keys::reload_bad,
     ),
+    once(
+        "tls_testssl",
+        "testssl finds nothing above a low severity, by name only: minutes",
+        testssl::testssl,
+    )
+    .by_name(Duration::from_secs(900)),
     once("tls_keys", "no memory of a manager or worker has a key in it", keys::keys).in_process(),
 ];
 
