@@ -92,6 +92,7 @@ impl Listening {
         self.config.listen.iter().zip(&self.open).filter(|(_, open)| **open).map(|(listen, _)| listen)
     }
 
+    #[cfg(any(test, feature = "tls"))]
     pub(crate) fn is_open(&self, listener: usize) -> bool {
         self.open.get(listener).is_some_and(|open| *open)
     }

@@ -48,14 +48,14 @@ pub(super) static ALL: &[Scenario] = &[
 ];
 
 /// A server with a configuration file, and what is in it.
-struct Site {
-    bed: Bed,
+pub(super) struct Site {
+    pub(super) bed: Bed,
     file: PathBuf,
     reloads: usize,
 }
 
 impl Site {
-    fn start(cx: &Cx, listen: &[&str], flags: &[(&str, &str)]) -> Result<Self> {
+    pub(super) fn start(cx: &Cx, listen: &[&str], flags: &[(&str, &str)]) -> Result<Self> {
         Self::start_with(cx, listen, |launch| {
             flags.iter().fold(launch, |launch, (name, value)| launch.flag(name, value))
         })
@@ -74,7 +74,7 @@ impl Site {
     }
 
     /// Reloads with these addresses, and waits for the end of that.
-    fn list(&mut self, listen: &[&str]) -> Result<()> {
+    pub(super) fn list(&mut self, listen: &[&str]) -> Result<()> {
         fs::write(&self.file, text(listen))?;
         self.reload()
     }
@@ -96,7 +96,7 @@ impl Site {
     }
 
     /// The address that has been added as the `count`th one.
-    fn added(&self, count: usize) -> Result<String> {
+    pub(super) fn added(&self, count: usize) -> Result<String> {
         let lines = self.wait_for(", too", count)?;
         let (_, url) = lines[count - 1].split_once("is ready on ").context("an address")?;
         Ok(url.strip_suffix(", too").unwrap_or(url).to_owned())

@@ -1,16 +1,19 @@
 //! Who has the keys, and how long.
 
+use super::super::relist::Site;
 use super::{Identity, both, connect, localhost, testbed};
 use crate::cluster::bed::{Bed, PATIENCE};
-use crate::cluster::client::Client;
+use crate::cluster::client::{Address, Client};
 use crate::cluster::log::Source;
 use crate::cluster::matrix::Cx;
 use crate::cluster::proc;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use memchr::memmem;
 use rustix::process::Signal;
+use rustls::ClientConfig;
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::sync::Arc;
 
 /// The client was shown this certificate.
 fn expect_shown(client: &mut Client, identity: &Identity) -> Result<()> {
@@ -64,6 +67,39 @@ pub(super) fn reload(cx: &Cx) -> Result<()> {
     wait_lines(&bed, "TLS certificates are reloaded", 2)?;
     expect_shown(&mut connect(&bed, &config)?, &newest)?;
     bed.stop()?;
+    Ok(())
+}
+
+pub(super) fn relist(cx: &Cx) -> Result<()> {
+    let (authority, own) = localhost(cx)?;
+    let plain = "tcp://127.0.0.1:0";
+    let (cert, key) = (own.cert_file.display(), own.key_file.display());
+    let tls = format!("tls://127.0.0.1:0?ssl_cert_file={cert}&ssl_key_file={key}");
+    let mut site = Site::start(cx, &[plain], &[])?;
+    site.bed.connect()?.expect("echo plain", "plain")?;
+    site.list(&[plain, &tls])?;
+    let Address::Tls(at) = Address::parse(&site.added(1)?)? else { bail!("no address of TLS was added") };
+    let connect = |config: &Arc<ClientConfig>| Client::connect_tls(&Address::Tls(at), config, "localhost");
+    for config in both(&authority)? {
+        expect_shown(&mut connect(&config)?, &own)?;
+    }
+    // The files are gone, but not the certificate, with which those are let in who have connected.
+    let [_, config] = both(&authority)?;
+    let mut late = (0..6).map(|_| connect(&config)).collect::<Result<Vec<_>>>()?;
+    let mut naked = Client::connect(&Address::Tcp(at))?;
+    fs::remove_file(&own.key_file)?;
+    site.list(&[plain])?;
+    // In Base mode a reload closes clients of TLS, whenever they have come.
+    if !site.bed.is_base() {
+        late.iter_mut().try_for_each(|client| expect_shown(client, &own))?;
+    }
+    naked.tell("echo secret")?;
+    ensure!(!naked.drain(PATIENCE)?.ends_with(b"secret\n"), "served without TLS");
+    proc::until("the address to be closed", PATIENCE, || {
+        Client::connect(&Address::Tcp(at)).is_err().then_some(())
+    })?;
+    site.bed.connect()?.expect("echo plain", "plain")?;
+    site.bed.stop()?;
     Ok(())
 }
 

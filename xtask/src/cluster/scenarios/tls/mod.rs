@@ -66,6 +66,11 @@ pub(super) static ALL: &[Scenario] = &[
         "certificates that cannot be used leave the last ones in place",
         keys::reload_bad,
     ),
+    backends(
+        "tls_relist",
+        "a reload brings the first address of TLS, and ends it; nobody is served there without",
+        keys::relist,
+    ),
     once(
         "tls_testssl",
         "testssl finds nothing above a low severity, by name only: minutes",
