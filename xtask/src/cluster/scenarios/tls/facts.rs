@@ -132,7 +132,8 @@ pub(super) fn openssl(cx: &Cx) -> Result<()> {
         command.args(["20", "openssl", "s_client", "-connect", &address.to_string(), "-ign_eof", "-CAfile"]);
         let output = command.arg(&authority.file).args(options).stdin(File::open(&input)?).output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let line = text.lines().find(|line| line.starts_with("tls="));
+        // It may come amid a line of what openssl prints of tickets.
+        let line = text.find("tls=TLS").and_then(|begin| text[begin..].lines().next());
         Ok((line.with_context(|| format!("{options:?}: {text}"))?.to_owned(), text))
     };
     for (version, protocol) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
