@@ -260,7 +260,11 @@ impl<H: Handler> Handler for Ports<H> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::config::Config;
+    use crate::shared::Shared;
 
     struct Nothing;
 
@@ -277,6 +281,24 @@ mod tests {
         let addresses = addresses.map(|address| address.parse().unwrap());
         let ports = Ports::new(Nothing).port("b", Nothing).port("a", Nothing).port("b", Nothing).ports;
         Routes::new(&addresses, &ports)
+    }
+
+    #[test]
+    fn a_name_that_no_address_has_is_refused_unless_one_may_come() {
+        let listen = vec!["tcp://127.0.0.1:0?name=a".parse().unwrap()];
+        let config = Config { listen, worker_num: 1, reactor_num: 1, ..Config::default() };
+        let (mut shared, _links, _hold) = Shared::create_for_test(config).unwrap();
+        shared.rereads = true;
+        let mut shared = Arc::new(shared);
+        let start = |shared: &Arc<Shared>, name: &str| {
+            let started =
+                Ports::new(Nothing).port(name, Nothing).on_start(&mut Master::new(Arc::clone(shared)));
+            started.map_err(|error| error.to_string())
+        };
+        assert_eq!(start(&shared, "b"), Ok(()));
+        Arc::get_mut(&mut shared).unwrap().rereads = false;
+        assert_eq!(start(&shared, "a"), Ok(()));
+        assert!(start(&shared, "b").unwrap_err().contains("no address has the name b (tcp://...?name=b)"));
     }
 
     #[test]

@@ -197,8 +197,20 @@ fn udp(cx: &Cx) -> Result<()> {
 }
 
 fn multi_port(cx: &Cx) -> Result<()> {
-    let unknown = cx.example("multi_port").flag("listen", "tcp://127.0.0.1:0?framing=line&name=programs");
-    unknown.refused(&["on_start", "no address has the name netstrings"])?;
+    // A handler waits for an address that a reload brings.
+    let file = cx.dir.join("ports.toml");
+    let [lines, more] =
+        ["tcp://127.0.0.1:0?framing=line&name=programs", "tcp://127.0.0.1:0?framing=raw&name=netstrings"];
+    fs::write(&file, format!("listen = {:?}\n", [lines]))?;
+    let mut server = cx.example("multi_port").flag("config", file.display()).spawn()?;
+    server.log.wait_line(Source::Stderr, &["no address has the name netstrings", "yet"], PATIENCE)?;
+    server.log.wait_line(Source::Stderr, &["Server is ready on"], PATIENCE)?;
+    fs::write(&file, format!("listen = {:?}\n", [lines, more]))?;
+    proc::signal(server.pid(), Signal::USR1)?;
+    server.log.wait_line(Source::Stderr, &["Server is ready on", ", too"], PATIENCE)?;
+    proc::signal(server.pid(), Signal::TERM)?;
+    let status = server.wait_exit(PATIENCE)?;
+    ensure!(status.code() == Some(0), "ended with {status}");
     let mut server = cx.example("multi_port").flag("worker-num", 1).spawn()?;
     let talks: [(u16, &[u8], &[u8]); 3] = [
         (9504, b"world\r\nyou\n", b"hello, world\nhello, you\n"),
