@@ -61,6 +61,8 @@ use tasks::{Means, Tasks, Timed};
 struct Testbed {
     speeches: Speeches,
     line_end: Vec<u8>,
+    /// The last large line that was sent.
+    big: Vec<u8>,
     /// This worker panics at its start, always or in this generation.
     crash_on_start: Option<Life>,
     /// This one never returns from its start.
@@ -80,6 +82,9 @@ struct Testbed {
     /// How long a connect takes whose time is told, with those of all packets and closes.
     connect_time: Option<Duration>,
 }
+
+/// Bytes of a large line that is kept for the next.
+const BIG_KEPT: usize = 4 << 20;
 
 /// A worker, and which process of its slot; `None` for any.
 type Life = (u16, Option<u32>);
@@ -416,7 +421,7 @@ impl Testbed {
             Command::Messages(to, count, bytes) => {
                 text(format!("sent {}", self.messages.flood(worker, to, count, bytes)?))
             }
-            Command::Big(bytes) => Ok(Some(vec![b'x'; bytes])),
+            Command::Big(bytes) => self.send_big(worker, client, bytes).map(|()| None),
             Command::Try(what) => text(attempt::attempt(what)?),
             Command::Leak(bytes) => {
                 // Written to, or the kernel would not have to give it.
@@ -434,6 +439,20 @@ impl Testbed {
 
     fn send_line(&self, worker: &mut Worker, session: Session, line: &[u8]) -> Result<()> {
         worker.send(session, &[line, &self.line_end].concat())
+    }
+
+    /// Sends a line of so many bytes, which is made once for all that are alike: fresh memory costs more than to send it.
+    fn send_big(&mut self, worker: &mut Worker, client: Session, bytes: usize) -> Result<()> {
+        if self.big.len() != bytes + self.line_end.len() {
+            self.big = Vec::with_capacity(bytes + self.line_end.len());
+            self.big.resize(bytes, b'x');
+            self.big.extend_from_slice(&self.line_end);
+        }
+        let sent = worker.send(client, &self.big);
+        if self.big.len() > BIG_KEPT {
+            self.big = Vec::new();
+        }
+        sent
     }
 
     /// Sends a line to these sessions; how many got it.
@@ -481,6 +500,7 @@ fn run() -> Result<()> {
     let testbed = Testbed {
         speeches: Speeches::new(&config),
         line_end: framing::line_end(&config),
+        big: Vec::new(),
         crash_on_start,
         hang_on_start,
         goodbye,

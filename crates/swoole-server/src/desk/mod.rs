@@ -175,8 +175,6 @@ pub(crate) struct Desk {
     scratch: Vec<u8>,
     /// What a read has come to after TLS.
     plain: Vec<u8>,
-    /// What is sent has come to by TLS.
-    wire: Vec<u8>,
     /// No new packets are taken, but from those whose bytes had to wait before: each is read from for one turn more when
     /// it goes on, since a driver may have taken bytes off the kernel's hands already. This turn's, and the last one's.
     draining: bool,
@@ -211,7 +209,6 @@ impl Desk {
             reads,
             scratch: Vec::new(),
             plain: Vec::new(),
-            wire: Vec::new(),
             draining: false,
             glances: Vec::new(),
             glanced: Vec::new(),

@@ -117,21 +117,43 @@ pub(super) enum Output<'a> {
     Whole(Vec<u8>),
 }
 
-impl Desk {
-    /// Puts bytes on the way to a client, unless too many wait for it already.
-    pub(super) fn transmit(&mut self, reactor: &mut Reactor, slot: usize, output: Output<'_>) {
-        let Connection { session, token, .. } = self.connections[slot];
-        let len = match &output {
+impl Output<'_> {
+    pub(super) fn len(&self) -> usize {
+        match self {
             Output::Parts(parts) => parts.iter().map(|part| part.len()).sum(),
             Output::Whole(bytes) => bytes.len(),
-        };
+        }
+    }
+}
+
+impl Desk {
+    /// Puts bytes on the way to a client, unless too many wait for it already.
+    #[inline]
+    pub(super) fn transmit(&mut self, reactor: &mut Reactor, slot: usize, output: Output<'_>) {
+        if self.admits(reactor, slot, output.len()) {
+            self.put(reactor, slot, output);
+        }
+    }
+
+    /// Whether a client may have so many bytes more waiting for it; otherwise it is closed.
+    #[inline]
+    pub(super) fn admits(&mut self, reactor: &mut Reactor, slot: usize, len: usize) -> bool {
+        let Connection { session, token, .. } = self.connections[slot];
         let limit = self.shared.config.socket_buffer_size;
         let queued = reactor.queued(token);
         // Whoever has taken everything before may be sent more than the limit at once: the worker has bounded that.
-        if queued > 0 && queued + len > limit {
+        let is_admitted = queued == 0 || queued + len <= limit;
+        if !is_admitted {
             tracing::warn!(%session, "closed, it does not read: {queued} bytes wait for it (socket_buffer_size = {limit})");
-            return self.close(reactor, slot, Close::Reset);
+            self.close(reactor, slot, Close::Reset);
         }
+        is_admitted
+    }
+
+    /// Puts bytes on the way that the client may have.
+    pub(super) fn put(&mut self, reactor: &mut Reactor, slot: usize, output: Output<'_>) {
+        let Connection { session, token, .. } = self.connections[slot];
+        let len = output.len();
         let sent = match output {
             Output::Parts(parts) => reactor.send_slices(token, parts),
             Output::Whole(bytes) => reactor.send(token, bytes),

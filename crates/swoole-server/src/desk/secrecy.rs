@@ -14,9 +14,6 @@ use crate::session::Arrival;
 use crate::shared::Shared;
 use crate::tls::Stream;
 
-/// Bytes that are kept for what is encrypted next.
-const WIRE_MAX: usize = 1024 * 1024;
-
 /// The TLS of one connection.
 #[derive(Debug)]
 pub(super) struct Secrecy {
@@ -126,18 +123,21 @@ impl Desk {
 
     /// Sends what is for a client, as it goes to the wire.
     pub(super) fn encrypt(&mut self, reactor: &mut Reactor, slot: usize, output: &Output<'_>) {
-        let mut wire = std::mem::take(&mut self.wire);
-        if let Some(tls) = &mut self.connections[slot].tls {
-            match output {
-                Output::Parts(parts) => tls.stream.send(parts, &mut wire),
-                Output::Whole(bytes) => tls.stream.send(&[IoSlice::new(bytes)], &mut wire),
-            }
-            // What the kernel does not take at once is copied; the memory is for the next.
-            self.transmit(reactor, slot, Output::Parts(&[IoSlice::new(&wire)]));
+        // Nobody asks for it while it is sent, and the slot is this connection's until the reactor says that it is gone.
+        if !self.admits(reactor, slot, output.len()) {
+            return;
         }
-        wire.clear();
-        wire.shrink_to(WIRE_MAX);
-        self.wire = wire;
+        let Some(mut tls) = self.connections[slot].tls.take() else { return };
+        let mut wire = |records: &[IoSlice<'_>]| {
+            if !self.connections[slot].closing {
+                self.put(reactor, slot, Output::Parts(records));
+            }
+        };
+        match output {
+            Output::Parts(parts) => tls.stream.send(parts, &mut wire),
+            Output::Whole(bytes) => tls.stream.send(&[IoSlice::new(bytes)], &mut wire),
+        }
+        self.connections[slot].tls = Some(tls);
     }
 
     /// Nothing more will be sent, and the client is told so: it can tell the end from a cut.

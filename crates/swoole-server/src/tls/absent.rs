@@ -48,7 +48,7 @@ impl Stream {
         match self.0 {}
     }
 
-    pub(crate) fn send(&mut self, _: &[IoSlice<'_>], _: &mut Vec<u8>) {
+    pub(crate) fn send(&mut self, _: &[IoSlice<'_>], _: &mut impl FnMut(&[IoSlice<'_>])) {
         match self.0 {}
     }
 

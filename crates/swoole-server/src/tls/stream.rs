@@ -1,6 +1,6 @@
 //! One connection's TLS: ciphertext in, packets' bytes out, and the other way round. No socket is touched here.
 
-use std::io::{IoSlice, Read as _, Write as _};
+use std::io::{self, IoSlice, Read as _, Write};
 use std::sync::Arc;
 
 use rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256;
@@ -10,7 +10,8 @@ use super::subject::Subject;
 use super::{ClientCertificate, Progress, TlsInfo};
 use crate::config::CipherSuite;
 
-/// Bytes that are encrypted at once: whole records.
+/// Bytes that are encrypted at once: whole records. So few that they are still in the core's cache when they are sent, and
+/// that their memory, which the library asks for anew each time, is never given back to the kernel in between.
 const PIECE: usize = 4 * 16 * 1024;
 
 /// One connection's TLS. Nothing of what it has given out stays in here, and of what came in, at most one record that is
@@ -71,13 +72,19 @@ impl Stream {
         Ok(Progress { established: before && !connection.is_handshaking(), ended })
     }
 
-    /// Encrypts what is for the client, and adds it to `output`, behind what was to go to the wire before.
-    pub(crate) fn send(&mut self, parts: &[IoSlice<'_>], output: &mut Vec<u8>) {
-        // A few records at a time, so that they are still in the core's cache when they are moved.
+    /// Encrypts what is for the client, and gives it to `wire`, a few records at a time, behind what was to go to the wire
+    /// before. Small parts share a record.
+    pub(crate) fn send(&mut self, parts: &[IoSlice<'_>], wire: &mut impl FnMut(&[IoSlice<'_>])) {
+        let mut wire = Wire(wire);
+        let sum: usize = parts.iter().map(|part| part.len()).sum();
+        // It takes all, since there is no limit.
+        if sum <= PIECE {
+            let _ = self.0.writer().write_vectored(parts);
+            return self.drain(&mut wire);
+        }
         for piece in parts.iter().flat_map(|part| part.chunks(PIECE)) {
-            // It takes all, since there is no limit.
             let _ = self.0.writer().write(piece);
-            self.drain(output);
+            self.drain(&mut wire);
         }
     }
 
@@ -93,11 +100,29 @@ impl Stream {
         output
     }
 
-    fn drain(&mut self, output: &mut Vec<u8>) {
+    /// `output` takes all: what it is given, it sends or keeps.
+    fn drain(&mut self, output: &mut dyn Write) {
         while self.0.wants_write() {
-            // Memory takes all.
             let _ = self.0.write_tls(output);
         }
+    }
+}
+
+/// Takes whole records where the library has them, without a copy.
+struct Wire<F>(F);
+
+impl<F: FnMut(&[IoSlice<'_>])> Write for Wire<F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        (self.0)(parts);
+        Ok(parts.iter().map(|part| part.len()).sum())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -30,6 +30,11 @@ fn pair() -> (Stream, ClientConnection) {
     (Stream::new(server).unwrap(), ClientConnection::new(client, "localhost".try_into().unwrap()).unwrap())
 }
 
+/// Adds to `wire` what it is given.
+fn into(wire: &mut Vec<u8>) -> impl FnMut(&[IoSlice<'_>]) {
+    |records| records.iter().for_each(|record| wire.extend_from_slice(record))
+}
+
 /// What the client has for the wire.
 fn output_of(client: &mut ClientConnection) -> Vec<u8> {
     let mut output = Vec::new();
@@ -102,7 +107,7 @@ proptest! {
         prop_assert!(!news.iter().any(|news| news.ended));
         let parts: Vec<IoSlice<'_>> = messages.iter().map(|message| IoSlice::new(message)).collect();
         let mut wire = Vec::new();
-        server.send(&parts, &mut wire);
+        server.send(&parts, &mut into(&mut wire));
         let (echoed, ended) = read(&mut client, &wire);
         prop_assert_eq!(echoed, plain);
         prop_assert!(!ended);
@@ -115,7 +120,7 @@ proptest! {
         prop_assert_eq!(progress, Progress { established: false, ended: true });
         prop_assert!(nothing.is_empty());
         wire.clear();
-        server.send(&[IoSlice::new(b"answer")], &mut wire);
+        server.send(&[IoSlice::new(b"answer")], &mut into(&mut wire));
         server.say_goodbye();
         wire.extend(server.take_output());
         prop_assert_eq!(read(&mut client, &wire), (b"answer".to_vec(), true));
@@ -134,4 +139,34 @@ proptest! {
         server.say_goodbye();
         prop_assert!(told.first().is_none_or(|kind| *kind == 21) && server.take_output().is_empty());
     }
+}
+
+/// Bytes of each record's body.
+fn records(mut wire: &[u8]) -> Vec<usize> {
+    let mut lengths = Vec::new();
+    while let [_, _, _, high, low, rest @ ..] = wire {
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        lengths.push(length);
+        wire = &rest[length..];
+    }
+    lengths
+}
+
+#[test]
+fn small_parts_share_a_record_and_large_ones_are_given_out_by_and_by() {
+    let (mut server, mut client) = pair();
+    converse(&mut server, &mut client, &[1000]);
+    let small = [[b'a'; 100], [b'b'; 100], [b'c'; 100]];
+    let parts = small.each_ref().map(|part| IoSlice::new(part));
+    let mut wire = Vec::new();
+    server.send(&parts, &mut into(&mut wire));
+    // The tag of 16 bytes, and one for what it is.
+    assert_eq!(records(&wire), [300 + 17]);
+    assert_eq!(read(&mut client, &wire).0, small.concat());
+
+    let (large, mut given) = (vec![b'd'; 3 * PIECE + 1], Vec::new());
+    let mut put =
+        |records: &[IoSlice<'_>]| given.push(records.iter().map(|record| record.len()).sum::<usize>());
+    server.send(&[IoSlice::new(&large[..PIECE - 1]), IoSlice::new(&large[PIECE - 1..])], &mut put);
+    assert!(given.len() > 3 && given.iter().all(|given| *given <= PIECE + 4 * 22), "{given:?}");
 }
