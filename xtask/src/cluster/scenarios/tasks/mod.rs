@@ -135,6 +135,13 @@ pub(super) static ALL: &[Scenario] = &[
     )
     .in_process()
     .by_post(),
+    once(
+        "task_preemptive",
+        "who is free takes what waits, but by msgqueue, where askers have chosen",
+        transports::preemptive,
+    )
+    .in_process()
+    .by_post(),
     once("task_sizes", "payloads of any size go by every way", transports::sizes).in_process().by_post(),
     once(
         "task_outlives_kill",

@@ -106,6 +106,29 @@ pub(super) fn ways(cx: &Cx) -> Result<()> {
     bed.stop().map(drop)
 }
 
+pub(super) fn preemptive(cx: &Cx) -> Result<()> {
+    let bed = start(cx, 2, &[])?;
+    let mut client = Talk::begin(&bed)?;
+    let pids = task_workers_of(&bed);
+    pids.values().try_for_each(|pid| proc::halt(*pid))?;
+    for _ in 0..4 {
+        client.ask("task whoami")?;
+    }
+    // While the other one stands still.
+    let mut done_by = |task_worker: u32, tasks: usize| -> Result<()> {
+        proc::signal(pids[&task_worker], Signal::CONT)?;
+        for _ in 0..tasks {
+            let end = client.end()?;
+            ensure!(end.contains(&format!(" task={task_worker} ")), "task worker {task_worker}: {end:?}");
+        }
+        Ok(())
+    };
+    let is_chosen = cx.setup.task_ipc == "msgqueue";
+    done_by(1, if is_chosen { 2 } else { 4 })?;
+    done_by(0, if is_chosen { 2 } else { 0 })?;
+    bed.stop().map(drop)
+}
+
 pub(super) fn outlives(cx: &Cx) -> Result<()> {
     for retries in [0, 1] {
         let key = Key::new(cx);
