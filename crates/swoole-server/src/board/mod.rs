@@ -60,8 +60,11 @@ pub(crate) enum Clients {
 
 // A worker's row. One cache line for what it writes per packet, then one word per reactor.
 const GENERATION: usize = 0;
-// Bit 0: whether it has something to do. Above it: passes over what there is to do.
+// Whether it has something to do; whether it has nothing to do and looks for it; above that, passes over what there is to do.
 const BUSY: usize = 1;
+const IS_BUSY: u64 = 1;
+const LOOKS: u64 = 2;
+const PASS: u64 = 4;
 const HANDLED: usize = 2;
 // The packet in hand; session 0 for none. In Process mode it stays when it is done.
 const SESSION: usize = 3;
@@ -404,12 +407,25 @@ impl Board {
     #[inline]
     pub(crate) fn set_busy(&self, worker: u16, busy: bool) {
         let word = self.worker(worker, BUSY);
-        let passes = word.load(Ordering::Relaxed) & !1;
-        word.store(if busy { passes.wrapping_add(2) | 1 } else { passes }, Ordering::Relaxed);
+        let passes = word.load(Ordering::Relaxed) & !(IS_BUSY | LOOKS);
+        word.store(if busy { passes.wrapping_add(PASS) | IS_BUSY } else { passes }, Ordering::Relaxed);
+    }
+
+    /// The worker has nothing to do, and looks for something: until it says something else, nobody need wake it.
+    pub(crate) fn set_looking(&self, worker: u16) {
+        let word = self.worker(worker, BUSY);
+        word.store(word.load(Ordering::Relaxed) & !IS_BUSY | LOOKS, Ordering::Relaxed);
+    }
+
+    /// Whether it does so; if it does, another number than at any time before. To be asked behind a full fence, after what it
+    /// is to find was published.
+    pub(crate) fn looks(&self, worker: u16) -> Option<u64> {
+        let word = self.worker(worker, BUSY).load(Ordering::Relaxed);
+        (word & LOOKS != 0).then_some(word)
     }
 
     pub(crate) fn is_busy(&self, worker: u16) -> bool {
-        self.worker(worker, BUSY).load(Ordering::Relaxed) & 1 != 0
+        self.worker(worker, BUSY).load(Ordering::Relaxed) & IS_BUSY != 0
     }
 
     pub(crate) fn is_idle(&self, worker: u16) -> bool {

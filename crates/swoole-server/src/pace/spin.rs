@@ -25,6 +25,10 @@ pub(crate) struct Spin {
     always: bool,
     fruitless: u32,
     pause: u32,
+    /// The last try that found something: when it began, and how many were fruitless before it.
+    found: Option<(Instant, u32)>,
+    /// When the try began that goes on, since what it found was nothing.
+    goes_on: Option<Instant>,
 }
 
 impl Spin {
@@ -32,7 +36,14 @@ impl Spin {
     pub(crate) fn new(busy_poll: u32) -> Spin {
         let asked = Duration::from_micros(busy_poll.into());
         let always = !asked.is_zero();
-        Spin { limit: if always { asked } else { LIMIT }, always, fruitless: 0, pause: 0 }
+        Spin {
+            limit: if always { asked } else { LIMIT },
+            always,
+            fruitless: 0,
+            pause: 0,
+            found: None,
+            goes_on: None,
+        }
     }
 
     /// Whether it spins whatever came of it before.
@@ -46,22 +57,31 @@ impl Spin {
             self.pause -= 1;
             return false;
         }
-        let begun = Instant::now();
-        loop {
+        let goes_on = self.goes_on.take();
+        let begun = goes_on.unwrap_or_else(Instant::now);
+        // Once at least; but who goes on has looked.
+        let mut looked = goes_on.is_some();
+        while !looked || begun.elapsed() < self.limit {
             pace.give_way();
             if ready() {
-                self.fruitless = 0;
+                self.found = Some((begun, std::mem::take(&mut self.fruitless)));
                 return true;
             }
-            if begun.elapsed() >= self.limit {
-                break;
-            }
+            looked = true;
         }
         self.fruitless += 1;
         if self.fruitless >= FRUITLESS_MAX && !self.always {
             (self.fruitless, self.pause) = (0, PAUSE);
         }
         false
+    }
+
+    /// Whether there was something to do, where others look for the same. If what [`until`](Spin::until) has found was
+    /// somebody else's, the next one goes on where that began: who never gets anything goes to sleep.
+    pub(crate) fn worked(&mut self, worked: bool) {
+        if let Some((begun, fruitless)) = self.found.take().filter(|_| !worked) {
+            (self.goes_on, self.fruitless) = (Some(begun), fruitless);
+        }
     }
 }
 
@@ -84,6 +104,21 @@ mod tests {
             assert!(!spin.until(&mut pace, || unreachable!("passed over")));
         }
         assert!(spin.until(&mut pace, || true));
+    }
+
+    #[test]
+    fn who_finds_only_what_others_take_gives_up() {
+        let (mut spin, mut pace) = (Spin::new(0), Pace { scarce: None });
+        let begun = Instant::now();
+        while spin.until(&mut pace, || true) {
+            spin.worked(false);
+        }
+        assert!(begun.elapsed() >= LIMIT && spin.fruitless == 1);
+        assert!(spin.until(&mut pace, || true));
+        spin.worked(true);
+        // Long since.
+        spin.worked(false);
+        assert!(spin.fruitless == 0 && spin.goes_on.is_none());
     }
 
     #[test]

@@ -3,10 +3,12 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use swoole_ipc::Doorbell;
 
+use super::choice::Choice;
 use super::courier::{Courier, Letter};
 use super::spill::{Part, Spill};
 use super::store::{CAN_BE_INLINE, Count, Found, Ready, Reclaimed, Status, Store};
@@ -53,6 +55,8 @@ struct Own {
     purpose: Purpose,
     /// Its payload lies in a file.
     spilled: bool,
+    /// The task worker that it is for, if not whoever is free.
+    to: Option<u16>,
 }
 
 /// What was asked and cannot be found yet.
@@ -79,8 +83,7 @@ pub(crate) struct Asker {
     /// Own ones that are not over.
     under_way: usize,
     pending: Vec<Pending>,
-    /// The task worker whose turn it is, where they are chosen here.
-    turn: u16,
+    choice: Choice,
     /// Over, and not yet told of.
     finished: VecDeque<Finished>,
     /// For the callback that waits: in the places of its list.
@@ -107,7 +110,7 @@ impl Asker {
             inherited: vec![false; slots],
             under_way: 0,
             pending: Vec::new(),
-            turn: asker,
+            choice: Choice::new(shared.config.task_worker_num, asker),
             finished: VecDeque::new(),
             awaited: Vec::new(),
             told: 0,
@@ -190,8 +193,9 @@ impl Asker {
                 return Err(Error::setup(format!("keep a task of {} bytes", payload.len()), error));
             }
         }
-        let own = Own { ticket, id, purpose, spilled };
+        let own = Own { ticket, id, purpose, spilled, to };
         self.own[usize::from(slot)] = Some(own);
+        self.choice.asked(to);
         self.under_way += usize::from(purpose.is_waited_for());
         self.pending.push(Pending { slot, ticket, queue });
         Ok(own)
@@ -271,12 +275,22 @@ impl Asker {
         for pending in self.pending.drain(..).filter(|pending| pending.queue > 0) {
             wake(&bells[pending.queue - 1])?;
         }
-        let mut woken = 0;
-        for bell in bells {
-            if woken == for_anybody {
+        if for_anybody > 0 { self.wake_some(for_anybody) } else { Ok(()) }
+    }
+
+    /// Sees to it that so many task workers look for what is published for anybody: first those who do anyway.
+    fn wake_some(&mut self, count: usize) -> Result<()> {
+        let Shared { config, board, task_bells, .. } = &*self.shared;
+        // Who has ceased to look before this fence looks once more behind it.
+        fence(Ordering::SeqCst);
+        let ids = 0..config.task_worker_num;
+        let looks = |id: &u16| self.choice.relies_on(*id, board.looks(config.seat_of_task_worker(*id)));
+        let mut found = ids.filter(looks).take(count).count();
+        for bell in task_bells {
+            if found == count {
                 break;
             }
-            woken += usize::from(wake(bell)?);
+            found += usize::from(wake(bell)?);
         }
         Ok(())
     }
@@ -285,15 +299,9 @@ impl Asker {
         self.shared.tasks.courier()
     }
 
-    /// A task worker that has nothing to do, or the next one.
     fn choose(&mut self) -> u16 {
         let Shared { config, board, .. } = &*self.shared;
-        let all = config.task_worker_num;
-        let mut others = (0..all).map(|step| (self.turn % all + step) % all);
-        let idle = others.find(|id| !board.is_busy(config.seat_of_task_worker(*id)));
-        let chosen = idle.unwrap_or(self.turn % all);
-        self.turn = (chosen + 1) % all;
-        chosen
+        self.choice.choose(|id| board.is_busy(config.seat_of_task_worker(id)))
     }
 
     /// Sends a letter; false if there is no room for it, and the task must go into its queue.
@@ -359,6 +367,7 @@ impl Asker {
         let own = &mut self.own[usize::from(slot)];
         let is_it = |own: &Own| own.ticket == ticket && own.purpose == Purpose::OneWay;
         let own = own.take_if(|own| is_it(own));
+        self.choice.ended(own.and_then(|own| own.to));
         let was_inherited = std::mem::take(&mut self.inherited[usize::from(slot)]);
         if own.is_none() && !was_inherited {
             return;
@@ -407,8 +416,9 @@ impl Asker {
 
     /// Gives the result to whom it is for.
     fn end(&mut self, own: Option<Own>, slot: u16, result: Option<TaskResult>) {
-        let Some(Own { id, purpose, .. }) = own else { return };
+        let Some(Own { id, purpose, to, .. }) = own else { return };
         self.own[usize::from(slot)] = None;
+        self.choice.ended(to);
         self.under_way -= usize::from(purpose.is_waited_for());
         match (purpose, result) {
             (Purpose::Finish, Some(result)) => self.finished.push_back(Finished { id, result }),
@@ -505,6 +515,7 @@ impl Asker {
                 }
                 store.free(asker, slot, own.ticket);
                 self.free.push(slot);
+                self.choice.ended(own.to);
                 *entry = None;
                 store.count(asker, if is_pending { Count::Refused } else { Count::Expired });
             } else {

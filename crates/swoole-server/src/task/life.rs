@@ -239,15 +239,18 @@ impl<'a, H: Handler> Life<'a, H> {
             if self.duty.retiring && !(worked && self.is_stopping()) {
                 break;
             }
+            spin.worked(worked || told);
             if worked || told {
                 pace.worked();
                 continue;
             }
-            shared.board.set_busy(seat, false);
+            shared.board.set_looking(seat);
             let is_called = || spin_always && self.lookout.has_something();
             let is_due =
                 || self.has_work() || self.mail.has_news() || self.duty.timers.is_due() || is_called();
             if !spin.until(&mut pace, is_due) {
+                // Whoever has not seen this has published before, and what that was is seen before it sleeps.
+                shared.board.set_busy(seat, false);
                 self.sleep(None, true)?;
             } else if is_called() {
                 self.look(Some(Duration::ZERO))?;

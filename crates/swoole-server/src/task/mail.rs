@@ -36,11 +36,11 @@ pub(super) struct Mail {
     buffer: Vec<u8>,
     /// A letter that is not opened: so many bytes of the buffer.
     unopened: Option<usize>,
-    /// Which queue had the last one: that for whoever is free, or the own one.
+    /// Which had the last one: the queue for whoever is free (0), or the own one (1).
     from: usize,
     received: u32,
-    /// What had arrived when nothing was there.
-    arrivals: u64,
+    /// What had arrived in the queue for whoever is free and in the own one when nothing was there.
+    arrivals: [u64; 2],
     /// Task workers of an earlier server whose queues nobody else looks into.
     strays: Range<u16>,
     /// Files that an earlier server has left.
@@ -62,7 +62,7 @@ impl Mail {
             unopened: None,
             from: 0,
             received: 0,
-            arrivals: 0,
+            arrivals: [0; 2],
             strays: if is_kept && id == 0 { first..TASK_WORKERS_MAX } else { 0..0 },
             left: if is_kept { shared.tasks.spill().left().into() } else { VecDeque::new() },
             shared: Arc::clone(shared),
@@ -76,17 +76,26 @@ impl Mail {
 
     /// Whether something has arrived since nothing was there. Costs no system call, and knows nothing of other programs.
     pub(super) fn has_news(&self) -> bool {
-        self.shared.tasks.courier().is_some() && self.store.arrivals(self.id) != self.arrivals
+        self.shared.tasks.courier().is_some() && (0..2).any(|lane| self.has_arrivals(lane))
     }
 
-    /// Whether there is something.
+    fn has_arrivals(&self, lane: usize) -> bool {
+        self.store.arrivals(self.queue(lane)) != self.arrivals[lane]
+    }
+
+    /// That for whoever is free, and the own one.
+    fn queue(&self, lane: usize) -> usize {
+        lane * (usize::from(self.id) + 1)
+    }
+
+    /// Whether there is something, also from other programs.
     pub(super) fn has_some(&mut self) -> bool {
-        self.unopened.is_some() || !self.left.is_empty() || self.fetch()
+        self.unopened.is_some() || !self.left.is_empty() || self.fetch(true)
     }
 
     /// The next task.
     pub(super) fn next(&mut self) -> Option<Taken> {
-        while self.unopened.is_some() || self.fetch() {
+        while self.unopened.is_some() || self.fetch(false) {
             let taken = match Letter::read(&self.buffer[..self.unopened.unwrap_or(0)]) {
                 Ok((letter, _)) if letter.server == self.server() => {
                     let (asker, slot) = (letter.id.asker, letter.slot);
@@ -116,20 +125,31 @@ impl Mail {
         self.shared.tasks.courier().map_or(0, Courier::server)
     }
 
-    /// Gets the next letter, if there is one.
-    fn fetch(&mut self) -> bool {
+    /// Gets the next letter, if there is one; of other programs' only now and then, unless it is `thorough`.
+    fn fetch(&mut self, thorough: bool) -> bool {
         let shared = Arc::clone(&self.shared);
         let Some(courier) = shared.tasks.courier() else { return false };
-        self.arrivals = self.store.arrivals(self.id);
         self.store.set_letter(self.id, true);
-        let own = usize::from(self.id) + 1;
         self.received = self.received.wrapping_add(1);
-        let last = if self.received.is_multiple_of(TURN) { own - self.from } else { self.from };
-        for queue in [last, own - last] {
+        let in_turn = self.received.is_multiple_of(TURN);
+        let first = if in_turn { 1 - self.from } else { self.from };
+        let thorough = thorough || in_turn && courier.is_kept();
+        for lane in [first, 1 - first] {
+            let queue = self.queue(lane);
+            let arrivals = self.store.arrivals(queue);
+            // To ask the kernel for nothing costs as much as for a letter.
+            if !thorough && arrivals == self.arrivals[lane] {
+                continue;
+            }
             if self.fetch_from(courier, queue) {
-                self.from = queue;
+                self.from = lane;
                 return true;
             }
+            self.arrivals[lane] = arrivals;
+        }
+        if !thorough {
+            self.store.set_letter(self.id, false);
+            return false;
         }
         while let Some(stray) = self.strays.next() {
             if self.fetch_from(courier, usize::from(stray) + 1) {

@@ -18,7 +18,7 @@
 //! | `store` | where tasks are: memory that all processes share |
 //! | `spill` | files for what is too large for it |
 //! | `courier` | letters: by socket, or by message queue, which a later server and other programs can use |
-//! | `asker` | the end of who asks: ask, collect, wait |
+//! | `asker` | the end of who asks: ask, collect, wait; `choice`, of whom |
 //! | `life` | a task worker, from the fork to the exit |
 //! | `worker` | what a callback may do there; `timers`, what comes by itself |
 //! | `mail` | what comes to it by post, and tasks that nobody of this server has asked for |
@@ -26,6 +26,7 @@
 //! | `office` | the manager's part: what a dead task worker was at |
 
 pub(crate) mod asker;
+mod choice;
 pub(crate) mod courier;
 mod life;
 mod mail;

@@ -94,11 +94,11 @@ impl Store {
         self.take_entry(asker, Entry { slot, ticket }, taker, now)
     }
 
-    /// Another number whenever something was posted that may be for this task worker.
-    pub(crate) fn arrivals(&self, taker: u16) -> u64 {
-        let lanes = [0, usize::from(taker) + 1].map(|queue| self.shape.by_post(queue));
-        let posted = |asker| lanes.map(|lane| self.head(asker, lane).load(Acquire)).into_iter();
-        (0..self.shape.askers).flat_map(posted).fold(0, u64::wrapping_add)
+    /// How many were posted to this queue, by all askers together: another number whenever there was one more.
+    pub(crate) fn arrivals(&self, queue: usize) -> u64 {
+        let lane = self.shape.by_post(queue);
+        let posted = |asker| self.head(asker, lane).load(Acquire);
+        (0..self.shape.askers).map(posted).fold(0, u64::wrapping_add)
     }
 
     /// Whether nobody is at a slot that is kept for tasks of no process of the server's.
