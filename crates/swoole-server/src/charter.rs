@@ -27,6 +27,7 @@ use crate::plan::{LAYOUT, Plan};
 use crate::post::Boxes;
 use crate::shared::{Lifeline, Links, Parts, Shared};
 use crate::stats::WorkerState;
+use crate::task::attic::Attic;
 use crate::task::courier::{Courier, Record};
 
 /// What the kernel is asked to hold; enough for the descriptors of the largest server.
@@ -48,6 +49,8 @@ struct Text {
     addresses: Vec<Listen>,
     heirs: Vec<Heir>,
     post: Option<Record>,
+    /// Large tasks may be in memory.
+    attic: bool,
 }
 
 /// The last process of a seat.
@@ -88,6 +91,8 @@ impl Charter {
         descriptors.extend(links.sockets().iter().flatten().flat_map(|lane| lane.fds()));
         let post = shared.tasks.courier();
         descriptors.extend(post.into_iter().flat_map(Courier::fds));
+        let attic = shared.tasks.spill().attic();
+        descriptors.extend(attic.map(Attic::as_fd));
         descriptors.extend(heirs.iter().filter_map(|(_, process)| process.map(OwnedFd::as_fd)));
         let listening = shared.listening();
         let text = Text {
@@ -101,6 +106,7 @@ impl Charter {
             addresses: listening.addresses().to_vec(),
             heirs: heirs.iter().map(|(heir, _)| *heir).collect(),
             post: post.map(Courier::record),
+            attic: attic.is_some(),
         };
         let failed = |error: swoole_ipc::Error| Error::setup("make a new manager's charter", error);
         let text =
@@ -171,6 +177,7 @@ impl Text {
             heirs,
             master,
             post,
+            attic,
             ..
         } = self;
         config.user_processes = user_processes;
@@ -196,6 +203,7 @@ impl Text {
         };
         let post_num = if post.is_some() { Courier::fd_num(&config) } else { 0 };
         let post = Some((post, (0..post_num).map(|_| next()).collect::<Result<Vec<_>>>()?));
+        let attic = if attic { Some(next()?) } else { None };
         let adopt = |(heir, seat): (Heir, u16)| {
             let Heir { generation, pid, alive } = heir;
             let pid = Pid::from_raw(pid).ok_or_else(|| broken("a worker has no pid"))?;
@@ -215,6 +223,7 @@ impl Text {
             boxes,
             sockets,
             post,
+            attic,
         };
         let listening = Listening::new(&config, addresses, Framings::none());
         let master = Pid::from_raw(master).ok_or_else(|| broken("there is no master"))?;

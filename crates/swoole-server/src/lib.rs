@@ -85,7 +85,7 @@
 //! - its links to the reactors, by which it answers any session as a handler may, the chutes by which they get files, and
 //!   the boxes of the post;
 //! - the server's bells, which it may ring for nothing;
-//! - in shared memory its own rows, rings and tasks. What else is mapped is read-only, which it may undo: the sessions'
+//! - in shared memory its own rows, rings and tasks, and large payloads and results of everybody's tasks. What else is mapped is read-only, which it may undo: the sessions'
 //!   addresses and counters, the board, other workers' bells and, in task workers, all tasks. Nobody follows a pointer or
 //!   believes a length that stands there, but it can make clients and tasks of others go astray, or the server stop;
 //! - by the board it may ask for what any callback may: a reload, another worker's retirement, the server's stop.

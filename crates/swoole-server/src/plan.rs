@@ -16,14 +16,14 @@ use crate::tls::TlsTable;
 
 /// Which layout this program has, and which meanings of what stands in it: of the parts, of the words in them, and of the
 /// records in the rings and the packets of the post. Whoever changes one of them counts this up, so that nobody who knows another one takes part.
-pub(crate) const LAYOUT: u32 = 10;
+pub(crate) const LAYOUT: u32 = 11;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) workers: usize,
     pub(crate) task_workers: usize,
     user_processes: usize,
-    tasks_shape: Shape,
+    pub(crate) tasks_shape: Shape,
     pub(crate) reactors: usize,
     /// Reactors that every worker is linked to.
     pub(crate) links: usize,

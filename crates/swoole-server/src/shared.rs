@@ -36,6 +36,7 @@ use crate::process::Processes;
 use crate::session::{Session, SessionTable};
 use crate::stats::Stats;
 use crate::task::Tasks;
+use crate::task::attic::Attic;
 use crate::task::courier::{Courier, Record};
 use crate::task::spill::Spill;
 use crate::tls::{Tls, TlsTable};
@@ -94,6 +95,8 @@ pub(crate) struct Parts {
     pub(crate) sockets: Vec<Vec<Arc<Lane>>>,
     /// What letters go by; `None` to make it.
     pub(crate) post: Option<(Option<Record>, Vec<OwnedFd>)>,
+    /// Where large tasks are, if in memory.
+    pub(crate) attic: Option<OwnedFd>,
 }
 
 impl Shared {
@@ -138,6 +141,8 @@ impl Shared {
             process_bells: bells("process-bells", process_bells)?,
             sockets,
             post: None,
+            attic: Attic::create(plan.tasks_shape, config.task_buffer_size)
+                .map_err(|error| Error::setup("make the memory for large tasks (task_buffer_size)", error))?,
         };
         let (shared, links) = Shared::assemble((config, account), listening, keep, getpid(), plan, parts)?;
         Ok((shared, links, hold))
@@ -160,7 +165,17 @@ impl Shared {
         parts: Parts,
     ) -> Result<(Shared, Links)> {
         let Parts {
-            memory, lifeline, manager_bell, bells, rooms, reactor_bells, boxes, sockets, post, ..
+            memory,
+            lifeline,
+            manager_bell,
+            bells,
+            rooms,
+            reactor_bells,
+            boxes,
+            sockets,
+            post,
+            attic,
+            ..
         } = parts;
         let words = plan.bells(&memory).map_err(|error| Error::setup("map the doorbells", error))?;
         let together = |words: Vec<Words>, events: Vec<OwnedFd>| {
@@ -170,7 +185,8 @@ impl Shared {
         let store = plan.tasks(&memory).map_err(|error| Error::setup("map the memory for tasks", error))?;
         let inode = fstat(&memory).map_err(std::io::Error::from)?.st_ino;
         let spill = Spill::new(&config.task_tmpdir, master.as_raw_pid(), inode);
-        let spill = spill.owned_by(account.as_ref().map(Account::owner));
+        let attic = attic.map(|file| Attic::open(file, plan.tasks_shape, config.task_buffer_size));
+        let spill = spill.owned_by(account.as_ref().map(Account::owner)).with_attic(attic);
         let post = match post {
             Some((record, fds)) => record.map(|record| Courier::join(&config, record, fds)).transpose()?,
             None => Courier::create(&config, &spill)?,
@@ -334,7 +350,8 @@ impl Shared {
 
     fn common_keep(&self) -> impl Iterator<Item = RawFd> + '_ {
         let own = [self.lifeline.as_fd().as_raw_fd(), self.manager_bell.as_fd().as_raw_fd()];
-        self.keep.iter().copied().chain(own).chain(crate::log::descriptor())
+        let attic = self.tasks.spill().attic().map(|attic| attic.as_fd().as_raw_fd());
+        self.keep.iter().copied().chain(own).chain(attic).chain(crate::log::descriptor())
     }
 }
 

@@ -90,7 +90,11 @@ impl Config {
         // Nobody touches that, otherwise.
         let has_tls = self.listen.iter().any(|listen| listen.tls);
         let part = |((what, each), keys)| Line { what, count: 1, each, keys };
-        let lines = plan.parts().into_iter().zip(keys).map(part);
+        let has_tasks = self.task_worker_num > 0;
+        let large_tasks = if has_tasks { self.task_buffer_size } else { 0 };
+        let lines =
+            plan.parts().into_iter().zip(keys).chain([(("large tasks", large_tasks), "task_buffer_size")]);
+        let lines = lines.map(part);
         lines.filter(|line| line.each > 0 && (has_tls || line.what != Plan::TLS)).collect()
     }
 

@@ -77,6 +77,11 @@ pub(super) static KEYS: &[Key] = &[
         Seconds(0.0, 86400.0),
         "how long a worker that asks for one more waits for room, 0 for not at all",
     ),
+    key(
+        "task_buffer_size",
+        Size(0, 64 * GIB),
+        "bytes of memory for tasks of more than 8 KiB, of all together",
+    ),
     key("task_retries", Count(0, 100), "how many more task workers begin a task that one has died on"),
     key(
         "task_max_request",
@@ -86,7 +91,7 @@ pub(super) static KEYS: &[Key] = &[
     key(
         "task_tmpdir",
         Text("DIR", "a directory"),
-        "where tasks of more than 8 KiB lie while they are under way",
+        "where tasks of more than 8 KiB lie that task_buffer_size has no room for",
     ),
     key(
         "task_ipc_mode",

@@ -163,6 +163,13 @@ pub struct Config {
     #[serde(with = "value::seconds")]
     pub task_queue_wait: Duration,
 
+    /// Bytes of memory for payloads and results of more than 8 KiB, of all tasks together, 0..=64 GiB. Default 64 MiB. What it
+    /// has no room for is in files (`task_tmpdir`), as is what is to outlive the server (`message_queue_key`), and everything
+    /// where files have a limit (`ulimit -f`). Memory is taken as it is needed, and given back when a task is over. (Swoole
+    /// has files only.)
+    #[serde(with = "value::size")]
+    pub task_buffer_size: usize,
+
     /// How many more task workers begin a task that one has died on, 0..=100. Default 0: it is lost, and its worker is
     /// told ([`TaskError::Lost`](crate::TaskError::Lost)). With more, a task may be begun twice: what it does to the rest
     /// of the world should not mind. (Swoole loses it silently.)
@@ -172,8 +179,8 @@ pub struct Config {
     /// more by chance, as for `max_request`. Swoole: `task_max_request`.
     pub task_max_request: u64,
 
-    /// A directory for payloads and results of more than 8 KiB, which travel in files. Default: that for temporary files
-    /// (`TMPDIR`, `/tmp`). They are gone when the task is; what a server that was killed has left, the next one removes. So
+    /// A directory for files with payloads and results of more than 8 KiB that `task_buffer_size` has no room for. Default: that
+    /// for temporary files (`TMPDIR`, `/tmp`). They are gone when the task is; what a server that was killed has left, the next one removes. So
     /// servers that do not see each other's processes, as in two containers, must not share it.
     /// Swoole: `task_tmpdir`.
     pub task_tmpdir: PathBuf,
@@ -617,6 +624,7 @@ impl Default for Config {
             task_worker_num: 0,
             task_queue_max: 1024,
             task_queue_wait: Duration::ZERO,
+            task_buffer_size: 64 << 20,
             task_retries: 0,
             task_max_request: 0,
             task_tmpdir: std::env::temp_dir(),

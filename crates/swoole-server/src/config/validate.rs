@@ -159,6 +159,7 @@ impl Config {
         check_count("task_worker_num", self.task_worker_num.into())?;
         check_count("task_queue_max", self.task_queue_max as u64)?;
         check_seconds("task_queue_wait", self.task_queue_wait.as_secs_f64())?;
+        check_size("task_buffer_size", self.task_buffer_size)?;
         check_count("task_retries", self.task_retries.into())?;
         // Where there are none, it does not matter.
         if self.task_worker_num > 0 && !self.task_tmpdir.is_dir() {

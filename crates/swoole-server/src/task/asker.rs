@@ -53,7 +53,7 @@ struct Own {
     ticket: u64,
     id: TaskId,
     purpose: Purpose,
-    /// Its payload lies in a file.
+    /// Its payload does not lie in the slot.
     spilled: bool,
     /// The task worker that it is for, if not whoever is free.
     to: Option<u16>,
@@ -82,6 +82,8 @@ pub(crate) struct Asker {
     inherited: Vec<bool>,
     /// Own ones that are not over.
     under_way: usize,
+    /// Something was too large for its slot since all were free.
+    had_large: bool,
     pending: Vec<Pending>,
     choice: Choice,
     /// Over, and not yet told of.
@@ -109,6 +111,8 @@ impl Asker {
             own: vec![None; slots],
             inherited: vec![false; slots],
             under_way: 0,
+            // The last process may have.
+            had_large: true,
             pending: Vec::new(),
             choice: Choice::new(shared.config.task_worker_num, asker),
             finished: VecDeque::new(),
@@ -131,6 +135,7 @@ impl Asker {
                 }
             }
         }
+        own.rest();
         Some(own)
     }
 
@@ -185,6 +190,7 @@ impl Asker {
         let spilled = payload.len() > CAN_BE_INLINE
             || self.courier().is_some_and(|courier| courier.needs_file(payload.len()));
         if spilled {
+            self.had_large = true;
             self.store.set_spilled(self.asker, slot);
             let written = self.spill.write(self.asker, slot, ticket, Part::Payload, payload);
             if let Err(error) = written {
@@ -360,6 +366,15 @@ impl Asker {
         // Which of them was done first, nobody knows; they are told of in the order in which they were asked for.
         ready.sort_unstable_by_key(|ready| ready.id);
         ready.into_iter().for_each(|ready| self.take(ready));
+        self.rest();
+    }
+
+    /// Lets go of what its slots may have kept, if none of them has a task.
+    fn rest(&mut self) {
+        if self.had_large && self.free.len() == self.own.len() {
+            self.had_large = false;
+            self.spill.rest(self.asker);
+        }
     }
 
     /// A one-way task is over, if that is what has been free since.
@@ -373,6 +388,7 @@ impl Asker {
             return;
         }
         if own.is_none_or(|own| own.spilled) {
+            self.had_large = true;
             self.spill.remove(self.asker, slot, ticket, Part::Payload);
         }
         self.free.push(slot);
@@ -395,6 +411,7 @@ impl Asker {
         let has_result = ready.spilled || ready.attempt > 1 || ready.status == Status::Lost;
         for (is_spilled, part) in [(ready.payload_spilled, Part::Payload), (has_result, Part::Result)] {
             if is_spilled {
+                self.had_large = true;
                 self.spill.remove(self.asker, ready.slot, ready.ticket, part);
             }
         }

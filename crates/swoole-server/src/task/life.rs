@@ -142,11 +142,11 @@ impl TaskDuty {
 
     /// Nobody waits for it, so nobody would put its file away soon.
     fn end_one_way(&mut self, taken: &Taken, status: Status) {
-        let is_spilled = self.store.payload(taken, &mut Vec::new()).is_some();
-        self.store.finish_one_way(taken, status);
-        if is_spilled {
+        // Behind the end the slot may be another task's.
+        if self.store.payload(taken, &mut Vec::new()).is_some() {
             self.forget_payload(taken);
         }
+        self.store.finish_one_way(taken, status);
         self.hand = None;
     }
 
@@ -156,7 +156,7 @@ impl TaskDuty {
 
     fn forget_payload(&self, taken: &Taken) {
         let (slot, ticket) = taken.place();
-        self.shared.tasks.spill().remove(taken.asker(), slot, ticket, Part::Payload);
+        self.shared.tasks.spill().give_back(taken.asker(), slot, ticket, Part::Payload);
     }
 
     /// Wakes those who wait for what is done.
@@ -449,7 +449,7 @@ impl<'a, H: Handler> Life<'a, H> {
 }
 
 /// Bytes of a payload whose memory is kept for the next one.
-const KEEP: usize = 256 * 1024;
+const KEEP: usize = 2 * 1024 * 1024;
 
 impl TaskDuty {
     fn payload(&self, taken: &Taken, bytes: &mut Vec<u8>) -> Result<()> {

@@ -16,7 +16,7 @@
 //! | `mod` | what users see of a task: its name, its end |
 //! | `payload`, `typed` | what it is made of: bytes, or with types |
 //! | `store` | where tasks are: memory that all processes share |
-//! | `spill` | files for what is too large for it |
+//! | `spill` | what is too large for it: `attic`, other memory, or files |
 //! | `courier` | letters: by socket, or by message queue, which a later server and other programs can use |
 //! | `asker` | the end of who asks: ask, collect, wait; `choice`, of whom |
 //! | `life` | a task worker, from the fork to the exit |
@@ -26,6 +26,7 @@
 //! | `office` | the manager's part: what a dead task worker was at |
 
 pub(crate) mod asker;
+pub(crate) mod attic;
 mod choice;
 pub(crate) mod courier;
 mod life;

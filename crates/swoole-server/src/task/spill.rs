@@ -1,4 +1,4 @@
-//! Files for payloads and results that are too large for the shared memory.
+//! Payloads and results that are too large for a slot: in memory ([`Attic`]), as far as there is room, and in files.
 //!
 //! A file is known by the use of the slot that it belongs to, so no path stands in memory that others write. The asker
 //! removes both when it collects, its successor what was left; a server that ends removes all of its own, and one that
@@ -18,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{Gid, Uid, fchown};
 use rustix::process::{Pid, test_kill_process};
 
+use super::attic::Attic;
 use super::courier;
 
 /// What the names of all such files begin with, before the server's process id.
@@ -27,16 +28,17 @@ const QUEUE: &str = ".queue";
 /// What the name of a payload's file ends with.
 const PAYLOAD: &str = ".payload";
 
-/// What a file holds.
+/// What lies there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Part {
     Payload,
     Result,
 }
 
-/// The files of one server.
+/// What is too large, of one server.
 #[derive(Clone, Debug)]
 pub(crate) struct Spill {
+    attic: Option<Attic>,
     dir: Arc<Path>,
     /// What it is called in a process that has another root.
     inside: Arc<OnceLock<PathBuf>>,
@@ -72,10 +74,32 @@ pub(super) fn foreign_name(key: u32, unique: u64, part: bool) -> String {
 }
 
 impl Spill {
-    /// Those of the server with this process id and this memory.
+    /// That of the server with this process id and this memory.
     pub(crate) fn new(dir: &Path, server: i32, memory: u64) -> Spill {
         let prefix = format!("{PREFIX}{server}-{memory}-").into();
-        Spill { dir: dir.into(), inside: Arc::default(), owner: None, server, prefix, kept: None }
+        Spill {
+            attic: None,
+            dir: dir.into(),
+            inside: Arc::default(),
+            owner: None,
+            server,
+            prefix,
+            kept: None,
+        }
+    }
+
+    /// What need not outlive the server lies there, as far as there is room.
+    pub(crate) fn with_attic(self, attic: Option<Attic>) -> Spill {
+        Spill { attic, ..self }
+    }
+
+    /// Where there may be something that is in no file.
+    pub(crate) fn attic(&self) -> Option<&Attic> {
+        self.attic.as_ref()
+    }
+
+    fn attic_of(&self, part: Part) -> Option<&Attic> {
+        self.attic().filter(|_| self.kept.is_none() || part == Part::Result)
     }
 
     /// The same, if workers and task workers are others than master and manager, who ask for tasks, too.
@@ -173,6 +197,9 @@ impl Spill {
         part: Part,
         bytes: &[u8],
     ) -> io::Result<()> {
+        if self.attic_of(part).is_some_and(|attic| attic.write((asker, slot), ticket, part, bytes)) {
+            return Ok(());
+        }
         let path = self.path(asker, slot, ticket, part);
         let open = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let written = open().or_else(|error| match error.kind() {
@@ -192,7 +219,7 @@ impl Spill {
         written
     }
 
-    /// What stands in such a file, of which nobody has changed the length.
+    /// What was written, of which nobody has changed the length.
     pub(crate) fn read(
         &self,
         asker: u16,
@@ -202,6 +229,11 @@ impl Spill {
         len: usize,
         bytes: &mut Vec<u8>,
     ) -> io::Result<()> {
+        if let Some(attic) = self.attic_of(part)
+            && attic.read((asker, slot), ticket, part, len, bytes)?
+        {
+            return Ok(());
+        }
         let path = self.path(asker, slot, ticket, part);
         bytes.clear();
         let read = File::open(&path).and_then(|file| {
@@ -214,9 +246,27 @@ impl Spill {
         read.map(drop).map_err(|error| named(&path, &error))
     }
 
+    /// Puts it away, while the slot is still that use's. By its asker, who [rests](Spill::rest).
     pub(crate) fn remove(&self, asker: u16, slot: u16, ticket: u64, part: Part) {
-        // It may never have come to be.
-        let _ = fs::remove_file(self.path(asker, slot, ticket, part));
+        self.put_away(asker, slot, ticket, part, true);
+    }
+
+    /// The same by anybody else.
+    pub(crate) fn give_back(&self, asker: u16, slot: u16, ticket: u64, part: Part) {
+        self.put_away(asker, slot, ticket, part, false);
+    }
+
+    fn put_away(&self, asker: u16, slot: u16, ticket: u64, part: Part, keeps: bool) {
+        let is_there = |attic: &Attic| attic.remove((asker, slot), ticket, part, keeps);
+        if !self.attic_of(part).is_some_and(is_there) {
+            // It may never have come to be.
+            let _ = fs::remove_file(self.path(asker, slot, ticket, part));
+        }
+    }
+
+    /// An asker has nothing under way, and had something that was too large.
+    pub(crate) fn rest(&self, asker: u16) {
+        self.attic().into_iter().for_each(|attic| attic.rest(asker));
     }
 
     /// Removes all files of this server.

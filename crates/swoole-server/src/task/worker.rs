@@ -62,7 +62,7 @@ impl TaskWorker<'_> {
     /// # Errors
     ///
     /// [`Error::NoTask`] if there is none in hand, or it is finished already; [`Error::Setup`] if the result is too large for
-    /// the shared memory and could not be kept in a file (`task_tmpdir`): it is not finished then.
+    /// memory (`task_buffer_size`) and could not be kept in a file (`task_tmpdir`): it is not finished then.
     pub fn finish(&mut self, result: &[u8]) -> Result<()> {
         if self.duty.task().is_none() {
             return Err(Error::NoTask);

@@ -11,8 +11,8 @@ impl Worker<'_> {
     /// [`on_finish`](crate::Handler::on_finish) is told. It can be begun as soon as the present callback returns, or
     /// [flushes](Worker::flush).
     ///
-    /// `payload` is any bytes, of any number, or with the feature `typed` a `typed::Job`; more than 8 KiB travel
-    /// in a file (`task_tmpdir`). Swoole: `task`.
+    /// `payload` is any bytes, of any number, or with the feature `typed` a `typed::Job`; more than 8 KiB lie
+    /// apart (`task_buffer_size`). Swoole: `task`.
     ///
     /// # Errors
     ///

@@ -13,6 +13,8 @@ const TASK_WORKERS: usize = 2;
 const REACTORS: usize = 2;
 /// Bytes of a ring, which nothing else is mapped in.
 const RING: u64 = 128 * 1024;
+/// The memory of large tasks, which each process has that asks or works.
+const LARGE_TASKS: (&str, usize) = ("/memfd:swoole-tasks (deleted)", 1);
 
 /// What the descriptors above the standard streams stand for, copies of one counted once, those of the network left out.
 fn kinds(pid: i32) -> Result<BTreeMap<String, usize>> {
@@ -112,6 +114,7 @@ pub(super) fn holdings(cx: &Cx) -> Result<()> {
                 ("anon_inode:[signalfd]", 1),
                 ("pipe", 1),
                 ("socket", boxes),
+                LARGE_TASKS,
             ],
         )?;
     }
@@ -142,6 +145,7 @@ fn check_process(cx: &Cx, bed: &Bed) -> Result<Vec<(&'static str, usize)>> {
         ("pipe", 1),
         // The post, the way of files to each reactor, and what leads to them.
         ("socket", 1 + WORKERS + TASK_WORKERS + REACTORS + lanes),
+        LARGE_TASKS,
     ])
 }
 
@@ -164,5 +168,6 @@ fn check_base(cx: &Cx, bed: &Bed) -> Result<Vec<(&'static str, usize)>> {
         ("pipe", 1),
         // The post, and both ends of what leads to its successor.
         ("socket", 1 + WORKERS + TASK_WORKERS + 2),
+        LARGE_TASKS,
     ])
 }

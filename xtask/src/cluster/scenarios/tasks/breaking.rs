@@ -1,5 +1,6 @@
 //! Deaths at chosen points of a task's way.
 
+use super::buffer::wait_empty;
 use super::talk::Talk;
 use super::{files_in, task_workers_of, wait_task_worker};
 use crate::cluster::bed::{Bed, PATIENCE};
@@ -8,10 +9,14 @@ use crate::cluster::matrix::Cx;
 use crate::cluster::proc;
 use anyhow::{Context, Result, ensure};
 
+/// Little, so that it shows if anything is left of it.
+const BUFFER: usize = 64 << 10;
+
 /// With breakpoints: one worker, so many task workers.
 fn start_breaking(cx: &Cx, task_workers: usize) -> Result<Bed> {
     let launch = cx.testbed_breakpoints().flag("worker-num", 1).flag("task-worker-num", task_workers);
-    launch.flag("task-tmpdir", cx.dir.display()).flag("task-retries", 1).start()
+    let launch = launch.flag("task-tmpdir", cx.dir.display()).flag("task-retries", 1);
+    launch.flag("task-buffer-size", BUFFER).start()
 }
 
 pub(super) fn break_points(cx: &Cx) -> Result<()> {
@@ -26,7 +31,8 @@ pub(super) fn break_points(cx: &Cx) -> Result<()> {
             let pid = task_workers_of(&bed)[&0];
             let arm = client.ask(&format!("taskto 0 die_at task_{point}"))?;
             client.expect_end(&arm, &format!("DIE_AT TASK_{}", point.to_uppercase()))?;
-            let texts = ["one".to_owned(), "v".repeat(9_000), "three".to_owned()];
+            // It dies over the first one.
+            let texts = ["v".repeat(9_000), "two".to_owned(), "w".repeat(9_000)];
             let ids = texts
                 .iter()
                 .map(|text| client.ask(&format!("taskto 0 {text}")))
@@ -43,6 +49,7 @@ pub(super) fn break_points(cx: &Cx) -> Result<()> {
             ensure!(client.stat("task_retried")? == retried, "{point}: retries");
         }
         ensure!(client.stat("task_lost")? == 0, "one is lost");
+        wait_empty(&bed, BUFFER)?;
         bed.stop()?;
     }
     ensure!(files_in(&cx.dir)?.is_empty(), "files: {:?}", files_in(&cx.dir)?);
@@ -69,6 +76,7 @@ pub(super) fn break_points_of_askers(cx: &Cx) -> Result<()> {
         .with_context(|| point.to_owned())?;
         ensure!(files_in(&cx.dir)?.is_empty(), "{point}: files: {:?}", files_in(&cx.dir)?);
         client.expect("taskwait 5000 on", "result ON")?;
+        wait_empty(&bed, BUFFER)?;
         bed.stop()?;
     }
     Ok(())

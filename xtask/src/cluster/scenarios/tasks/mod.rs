@@ -1,6 +1,7 @@
 //! Task workers: what is asked of them, and what becomes of it when somebody dies, leaves or stops.
 
 mod breaking;
+mod buffer;
 mod edges;
 mod storm;
 mod talk;
@@ -59,6 +60,8 @@ pub(super) static ALL: &[Scenario] = &[
     .in_process()
     .by_post(),
     backends("task_files", "large tasks leave no file, whoever is killed", files).by_post(),
+    backends("task_buffer", "large tasks lie in memory, and leave none of it taken", buffer::buffer)
+        .by_post(),
     backends(
         "task_dies_in_stop",
         "one that dies in a stop is replaced, and what waits is done",
@@ -502,7 +505,8 @@ fn manager_dies(cx: &Cx) -> Result<()> {
 }
 
 fn files(cx: &Cx) -> Result<()> {
-    let bed = start(cx, 1, &[])?;
+    let in_files = [("task-buffer-size", "0")];
+    let bed = start(cx, 1, &in_files)?;
     let mut client = Talk::begin(&bed)?;
     let large = "z".repeat(20_000);
     // A file for its payload while it waits, and while it is done.
@@ -529,7 +533,7 @@ fn files(cx: &Cx) -> Result<()> {
     proc::kill_family(bed.ready.master)?;
     ensure!(files_in(&cx.dir)?.len() == 1, "files: {:?}", files_in(&cx.dir)?);
     drop(bed);
-    let bed = start(cx, 1, &[])?;
+    let bed = start(cx, 1, &in_files)?;
     ensure!(files_in(&cx.dir)?.is_empty(), "files: {:?}", files_in(&cx.dir)?);
     // One that is stopped leaves none, whatever it had under way.
     let mut client = Talk::begin(&bed)?;

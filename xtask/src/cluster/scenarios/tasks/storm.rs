@@ -1,5 +1,6 @@
 //! Deaths at random, and clients that know every answer.
 
+use super::buffer::wait_empty;
 use super::files_in;
 use super::talk::Talk;
 use crate::cluster::bed::PATIENCE;
@@ -81,7 +82,9 @@ impl Chat {
 fn storm(cx: &Cx, flags: &[(&str, &str)], kill_workers: bool) -> Result<()> {
     const CLIENTS: usize = 4;
     let launch = cx.testbed().flag("worker-num", 2).flag("task-worker-num", 2);
-    let launch = launch.flag("task-tmpdir", cx.dir.display()).flag("task-queue-max", 200);
+    // So little that some of the large ones lie in files.
+    let launch = launch.flag("task-queue-max", 200).flag("task-buffer-size", "64K");
+    let launch = launch.flag("task-tmpdir", cx.dir.display());
     let bed = flags.iter().fold(launch, |launch, (name, value)| launch.flag(name, value)).start()?;
     let until = Instant::now() + STORM;
     let mut rng = cx.rng();
@@ -129,6 +132,7 @@ fn storm(cx: &Cx, flags: &[(&str, &str)], kill_workers: bool) -> Result<()> {
     })
     .with_context(|| format!("queued and running: {last:?}"))?;
     println!("        {kills} processes killed, {answered} tasks answered");
+    wait_empty(&bed, 64 << 10)?;
     bed.stop()?;
     let left = files_in(&cx.dir)?;
     ensure!(left.is_empty(), "files are left: {left:?}");

@@ -1,0 +1,77 @@
+//! Payloads and results that are too large for a slot, and lie in memory.
+
+use super::talk::Talk;
+use super::{files_in, start, task_workers_of, wait_task_worker};
+use crate::cluster::bed::{Bed, PATIENCE};
+use crate::cluster::matrix::Cx;
+use crate::cluster::proc;
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+
+const SIZE: usize = 100_000;
+/// Of all.
+const SUM: usize = 250 << 10;
+
+/// Bytes that large tasks have of memory.
+fn in_use(bed: &Bed) -> Result<usize> {
+    let dir = format!("/proc/{}/fd", bed.ready.manager);
+    let mut paths = fs::read_dir(&dir).with_context(|| format!("list {dir}"))?.flatten();
+    let is_it = |path: &fs::DirEntry| {
+        fs::read_link(path.path()).is_ok_and(|target| target.starts_with("/memfd:swoole-tasks (deleted)"))
+    };
+    let entry = paths.find(is_it).context("there is no such memory")?;
+    Ok(fs::metadata(entry.path())?.blocks() as usize * 512)
+}
+
+/// Until they have little of `task_buffer_size`, which somebody may keep for the next.
+pub(super) fn wait_empty(bed: &Bed, task_buffer_size: usize) -> Result<()> {
+    let is_little = || in_use(bed).is_ok_and(|bytes| bytes <= task_buffer_size / 8).then_some(());
+    proc::until("memory to be given back", PATIENCE, is_little)
+}
+
+pub(super) fn buffer(cx: &Cx) -> Result<()> {
+    let bed = start(cx, 1, &[("task-buffer-size", &SUM.to_string())])?;
+    let mut client = Talk::begin(&bed)?;
+    let large = "z".repeat(SIZE);
+    let before = in_use(&bed)?;
+    // While somebody stands still: two find room, and the third one does not.
+    let pid = task_workers_of(&bed)[&0];
+    proc::halt(pid)?;
+    let ids = [(); 3].map(|()| client.ask(&format!("task {large}")));
+    let ids = ids.into_iter().collect::<Result<Vec<_>>>()?;
+    let (bytes, files) = (in_use(&bed)?, files_in(&cx.dir)?);
+    ensure!(before == 0 && (2 * SIZE..SUM).contains(&bytes), "{before} bytes, then {bytes}");
+    ensure!(files.len() == 1, "files: {files:?}");
+    proc::signal(pid, Signal::CONT)?;
+    client.expect_ends(ids.into_iter().map(|id| (id, large.to_uppercase())))?;
+    wait_empty(&bed, SUM)?;
+    ensure!(files_in(&cx.dir)?.is_empty(), "files: {:?}", files_in(&cx.dir)?);
+    // A task worker dies before one.
+    let lost = client.ask("task crash kill")?;
+    let id = client.ask(&format!("task {large}"))?;
+    client.expect_end(&lost, "error: the task worker that had begun it died")?;
+    client.expect_end(&id, &large.to_uppercase())?;
+    let pid = wait_task_worker(&bed, 0, pid)?;
+    wait_empty(&bed, SUM)?;
+    // Their asker dies: its successor gives it back when they are done.
+    proc::halt(pid)?;
+    client.ask(&format!("task {large}"))?;
+    let worker = bed.lives()[&0].pid;
+    proc::signal(worker, Signal::KILL)?;
+    bed.wait_successor(0, worker)?;
+    ensure!(in_use(&bed)? > SIZE, "it is still to be done");
+    proc::signal(pid, Signal::CONT)?;
+    let mut client = Talk::begin(&bed)?;
+    client.expect("taskwait 5000 x", "result X")?;
+    wait_empty(&bed, SUM)?;
+    // Nobody waits for these.
+    client.expect(
+        &format!("taskwait 5000 ask say {large}"),
+        &format!("result ASK SAY {}", large.to_uppercase()),
+    )?;
+    client.wait_idle()?;
+    wait_empty(&bed, SUM)?;
+    bed.stop().map(drop)
+}
