@@ -73,6 +73,18 @@ impl Memory {
         }
     }
 
+    /// A file of a file system, as long as it is now: what lies in it outlives all processes, if not the machine.
+    ///
+    /// Nothing keeps it from being truncated, and whoever then touches what is gone ends by SIGBUS. So only for a file that
+    /// nobody can write to but the process itself and those that it trusts with its life.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when the kernel does not tell how long it is.
+    pub fn from_file(name: &str, file: OwnedFd) -> Result<Memory, Error> {
+        let len = fstat(&file).map_err(Error::os("fstat", name))?.st_size;
+        Ok(Memory { name: name.to_owned(), file, len: usize::try_from(len).unwrap_or_default() })
+    }
+
     /// Its size in bytes.
     pub fn len(&self) -> usize {
         self.len
@@ -259,6 +271,22 @@ mod tests {
         }
         assert!(matches!(Words::open(&memory, 0, 3, 1), Err(Error::NoSuchPart { .. })));
         assert!(Words::open(&memory, PAGE, 1, 1).is_ok());
+    }
+
+    #[test]
+    fn what_lies_in_a_file_outlives_its_mapping() {
+        let path = std::env::temp_dir().join(format!("swoole-ipc-memory-{}", std::process::id()));
+        let open = || {
+            let file = std::fs::OpenOptions::new();
+            { file }.read(true).write(true).create(true).truncate(false).open(&path).unwrap()
+        };
+        open().set_len(PAGE as u64).unwrap();
+        let words = || Words::open(&Memory::from_file("file", open().into()).unwrap(), 0, 1, 3).unwrap();
+        words()[0][2].store(7, Ordering::Relaxed);
+        assert_eq!(words()[0][2].load(Ordering::Relaxed), 7);
+        let short = Memory::from_file("file", open().into()).unwrap();
+        assert!(matches!(Words::open(&short, PAGE, 1, 3), Err(Error::NoSuchPart { .. })));
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

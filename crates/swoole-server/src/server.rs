@@ -397,6 +397,7 @@ fn start<H: Handler>(
     shared.rule.custom = custom;
     if shared.config.task_worker_num > 0 {
         shared.tasks.spill().sweep_dead();
+        shared.tasks.tell_lost();
     }
     let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     shared.board.set_server(getpid().as_raw_pid(), started_at.as_millis() as u64);

@@ -194,7 +194,7 @@ pub struct Config {
     ///
     /// Tasks that are not done when the server ends, be it by `kill -9` of every process, are done by the next one with
     /// this key and this `task_tmpdir`, as tasks of nobody ([`TaskId::is_foreign`](crate::TaskId::is_foreign)). Those that
-    /// somebody has begun are lost at `task_retries = 0`; with more, each task has a file in `task_tmpdir`, and they are
+    /// somebody has begun are lost at `task_retries = 0`, which the next one logs and counts; with more, each task has a file in `task_tmpdir`, and they are
     /// begun again. Queue and files are one user's. Other programs can push tasks: [`TaskQueue`](crate::TaskQueue). A task that was taken back may be done by the
     /// next server, and one that ended just when all were killed, twice with `task_retries`.
     ///

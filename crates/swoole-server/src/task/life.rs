@@ -7,6 +7,7 @@ use rustix::process::getpid;
 use swoole_supervisor::Child;
 
 use super::courier::Courier;
+use super::hand::Hand;
 use super::mail::Mail;
 use super::spill::Part;
 use super::store::{CAN_BE_INLINE, Status, Store, Taken};
@@ -95,6 +96,8 @@ pub(super) struct TaskDuty {
     pub(super) shared: Arc<Shared>,
     store: Store,
     hand: Option<(Taken, TaskId)>,
+    /// The same, for the next server.
+    note: Hand,
     /// Who has a result, and was not woken for it.
     unrung: Option<u16>,
     /// What it asks itself.
@@ -129,6 +132,7 @@ impl TaskDuty {
             Ok(result)
         };
         self.store.finish(&taken, status, kept);
+        self.note.ends();
         if self.courier().is_some_and(Courier::is_kept)
             && self.store.payload(&taken, &mut Vec::new()).is_some()
         {
@@ -147,6 +151,7 @@ impl TaskDuty {
             self.forget_payload(taken);
         }
         self.store.finish_one_way(taken, status);
+        self.note.ends();
         self.hand = None;
     }
 
@@ -199,6 +204,10 @@ impl<'a, H: Handler> Life<'a, H> {
         if shared.config.mode == Mode::Base {
             lookout.outlive_manager(ORPHAN_WAIT)?;
         }
+        // With retries nothing is lost.
+        let forgets = shared.tasks.courier().is_some_and(Courier::ends_files_early);
+        let note = shared.tasks.spill().hand(child.slot).filter(|_| forgets);
+        let note = note.map_or_else(Hand::default, |path| Hand::open(&path));
         let duty = TaskDuty {
             id: child.slot,
             seat,
@@ -214,11 +223,12 @@ impl<'a, H: Handler> Life<'a, H> {
             store: shared.tasks.store().clone(),
             shared: Arc::clone(shared),
             hand: None,
+            note: note.clone(),
             unrung: None,
             asker: Asker::open(shared, seat, child.generation),
             post: Post::open(shared, seat, child.generation)?,
         };
-        let mail = Mail::open(shared, child.slot, seat, child.generation);
+        let mail = Mail::open(shared, child.slot, seat, child.generation, note);
         Ok(Life { handler, duty, lookout, turn: 0, revivals: u64::MAX, mail, payload: Vec::new() })
     }
 
@@ -423,6 +433,7 @@ impl<'a, H: Handler> Life<'a, H> {
         let Life { handler, duty, payload, .. } = self;
         let id = duty.store.id_of(&taken);
         duty.hand = Some((taken, id));
+        duty.note.begins(id, duty.store.payload_len(&taken));
         duty.count();
         let whole = duty.payload(&taken, payload);
         let result = whole.and_then(|()| handler.on_task(&mut TaskWorker { duty }, id, payload));

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::TaskId;
 use super::courier::{Courier, Letter, Received};
+use super::hand::Hand;
 use super::spill::Part;
 use super::store::{CAN_BE_INLINE, Store, Taken};
 use crate::breakpoint::{self, Point};
@@ -33,6 +34,7 @@ pub(super) struct Mail {
     generation: u32,
     /// Tasks taken up that nobody of the server's has asked for.
     adopted: u64,
+    hand: Hand,
     buffer: Vec<u8>,
     /// A letter that is not opened: so many bytes of the buffer.
     unopened: Option<usize>,
@@ -48,7 +50,7 @@ pub(super) struct Mail {
 }
 
 impl Mail {
-    pub(super) fn open(shared: &Arc<Shared>, id: u16, seat: u16, generation: u32) -> Mail {
+    pub(super) fn open(shared: &Arc<Shared>, id: u16, seat: u16, generation: u32, hand: Hand) -> Mail {
         let store = shared.tasks.store().clone();
         let is_kept = shared.tasks.courier().is_some_and(Courier::is_kept);
         let first = shared.config.task_worker_num;
@@ -58,6 +60,7 @@ impl Mail {
             id,
             generation,
             adopted: 0,
+            hand,
             buffer: Vec::new(),
             unopened: None,
             from: 0,
@@ -130,6 +133,7 @@ impl Mail {
         let shared = Arc::clone(&self.shared);
         let Some(courier) = shared.tasks.courier() else { return false };
         self.store.set_letter(self.id, true);
+        self.hand.receives();
         self.received = self.received.wrapping_add(1);
         let in_turn = self.received.is_multiple_of(TURN);
         let first = if in_turn { 1 - self.from } else { self.from };
@@ -148,7 +152,7 @@ impl Mail {
             self.arrivals[lane] = arrivals;
         }
         if !thorough {
-            self.store.set_letter(self.id, false);
+            self.received_nothing();
             return false;
         }
         while let Some(stray) = self.strays.next() {
@@ -157,8 +161,13 @@ impl Mail {
                 return true;
             }
         }
-        self.store.set_letter(self.id, false);
+        self.received_nothing();
         false
+    }
+
+    fn received_nothing(&self) {
+        self.store.set_letter(self.id, false);
+        self.hand.ends();
     }
 
     fn fetch_from(&mut self, courier: &Courier, queue: usize) -> bool {

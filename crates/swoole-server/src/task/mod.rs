@@ -20,6 +20,7 @@
 //! | `courier` | letters: by socket, or by message queue, which a later server and other programs can use |
 //! | `asker` | the end of who asks: ask, collect, wait; `choice`, of whom |
 //! | `life` | a task worker, from the fork to the exit |
+//! | `hand` | what it has in hand, for the next server to tell |
 //! | `worker` | what a callback may do there; `timers`, what comes by itself |
 //! | `mail` | what comes to it by post, and tasks that nobody of this server has asked for |
 //! | `producer` | asks from another program |
@@ -29,6 +30,7 @@ pub(crate) mod asker;
 pub(crate) mod attic;
 mod choice;
 pub(crate) mod courier;
+mod hand;
 mod life;
 mod mail;
 mod office;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use swoole_ipc::Doorbell;
 
 use super::courier::Courier;
+use super::hand::Lost;
 use super::spill::Spill;
 use super::store::{Count, Depth, Store};
 use super::{TaskInHand, TaskStats};
@@ -58,6 +59,17 @@ impl Tasks {
     /// A worker is dead: it may have asked for something, and had no time to ring.
     pub(crate) fn asker_died(&self, task_bells: &[Doorbell]) {
         wake(task_bells);
+    }
+
+    /// For a server that starts: tells what an earlier one of the same key has lost when all of it was killed.
+    pub(crate) fn tell_lost(&self) {
+        let master = self.store.shape().askers.saturating_sub(1);
+        for lost in self.spill.take_hands().iter().filter_map(|hand| Lost::read(hand)) {
+            tracing::error!("{lost}");
+            if matches!(lost, Lost::Task(..)) {
+                self.store.count(master, Count::Lost);
+            }
+        }
     }
 
     pub(crate) fn stats(&self) -> TaskStats {

@@ -15,16 +15,18 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{Gid, Uid, fchown};
+use rustix::fs::{Gid, Mode, OFlags, Uid, fchown};
 use rustix::process::{Pid, test_kill_process};
 
 use super::attic::Attic;
-use super::courier;
+use super::{courier, hand};
 
 /// What the names of all such files begin with, before the server's process id.
 const PREFIX: &str = "swoole-task-";
 /// What a file's name ends with that remembers a message queue, of which it has the key.
 const QUEUE: &str = ".queue";
+/// What the name of a file ends with in which a task worker notes what it has in hand.
+const HAND: &str = ".hand";
 /// What the name of a payload's file ends with.
 const PAYLOAD: &str = ".payload";
 
@@ -147,6 +149,25 @@ impl Spill {
             && !name.starts_with(&**server)
             && name.ends_with(PAYLOAD)
             && !name.contains('/')
+    }
+
+    /// Where a task worker notes what it has in hand, for the next server of this key.
+    pub(super) fn hand(&self, task_worker: u16) -> Option<PathBuf> {
+        Some(self.dir().join(format!("{}{task_worker}{HAND}", self.kept.as_ref()?.server)))
+    }
+
+    /// What task workers of earlier servers of this key have had in hand when all were killed; once.
+    pub(super) fn take_hands(&self) -> Vec<Vec<u8>> {
+        let Some(Kept { key, .. }) = &self.kept else { return Vec::new() };
+        let mut hands = Vec::new();
+        self.remove_where(|name| {
+            let is_hand = name.starts_with(&**key) && name.ends_with(HAND);
+            if is_hand {
+                hands.extend(read_some(&self.dir.join(name), hand::LEN));
+            }
+            is_hand
+        });
+        hands
     }
 
     /// Payloads that earlier servers of this key have left, or other programs have put there: tasks to be done.
@@ -288,7 +309,7 @@ impl Spill {
         });
     }
 
-    fn remove_where(&self, wanted: impl Fn(&str) -> bool) {
+    fn remove_where(&self, mut wanted: impl FnMut(&str) -> bool) {
         let Ok(entries) = fs::read_dir(&self.dir) else { return };
         for entry in entries.flatten() {
             if let Some(name) = entry.file_name().to_str().filter(|name| wanted(name)) {
@@ -300,6 +321,14 @@ impl Spill {
             }
         }
     }
+}
+
+/// The first bytes of a file, whoever has put what there.
+fn read_some(path: &Path, len: u64) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut bytes = Vec::new();
+    File::from(rustix::fs::open(path, flags, Mode::empty())?).take(len).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn named(path: &Path, error: &io::Error) -> io::Error {

@@ -16,7 +16,8 @@
 //! before the task is begun, with them when it is done. So with a `kill -9` of everything:
 //!
 //! - what nobody had begun is done by the next server with that key,
-//! - what somebody had begun is lost, or with `task_retries` begun again, also if it had only just ended,
+//! - what somebody had begun is lost, which the next server says, or with `task_retries` begun again, also if it had only just
+//!   ended,
 //! - what [`task_wait`](crate::Worker::task_wait) had taken back may be done.
 //!
 //! What comes from another program by letter has no file; under `task_retries` it gets one when it is begun.

@@ -60,6 +60,11 @@ impl Store {
         Length::unpack(self.body(asker, slot)[PAYLOAD].load(Relaxed)).len
     }
 
+    /// The same of a task in hand.
+    pub(crate) fn payload_len(&self, taken: &Taken) -> usize {
+        self.filled_len(taken.asker, taken.slot)
+    }
+
     /// The payload of a filled slot lies in a file, short as it may be.
     pub(crate) fn set_spilled(&self, asker: u16, slot: u16) {
         let word = &self.body(asker, slot)[PAYLOAD];

@@ -187,9 +187,15 @@ pub(super) fn wait_task_worker(bed: &Bed, id: u32, before: i32) -> Result<i32> {
 
 /// Files of tasks in this directory.
 fn files_in(dir: &Path) -> Result<Vec<String>> {
+    let of_servers = |name: &String| name.ends_with(".queue") || name.ends_with(".hand");
+    Ok(all_files_in(dir)?.into_iter().filter(|name| !of_servers(name)).collect())
+}
+
+/// The same, with those that a server has while it runs.
+fn all_files_in(dir: &Path) -> Result<Vec<String>> {
     let names = fs::read_dir(dir)?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     let is_task = |name: &String| name.starts_with("swoole-task-") || name.starts_with("swoole-queue-");
-    Ok(names.filter(|name| is_task(name) && !name.ends_with(".queue")).collect())
+    Ok(names.filter(is_task).collect())
 }
 
 fn tasks(cx: &Cx) -> Result<()> {

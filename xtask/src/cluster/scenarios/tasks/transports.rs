@@ -1,7 +1,7 @@
 //! Tasks that go by letter: payloads of any size, queues that outlive servers, other programs.
 
 use super::talk::Talk;
-use super::{files_in, start, task_workers_of};
+use super::{all_files_in, files_in, start, task_workers_of};
 use crate::cluster::bed::{Bed, PATIENCE};
 use crate::cluster::log::Source;
 use crate::cluster::matrix::Cx;
@@ -135,7 +135,7 @@ pub(super) fn outlives(cx: &Cx) -> Result<()> {
         let flags = [("task-retries", &retries.to_string()[..]), ("package-max-length", "4M")];
         let bed = start_with(cx, &key, 1, &flags)?;
         let mut client = Talk::begin(&bed)?;
-        client.ask("task sleep 1234")?;
+        let begun = client.ask("task sleep 1234")?;
         let pid = task_workers_of(&bed)[&0];
         proc::until("it to begin", PATIENCE, || proc::sleeps(pid).then_some(()))?;
         // More than a queue of 16 KiB has room for.
@@ -146,22 +146,26 @@ pub(super) fn outlives(cx: &Cx) -> Result<()> {
         ensure!(key.messages().is_some_and(|messages| messages > 10), "{:?}", key.messages());
         kill_all(bed)?;
         let bed = start_with(cx, &key, 2, &flags)?;
+        // What was begun is lost, which this one says, or begun again.
+        let lost = format!("task {begun} of an earlier server (10 bytes) is lost");
+        let lost = bed.log.texts(Source::Stderr).iter().filter(|line| line.contains(&lost)).count();
+        ensure!(lost == usize::from(retries == 0), "{lost} lines about {begun}, retries {retries}");
         for (number, size) in sizes.iter().enumerate() {
             let line = wait_noted(&bed, &format!("n{number}"))?;
             ensure!(line.contains(&format!("len={size} ")) && line.ends_with("foreign=true"), "{line}");
         }
         let mut client = Talk::begin(&bed)?;
-        // What was begun is lost, or begun again.
         let done = sizes.len() as u64 + retries;
         proc::until("all tasks to be done", PATIENCE, || {
             (client.stat("task_done").ok()? == done).then_some(())
         })
         .with_context(|| format!("retries {retries}"))?;
+        ensure!(client.stat("task_lost")? == 1 - retries, "retries {retries}: {}", client.stat("task_lost")?);
         client.expect("taskwait 5000 own", "result OWN")?;
         ensure!(count(&bed, "noted ") == sizes.len(), "one was done twice");
         ensure!(key.messages() == Some(0), "{:?}", key.messages());
-        ensure!(files_in(&cx.dir)?.is_empty(), "files: {:?}", files_in(&cx.dir)?);
         bed.stop()?;
+        ensure!(all_files_in(&cx.dir)?.is_empty(), "files: {:?}", all_files_in(&cx.dir)?);
     }
     Ok(())
 }
@@ -187,7 +191,7 @@ pub(super) fn outlives_stop(cx: &Cx) -> Result<()> {
     wait_noted(&bed, "large")?;
     ensure!(count(&bed, "noted ") == 101, "one was done twice");
     bed.stop()?;
-    ensure!(files_in(&cx.dir)?.is_empty(), "files: {:?}", files_in(&cx.dir)?);
+    ensure!(all_files_in(&cx.dir)?.is_empty(), "files: {:?}", all_files_in(&cx.dir)?);
     Ok(())
 }
 
