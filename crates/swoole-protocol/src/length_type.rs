@@ -98,18 +98,28 @@ impl LengthType {
     /// Reads the number in `field`, which has [`size`](Self::size) bytes.
     #[inline]
     pub(crate) fn decode(self, field: &[u8]) -> Result<u64, Malformed> {
-        let mut wide = [0; 8];
-        let unused = 8 - field.len();
-        let value = if self.big_endian() {
-            wide[unused..].copy_from_slice(field);
-            u64::from_be_bytes(wide)
-        } else {
-            wide[..field.len()].copy_from_slice(field);
-            u64::from_le_bytes(wide)
+        // Read as wide as it is: a copy into something wider, and a load from that, waits for the copy's store.
+        let swaps = self.big_endian() == cfg!(target_endian = "little");
+        let value = match *field {
+            [byte] => byte.into(),
+            [a, b] => {
+                let value = u16::from_ne_bytes([a, b]);
+                if swaps { value.swap_bytes() } else { value }.into()
+            }
+            [a, b, c, d] => {
+                let value = u32::from_ne_bytes([a, b, c, d]);
+                if swaps { value.swap_bytes() } else { value }.into()
+            }
+            [a, b, c, d, e, f, g, h] => {
+                let value = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+                if swaps { value.swap_bytes() } else { value }
+            }
+            _ => unreachable!("a field has 1, 2, 4 or 8 bytes"),
         };
         if self.signed() && value > self.max() {
             // The shift to the left brings the sign to the top bit, the arithmetic one back copies it down.
-            let value = (value << (8 * unused)).cast_signed() >> (8 * unused);
+            let unused = 64 - 8 * field.len();
+            let value = (value << unused).cast_signed() >> unused;
             return Err(Malformed::NegativeLength { value });
         }
         Ok(value)

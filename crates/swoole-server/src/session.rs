@@ -7,6 +7,8 @@
 //! only the owning reactor writes. The facts that belong together are read under a sequence lock;
 //! the byte counters are single words and need none. Each reactor has a table of its own, on pages of its own.
 
+mod divisor;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
@@ -17,6 +19,7 @@ use rustix::time::{ClockId, clock_gettime};
 use swoole_ipc::Memory;
 use swoole_ipc::words::Words;
 
+use self::divisor::Divisor;
 use crate::config::{Address, Listen};
 use crate::error::{Error, Result};
 
@@ -216,6 +219,8 @@ const PENDING: usize = 13;
 pub(crate) struct SessionTable {
     /// One table for each reactor.
     tables: Vec<Words>,
+    /// By how many.
+    divisor: Divisor,
 }
 
 impl SessionTable {
@@ -229,7 +234,7 @@ impl SessionTable {
         let tables = Words::open(memory, start, reactors, (1 + slots) * ENTRY).map_err(|error| {
             Error::setup(format!("map the session tables ({reactors} of {slots} sessions)"), error)
         })?;
-        Ok(SessionTable { tables })
+        Ok(SessionTable { tables, divisor: Divisor::new(reactors) })
     }
 
     /// Tables in memory of their own.
@@ -253,7 +258,7 @@ impl SessionTable {
     /// The reactor that owns the session.
     #[inline]
     pub(crate) fn reactor(&self, session: Session) -> u16 {
-        (session.place() % self.tables.len() as u32) as u16
+        self.divisor.divide(session.place()).1 as u16
     }
 
     /// Which of so many workers has it in its share, if they share all sessions evenly.
@@ -264,7 +269,7 @@ impl SessionTable {
     /// Its slot on that reactor.
     #[inline]
     pub(crate) fn slot(&self, session: Session) -> usize {
-        (session.place() / self.tables.len() as u32) as usize
+        self.divisor.divide(session.place()).0 as usize
     }
 
     /// The generation of the last tenant of `slot` on `reactor`; 0 if there was none.
@@ -279,8 +284,9 @@ impl SessionTable {
         if session.raw() == 0 {
             return None;
         }
-        let start = (1 + self.slot(session)) * ENTRY;
-        self.tables[usize::from(self.reactor(session))].get(start..start + ENTRY)
+        let (slot, reactor) = self.divisor.divide(session.place());
+        let start = (1 + slot as usize) * ENTRY;
+        self.tables[reactor as usize].get(start..start + ENTRY)
     }
 
     /// The owning reactor publishes a new session.

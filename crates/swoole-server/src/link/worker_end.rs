@@ -121,7 +121,7 @@ impl Inbox {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn next(&mut self) -> Result<Next<'_>, Error> {
         if self.batch.is_none() && !self.advance()? {
             return Ok(Next::Empty);
@@ -191,7 +191,7 @@ impl Inbox {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn next_of_batch(&mut self) -> Result<Next<'_>, Error> {
         let reactor = self.reactor;
         let (Some(batch), Source::Ring { ring, at }) = (&mut self.batch, &self.source) else {
