@@ -98,7 +98,8 @@ pub struct Endpoint {
     kind: Kind,
     /// What the kernel lets us have under way (SO_SNDBUF).
     buffer: usize,
-    /// Received, but not yet taken apart: `inbox[taken..filled]`. It has room for the largest piece.
+    /// Received, but not yet taken apart: `inbox[taken..filled]`. It has room for the largest piece, once something was received:
+    /// many ends only send, or have packets taken from them.
     inbox: Box<[u8]>,
     taken: usize,
     filled: usize,
@@ -112,7 +113,7 @@ impl Endpoint {
             socket,
             kind,
             buffer: 0,
-            inbox: vec![0; HEADER + PIECE_MAX].into_boxed_slice(),
+            inbox: Box::default(),
             taken: 0,
             filled: 0,
             descriptors: VecDeque::new(),
@@ -330,6 +331,9 @@ impl Endpoint {
 
     /// One recvmsg(2) more, with all descriptors that came along.
     fn fill_inbox(&mut self) -> Result<(), Error> {
+        if self.inbox.is_empty() {
+            self.inbox = vec![0; HEADER + PIECE_MAX].into_boxed_slice();
+        }
         self.inbox.copy_within(self.taken..self.filled, 0);
         self.filled -= self.taken;
         self.taken = 0;

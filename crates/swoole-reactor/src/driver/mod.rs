@@ -29,8 +29,10 @@ pub(crate) const WAKER: u64 = u64::MAX;
 
 /// Memory that events borrow from while the handler has the reactor, and the driver with it, for itself.
 pub(crate) struct Scratch {
-    /// What was read last.
+    /// What was read last. Empty until something is read: not every reactor has streams.
     buffer: Vec<u8>,
+    /// Bytes that it has then.
+    receive_buffer: usize,
     /// io_uring: what was held back while a stream was paused.
     held: Vec<u8>,
     /// io_uring: the pool that the kernel reads into.
@@ -39,7 +41,16 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     pub(crate) fn new(receive_buffer: usize) -> Self {
-        Self { buffer: vec![0; receive_buffer], held: Vec::new(), provided: None }
+        Self { buffer: Vec::new(), receive_buffer, held: Vec::new(), provided: None }
+    }
+
+    /// Where to read into.
+    #[inline]
+    fn room(&mut self) -> &mut [u8] {
+        if self.buffer.is_empty() {
+            self.buffer = vec![0; self.receive_buffer];
+        }
+        &mut self.buffer
     }
 }
 

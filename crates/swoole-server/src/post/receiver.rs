@@ -46,18 +46,14 @@ pub(crate) struct Receiver {
     number: u16,
     /// By sender, of which each has one under way.
     parts: HashMap<u16, Part>,
+    /// Empty until something comes.
     buffer: Box<[u8]>,
 }
 
 impl Receiver {
     /// That of the box with this number.
     pub(crate) fn new(shared: &Arc<Shared>, number: u16) -> Receiver {
-        Receiver {
-            shared: Arc::clone(shared),
-            number,
-            parts: HashMap::new(),
-            buffer: vec![0; HEADER + PIECE].into(),
-        }
+        Receiver { shared: Arc::clone(shared), number, parts: HashMap::new(), buffer: Box::default() }
     }
 
     /// Readable while something has come.
@@ -73,6 +69,9 @@ impl Receiver {
     pub(crate) fn next(&mut self) -> Option<Parcel> {
         loop {
             let mut buffer = std::mem::take(&mut self.buffer);
+            if buffer.is_empty() {
+                buffer = vec![0; HEADER + PIECE].into();
+            }
             let received = self.end().recv_packet(&mut buffer);
             let parcel = match &received {
                 Ok(Some(len)) => self.take(&buffer[..*len]),

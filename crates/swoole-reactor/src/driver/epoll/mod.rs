@@ -483,7 +483,7 @@ impl Driver for Epoll {
                 return Some(event);
             }
             if let Some((token, left)) = self.current {
-                match self.step(token, left, &mut scratch.buffer) {
+                match self.step(token, left, scratch.room()) {
                     Some(found) => return Some(found.event(&scratch.buffer)),
                     None => continue,
                 }

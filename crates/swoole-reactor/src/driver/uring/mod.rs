@@ -460,7 +460,7 @@ impl Driver for Uring {
             let found = if let Some(token) = self.replay.pop_front() {
                 self.replay(token)
             } else if let Some((token, left)) = self.current {
-                self.read(token, left, &mut scratch.buffer)
+                self.read(token, left, scratch.room())
             } else if let Some(&completion) = self.completions.get(self.handled) {
                 self.handled += 1;
                 self.complete(completion)
