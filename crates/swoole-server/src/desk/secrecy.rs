@@ -123,10 +123,10 @@ impl Desk {
 
     /// Sends what is for a client, as it goes to the wire.
     pub(super) fn encrypt(&mut self, reactor: &mut Reactor, slot: usize, output: &Output<'_>) {
-        // Nobody asks for it while it is sent, and the slot is this connection's until the reactor says that it is gone.
         if !self.admits(reactor, slot, output.len()) {
             return;
         }
+        // Nobody asks for it meanwhile, and the slot is this connection's until the reactor says that it is gone.
         let Some(mut tls) = self.connections[slot].tls.take() else { return };
         let mut wire = |records: &[IoSlice<'_>]| {
             if !self.connections[slot].closing {

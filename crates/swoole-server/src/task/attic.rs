@@ -5,10 +5,10 @@
 //! given back (fallocate(2), `FALLOC_FL_PUNCH_HOLE`). So nothing is left behind, whoever dies; and how much of it is in use
 //! the kernel knows, exactly, at any time.
 //!
-//! Fresh memory costs more than to write to it: with payloads and results of 16 KiB, 16 tasks at a time, 24,000 tasks a second
-//! if all of it is given back at the end of each, 55,000 if not (7,000 to 15,000 in files; 1 MiB: 440, 820, 930). So a slot keeps what it had for its next task, as long
-//! as not more than half of `max` is in use; and an asker whose last task is over gives all of it back, if more than an
-//! eighth is.
+//! Fresh memory costs more than to write to it: with payloads and results of 16 KiB, 16 tasks at a time over a unix socket,
+//! 24,000 tasks a second if all of it is given back at the end of each, 30,000 to 55,000 if not (5,000 to 15,000 in files; with
+//! 1 MiB 440, 750 to 910 and 850 to 950). So a slot keeps what it had for its next task, as long as not more than half of
+//! `task_buffer_size` is in use; and an asker whose last task is over gives all of it back, if more than an eighth is.
 //!
 //! In front of the bytes stand the use of the slot that they belong to, and how many they are. They are read when the slot's
 //! word says so, and were all written before that.
@@ -50,7 +50,12 @@ impl Attic {
         if shape.is_empty() || max == 0 || is_limited {
             return Ok(None);
         }
-        let file = memfd_create("swoole-tasks", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        // Some hosts refuse any other (sysctl vm.memfd_noexec=2), and kernels before 6.3 do not know it.
+        let file = match memfd_create("swoole-tasks", flags | MemfdFlags::NOEXEC_SEAL) {
+            Err(Errno::INVAL) => memfd_create("swoole-tasks", flags)?,
+            made => made?,
+        };
         let size = u64::from(shape.askers) * shape.slots as u64 * 2 * STRETCH;
         ftruncate(&file, size)?;
         // What somebody has written is there until it is given back.
