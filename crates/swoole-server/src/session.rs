@@ -19,7 +19,6 @@ use rustix::time::{ClockId, clock_gettime};
 use swoole_ipc::Memory;
 use swoole_ipc::words::Words;
 
-use self::divisor::Divisor;
 use crate::config::{Address, Listen};
 use crate::error::{Error, Result};
 
@@ -220,7 +219,7 @@ pub(crate) struct SessionTable {
     /// One table for each reactor.
     tables: Vec<Words>,
     /// By how many.
-    divisor: Divisor,
+    divisor: divisor::Divisor,
 }
 
 impl SessionTable {
@@ -234,7 +233,7 @@ impl SessionTable {
         let tables = Words::open(memory, start, reactors, (1 + slots) * ENTRY).map_err(|error| {
             Error::setup(format!("map the session tables ({reactors} of {slots} sessions)"), error)
         })?;
-        Ok(SessionTable { tables, divisor: Divisor::new(reactors) })
+        Ok(SessionTable { tables, divisor: divisor::Divisor::new(reactors) })
     }
 
     /// Tables in memory of their own.

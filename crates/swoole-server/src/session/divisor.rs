@@ -28,7 +28,7 @@ impl Divisor {
     #[inline]
     pub(super) fn divide(self, place: u32) -> (u32, u32) {
         debug_assert!(place < Self::PLACES);
-        let quotient = (u64::from(place) * self.reciprocal >> Self::SHIFT) as u32;
+        let quotient = ((u64::from(place) * self.reciprocal) >> Self::SHIFT) as u32;
         (quotient, place - quotient * self.number)
     }
 }

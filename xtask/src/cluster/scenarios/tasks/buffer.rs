@@ -1,4 +1,4 @@
-//! Payloads and results that are too large for a slot, and lie in memory.
+//! Payloads and results that are too large for a slot: in memory, and in files.
 
 use super::talk::Talk;
 use super::{files_in, start, task_workers_of, wait_task_worker};
@@ -74,4 +74,46 @@ pub(super) fn buffer(cx: &Cx) -> Result<()> {
     client.wait_idle()?;
     wait_empty(&bed, SUM)?;
     bed.stop().map(drop)
+}
+
+pub(super) fn files(cx: &Cx) -> Result<()> {
+    let in_files = [("task-buffer-size", "0")];
+    let bed = start(cx, 1, &in_files)?;
+    let mut client = Talk::begin(&bed)?;
+    let large = "z".repeat(20_000);
+    // A file for its payload while it waits, and while it is done.
+    let busy = client.ask("task sleep 300")?;
+    let id = client.ask(&format!("task {large}"))?;
+    ensure!(files_in(&cx.dir)?.len() == 1, "files: {:?}", files_in(&cx.dir)?);
+    client.expect_end(&busy, "SLEEP 300")?;
+    client.expect_end(&id, &large.to_uppercase())?;
+    ensure!(files_in(&cx.dir)?.is_empty(), "files: {:?}", files_in(&cx.dir)?);
+    // Its asker dies: its successor puts it away when it is done.
+    client.ask("task sleep 300")?;
+    client.ask(&format!("task {large}"))?;
+    let worker = bed.lives()[&0].pid;
+    proc::signal(worker, Signal::KILL)?;
+    bed.wait_successor(0, worker)?;
+    let mut client = Talk::begin(&bed)?;
+    client.expect("taskwait 5000 x", "result X")?;
+    proc::until("files to go", PATIENCE, || {
+        files_in(&cx.dir).is_ok_and(|files| files.is_empty()).then_some(())
+    })?;
+    // Everybody is killed: the next server there puts them away.
+    client.ask("task sleep 60000")?;
+    client.ask(&format!("task {large}"))?;
+    proc::kill_family(bed.ready.master)?;
+    ensure!(files_in(&cx.dir)?.len() == 1, "files: {:?}", files_in(&cx.dir)?);
+    drop(bed);
+    let bed = start(cx, 1, &in_files)?;
+    ensure!(files_in(&cx.dir)?.is_empty(), "files: {:?}", files_in(&cx.dir)?);
+    // One that is stopped leaves none, whatever it had under way.
+    let mut client = Talk::begin(&bed)?;
+    client.ask("task sleep 60000")?;
+    client.ask(&format!("task {large}"))?;
+    bed.signal_master(Signal::INT)?;
+    bed.signal_master(Signal::INT)?;
+    bed.stop()?;
+    ensure!(files_in(&cx.dir)?.is_empty(), "files: {:?}", files_in(&cx.dir)?);
+    Ok(())
 }

@@ -59,7 +59,7 @@ pub(super) static ALL: &[Scenario] = &[
     )
     .in_process()
     .by_post(),
-    backends("task_files", "large tasks leave no file, whoever is killed", files).by_post(),
+    backends("task_files", "large tasks leave no file, whoever is killed", buffer::files).by_post(),
     backends("task_buffer", "large tasks lie in memory, and leave none of it taken", buffer::buffer)
         .by_post(),
     backends(
@@ -508,46 +508,4 @@ fn manager_dies(cx: &Cx) -> Result<()> {
     bed.log.wait_line(Source::Stdout, &["on_after_reload"], PATIENCE)?;
     client.expect("taskwait 5000 on", "result ON")?;
     bed.stop().map(drop)
-}
-
-fn files(cx: &Cx) -> Result<()> {
-    let in_files = [("task-buffer-size", "0")];
-    let bed = start(cx, 1, &in_files)?;
-    let mut client = Talk::begin(&bed)?;
-    let large = "z".repeat(20_000);
-    // A file for its payload while it waits, and while it is done.
-    let busy = client.ask("task sleep 300")?;
-    let id = client.ask(&format!("task {large}"))?;
-    ensure!(files_in(&cx.dir)?.len() == 1, "files: {:?}", files_in(&cx.dir)?);
-    client.expect_end(&busy, "SLEEP 300")?;
-    client.expect_end(&id, &large.to_uppercase())?;
-    ensure!(files_in(&cx.dir)?.is_empty(), "files: {:?}", files_in(&cx.dir)?);
-    // Its asker dies: its successor puts it away when it is done.
-    client.ask("task sleep 300")?;
-    client.ask(&format!("task {large}"))?;
-    let worker = bed.lives()[&0].pid;
-    proc::signal(worker, Signal::KILL)?;
-    bed.wait_successor(0, worker)?;
-    let mut client = Talk::begin(&bed)?;
-    client.expect("taskwait 5000 x", "result X")?;
-    proc::until("files to go", PATIENCE, || {
-        files_in(&cx.dir).is_ok_and(|files| files.is_empty()).then_some(())
-    })?;
-    // Everybody is killed: the next server there puts them away.
-    client.ask("task sleep 60000")?;
-    client.ask(&format!("task {large}"))?;
-    proc::kill_family(bed.ready.master)?;
-    ensure!(files_in(&cx.dir)?.len() == 1, "files: {:?}", files_in(&cx.dir)?);
-    drop(bed);
-    let bed = start(cx, 1, &in_files)?;
-    ensure!(files_in(&cx.dir)?.is_empty(), "files: {:?}", files_in(&cx.dir)?);
-    // One that is stopped leaves none, whatever it had under way.
-    let mut client = Talk::begin(&bed)?;
-    client.ask("task sleep 60000")?;
-    client.ask(&format!("task {large}"))?;
-    bed.signal_master(Signal::INT)?;
-    bed.signal_master(Signal::INT)?;
-    bed.stop()?;
-    ensure!(files_in(&cx.dir)?.is_empty(), "files: {:?}", files_in(&cx.dir)?);
-    Ok(())
 }
