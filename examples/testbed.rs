@@ -308,6 +308,7 @@ impl Testbed {
             return Ok(());
         }
         let reply = match Command::parse(packet) {
+            Ok(Command::Big(bytes)) => self.send_big(worker, client, bytes).map(|()| None),
             Ok(command) => self.obey(worker, client, command),
             Err(complaint) => Err(Error::from(complaint)),
         };
@@ -421,7 +422,8 @@ impl Testbed {
             Command::Messages(to, count, bytes) => {
                 text(format!("sent {}", self.messages.flood(worker, to, count, bytes)?))
             }
-            Command::Big(bytes) => self.send_big(worker, client, bytes).map(|()| None),
+            // By datagram.
+            Command::Big(bytes) => Ok(Some(vec![b'x'; bytes])),
             Command::Try(what) => text(attempt::attempt(what)?),
             Command::Leak(bytes) => {
                 // Written to, or the kernel would not have to give it.
