@@ -113,6 +113,13 @@ impl AsFd for Memory {
     }
 }
 
+/// For one that reads and writes it as a file.
+impl From<Memory> for OwnedFd {
+    fn from(memory: Memory) -> OwnedFd {
+        memory.file
+    }
+}
+
 /// Shared pages; zeroed at creation, unmapped when dropped (in this process only).
 #[derive(Debug)]
 pub(crate) struct Mapping {

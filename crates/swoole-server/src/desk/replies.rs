@@ -130,8 +130,9 @@ impl Desk {
     /// Puts bytes on the way to a client, unless too many wait for it already.
     #[inline]
     pub(super) fn transmit(&mut self, reactor: &mut Reactor, slot: usize, output: Output<'_>) {
-        if self.admits(reactor, slot, output.len()) {
-            self.put(reactor, slot, output);
+        let len = output.len();
+        if self.admits(reactor, slot, len) {
+            self.put(reactor, slot, output, len);
         }
     }
 
@@ -150,10 +151,9 @@ impl Desk {
         is_admitted
     }
 
-    /// Puts bytes on the way that the client may have.
-    pub(super) fn put(&mut self, reactor: &mut Reactor, slot: usize, output: Output<'_>) {
+    /// Puts bytes on the way that the client may have, so many.
+    pub(super) fn put(&mut self, reactor: &mut Reactor, slot: usize, output: Output<'_>, len: usize) {
         let Connection { session, token, .. } = self.connections[slot];
-        let len = output.len();
         let sent = match output {
             Output::Parts(parts) => reactor.send_slices(token, parts),
             Output::Whole(bytes) => reactor.send(token, bytes),

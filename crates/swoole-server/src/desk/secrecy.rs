@@ -130,7 +130,9 @@ impl Desk {
         let Some(mut tls) = self.connections[slot].tls.take() else { return };
         let mut wire = |records: &[IoSlice<'_>]| {
             if !self.connections[slot].closing {
-                self.put(reactor, slot, Output::Parts(records));
+                let records = Output::Parts(records);
+                let len = records.len();
+                self.put(reactor, slot, records, len);
             }
         };
         match output {

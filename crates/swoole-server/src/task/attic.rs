@@ -18,11 +18,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
-use rustix::fs::{
-    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fstat, ftruncate, memfd_create,
-};
+use rustix::fs::{FallocateFlags, fallocate, fstat};
 use rustix::io::{Errno, pwritev};
 use rustix::process::{Resource, getrlimit};
+use swoole_ipc::Memory;
 
 use super::spill::Part;
 use super::store::Shape;
@@ -45,22 +44,14 @@ pub(crate) struct Attic {
 
 impl Attic {
     /// `None` if there is to be none, or if files may not be so large here (`ulimit -f`), also those in memory.
-    pub(crate) fn create(shape: Shape, max: usize) -> io::Result<Option<OwnedFd>> {
+    pub(crate) fn create(shape: Shape, max: usize) -> Result<Option<OwnedFd>, swoole_ipc::Error> {
         let is_limited = getrlimit(Resource::Fsize).current.is_some();
         if shape.is_empty() || max == 0 || is_limited {
             return Ok(None);
         }
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        // Some hosts refuse any other (sysctl vm.memfd_noexec=2), and kernels before 6.3 do not know it.
-        let file = match memfd_create("swoole-tasks", flags | MemfdFlags::NOEXEC_SEAL) {
-            Err(Errno::INVAL) => memfd_create("swoole-tasks", flags)?,
-            made => made?,
-        };
-        let size = u64::from(shape.askers) * shape.slots as u64 * 2 * STRETCH;
-        ftruncate(&file, size)?;
-        // What somebody has written is there until it is given back.
-        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        Ok(Some(file))
+        // Sealed: what somebody has written is there until it is given back.
+        let size = usize::from(shape.askers) * shape.slots * 2 * STRETCH as usize;
+        Memory::create("swoole-tasks", size).map(|memory| Some(memory.into()))
     }
 
     pub(crate) fn open(file: OwnedFd, shape: Shape, max: usize) -> Attic {

@@ -4,16 +4,14 @@
 //! nobody is left to tell. So each task worker keeps that in a file in `task_tmpdir`, mapped, which costs a few stores for a
 //! task. A server in order removes them when it ends; what one that was killed has left, the next one reads.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use swoole_ipc::Memory;
 use swoole_ipc::words::Words;
 
-use super::TaskId;
+use super::{TaskId, spill};
 
 // What stands in the file, 64 bits each. Nobody believes more of it than that it may be told.
 const STATE: usize = 0;
@@ -37,13 +35,7 @@ impl Hand {
     /// A new note, in this file. Without it, the task worker does as well.
     pub(super) fn open(path: &Path) -> Hand {
         let words = || -> io::Result<Words> {
-            // That of the last process of its slot. Whatever else has that name is not written to.
-            fs::remove_file(path).or_else(|error| match error.kind() {
-                ErrorKind::NotFound => Ok(()),
-                _ => Err(error),
-            })?;
-            let mut new = OpenOptions::new();
-            let file = new.read(true).write(true).create_new(true).mode(0o600).open(path)?;
+            let file = spill::create_anew(path)?;
             file.set_len(Words::size(1, WORDS) as u64)?;
             let memory = Memory::from_file("hand", file.into()).map_err(io::Error::other)?;
             let mut rows = Words::open(&memory, 0, 1, WORDS).map_err(io::Error::other)?;
@@ -130,6 +122,8 @@ impl std::fmt::Display for Lost {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -222,18 +222,13 @@ impl Spill {
             return Ok(());
         }
         let path = self.path(asker, slot, ticket, part);
-        let open = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        let written = open().or_else(|error| match error.kind() {
-            ErrorKind::AlreadyExists => fs::remove_file(&path).and_then(|()| open()),
-            _ => Err(error),
-        });
         let fill = |mut file: File| {
             if let Some((uid, gid)) = self.owner {
                 fchown(&file, uid, Some(gid))?;
             }
             file.write_all(bytes)
         };
-        let written = written.and_then(fill).map_err(|error| named(&path, &error));
+        let written = create_anew(&path).and_then(fill).map_err(|error| named(&path, &error));
         if written.is_err() {
             let _ = fs::remove_file(&path);
         }
@@ -321,6 +316,16 @@ impl Spill {
             }
         }
     }
+}
+
+/// A new file for its owner alone. What a dead process has left under that name is replaced; whatever else it is, nobody writes
+/// to it.
+pub(super) fn create_anew(path: &Path) -> io::Result<File> {
+    let open = || OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
+    open().or_else(|error| match error.kind() {
+        ErrorKind::AlreadyExists => fs::remove_file(path).and_then(|()| open()),
+        _ => Err(error),
+    })
 }
 
 /// The first bytes of a file, whoever has put what there.

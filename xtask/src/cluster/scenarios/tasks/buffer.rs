@@ -1,14 +1,13 @@
 //! Payloads and results that are too large for a slot: in memory, and in files.
 
+use super::edges::shared_memory;
 use super::talk::Talk;
 use super::{files_in, start, task_workers_of, wait_task_worker};
 use crate::cluster::bed::{Bed, PATIENCE};
 use crate::cluster::matrix::Cx;
 use crate::cluster::proc;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use rustix::process::Signal;
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 
 const SIZE: usize = 100_000;
 /// Of all.
@@ -16,13 +15,7 @@ const SUM: usize = 250 << 10;
 
 /// Bytes that large tasks have of memory.
 fn in_use(bed: &Bed) -> Result<usize> {
-    let dir = format!("/proc/{}/fd", bed.ready.manager);
-    let mut paths = fs::read_dir(&dir).with_context(|| format!("list {dir}"))?.flatten();
-    let is_it = |path: &fs::DirEntry| {
-        fs::read_link(path.path()).is_ok_and(|target| target.starts_with("/memfd:swoole-tasks (deleted)"))
-    };
-    let entry = paths.find(is_it).context("there is no such memory")?;
-    Ok(fs::metadata(entry.path())?.blocks() as usize * 512)
+    shared_memory(bed, "swoole-tasks").map(|bytes| bytes as usize)
 }
 
 /// Until they have little of `task_buffer_size`, which somebody may keep for the next.

@@ -104,13 +104,15 @@ pub(super) fn nothing_held_back(cx: &Cx) -> Result<()> {
     bed.stop().map(drop)
 }
 
-/// Bytes of the server's shared memory that it really has.
-fn shared_memory(bed: &Bed) -> Result<u64> {
+/// Bytes that the server really has of the largest shared memory whose name begins so.
+pub(super) fn shared_memory(bed: &Bed, name: &str) -> Result<u64> {
     let dir = format!("/proc/{}/fd", bed.ready.manager);
     let mut sizes = Vec::new();
     for entry in fs::read_dir(&dir).with_context(|| format!("list {dir}"))? {
         let path = entry?.path();
-        if fs::read_link(&path).is_ok_and(|target| target.to_string_lossy().starts_with("/memfd:swoole")) {
+        if fs::read_link(&path)
+            .is_ok_and(|target| target.to_string_lossy().starts_with(&format!("/memfd:{name}")))
+        {
             sizes.push(fs::metadata(&path)?.blocks() * 512);
         }
     }
@@ -121,14 +123,14 @@ pub(super) fn memory(cx: &Cx) -> Result<()> {
     let bed = start(cx, 1, &[("task-retries", "1"), ("task-queue-max", "65535")])?;
     let mut client = Talk::begin(&bed)?;
     client.expect("taskwait 5000 x", "result X")?;
-    let before = shared_memory(&bed)?;
+    let before = shared_memory(&bed, "swoole")?;
     let pid = task_workers_of(&bed)[&0];
     let id = client.ask("task sleep 200")?;
     proc::until("the task to begin", PATIENCE, || proc::sleeps(pid).then_some(()))?;
     proc::signal(pid, Signal::KILL)?;
     client.expect_end(&id, "SLEEP 200")?;
     client.expect("taskwait 5000 x", "result X")?;
-    let after = shared_memory(&bed)?;
+    let after = shared_memory(&bed, "swoole")?;
     ensure!(after < before + (4 << 20), "a death has made {before} bytes of shared memory {after}");
     bed.stop().map(drop)
 }
