@@ -41,6 +41,8 @@ pub(super) struct Mail {
     /// Which had the last one: the queue for whoever is free (0), or the own one (1).
     from: usize,
     received: u32,
+    /// The last letter was another program's, or an earlier server's: where that was, more may be.
+    foreign: bool,
     /// What had arrived in the queue for whoever is free and in the own one when nothing was there.
     arrivals: [u64; 2],
     /// Task workers of an earlier server whose queues nobody else looks into.
@@ -65,6 +67,7 @@ impl Mail {
             unopened: None,
             from: 0,
             received: 0,
+            foreign: false,
             arrivals: [0; 2],
             strays: if is_kept && id == 0 { first..TASK_WORKERS_MAX } else { 0..0 },
             left: if is_kept { shared.tasks.spill().left().into() } else { VecDeque::new() },
@@ -98,9 +101,11 @@ impl Mail {
 
     /// The next task.
     pub(super) fn next(&mut self) -> Option<Taken> {
-        while self.unopened.is_some() || self.fetch(false) {
-            let taken = match Letter::read(&self.buffer[..self.unopened.unwrap_or(0)]) {
-                Ok((letter, _)) if letter.server == self.server() => {
+        while self.unopened.is_some() || self.fetch(self.foreign) {
+            let read = Letter::read(&self.buffer[..self.unopened.unwrap_or(0)]);
+            self.foreign = !matches!(&read, Ok((letter, _)) if letter.server == self.server());
+            let taken = match read {
+                Ok((letter, _)) if !self.foreign => {
                     let (asker, slot) = (letter.id.asker, letter.slot);
                     self.store.take_posted(asker, slot, letter.ticket, self.id, super::now())
                 }
@@ -165,7 +170,8 @@ impl Mail {
         false
     }
 
-    fn received_nothing(&self) {
+    fn received_nothing(&mut self) {
+        self.foreign = false;
         self.store.set_letter(self.id, false);
         self.hand.ends();
     }
