@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use swoole_ipc::Doorbell;
 
-use super::choice::Choice;
+use super::choice::{Choice, State};
 use super::courier::{Courier, Letter};
 use super::spill::{Part, Spill};
 use super::store::{CAN_BE_INLINE, Count, Found, Ready, Reclaimed, Status, Store};
@@ -307,7 +307,14 @@ impl Asker {
 
     fn choose(&mut self) -> u16 {
         let Shared { config, board, .. } = &*self.shared;
-        self.choice.choose(|id| board.is_busy(config.seat_of_task_worker(id)))
+        self.choice.choose(|id| {
+            let seat = config.seat_of_task_worker(id);
+            match board.looks(seat) {
+                Some(_) => State::Looks,
+                None if board.is_busy(seat) => State::Works,
+                None => State::Sleeps,
+            }
+        })
     }
 
     /// Sends a letter; false if there is no room for it, and the task must go into its queue.
@@ -506,8 +513,8 @@ impl Asker {
             bell.disarm();
             return Ok(true);
         }
-        bell.wait(Some(left.min(LOOK_AFTER)))?;
-        if self.shared.lifeline.is_cut() {
+        // Who rings lives.
+        if !bell.wait(Some(left.min(LOOK_AFTER)))? && self.shared.lifeline.is_cut() {
             return Err(Error::setup("wait for a task", "the server is gone"));
         }
         Ok(true)

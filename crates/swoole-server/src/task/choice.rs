@@ -1,5 +1,14 @@
 //! Whom an asker asks, where it has to choose (`task_ipc_mode = msgqueue`), and whom it has to wake.
 
+/// What a task worker is at.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum State {
+    /// It has nothing to do, and is awake.
+    Looks,
+    Sleeps,
+    Works,
+}
+
 /// What one process has asked of each task worker.
 #[derive(Debug)]
 pub(super) struct Choice {
@@ -21,20 +30,22 @@ impl Choice {
     }
 
     /// The task worker that has least to do, as far as one can know without asking: what this process has asked of it, or that
-    /// it is busy with something else. Of those that have nothing, the one that was chosen last, which is the likeliest to be
-    /// awake; of others that are alike, the next one.
-    pub(super) fn choose(&mut self, is_busy: impl Fn(u16) -> bool) -> u16 {
+    /// it works for somebody else. Of those that have nothing, one that is awake, if possible the one that was chosen last; of
+    /// others that are alike, the next one.
+    pub(super) fn choose(&mut self, state: impl Fn(u16) -> State) -> u16 {
         let all = self.in_flight.len() as u16;
-        // What it is busy with may be over at once; what was asked of it is not.
-        let load = |id: &u16| match self.in_flight[usize::from(*id)] {
-            0 => (u32::from(is_busy(*id)), 0),
-            own => (own, own),
+        // What it works at may be over at once; what was asked of it is not.
+        let load = |id: &u16| match (self.in_flight[usize::from(*id)], state(*id)) {
+            (0, state @ State::Works) => (1, 0, state),
+            (0, state) => (0, 0, state),
+            (own, _) => (own, own, State::Works),
         };
-        if load(&self.last) == (0, 0) {
-            return self.last;
-        }
         let from_next = (self.last + 1..all).chain(0..=self.last);
-        self.last = from_next.min_by_key(load).unwrap_or(self.last);
+        let next = from_next.min_by_key(load).unwrap_or(self.last);
+        let of_last = load(&self.last);
+        if of_last.0 > 0 || of_last != load(&next) {
+            self.last = next;
+        }
         self.last
     }
 
@@ -66,7 +77,7 @@ mod tests {
 
     use super::*;
 
-    const FREE: fn(u16) -> bool = |_| false;
+    const FREE: fn(u16) -> State = |_| State::Sleeps;
 
     #[test]
     fn one_that_stands_still_gets_nothing_more() {
@@ -88,13 +99,23 @@ mod tests {
     #[test]
     fn who_is_busy_for_others_is_asked_only_when_all_are() {
         let mut choice = Choice::new(3, 1);
-        assert_eq!(choice.choose(|id| id == 1), 2);
-        assert_eq!(choice.choose(|_| true), 0);
+        assert_eq!(choice.choose(|id| [State::Sleeps, State::Works][usize::from(id == 1)]), 2);
+        assert_eq!(choice.choose(|_| State::Works), 0);
         assert_eq!([choice.choose(FREE), choice.choose(FREE)], [0, 0]);
         choice.asked(Some(0));
-        assert_eq!(choice.choose(|_| true), 1);
+        assert_eq!(choice.choose(|_| State::Works), 1);
         choice.asked(Some(1));
         assert_eq!(choice.choose(FREE), 2);
+    }
+
+    #[test]
+    fn who_is_awake_is_asked_before_who_sleeps() {
+        let mut choice = Choice::new(3, 0);
+        let awake = |awake: u16| move |id| if id >= awake { State::Looks } else { State::Sleeps };
+        assert_eq!(choice.choose(awake(2)), 2);
+        assert_eq!([choice.choose(awake(1)), choice.choose(awake(0))], [2, 2]);
+        choice.asked(Some(2));
+        assert_eq!(choice.choose(awake(1)), 1);
     }
 
     #[test]

@@ -26,6 +26,8 @@ use crate::worker::{LEAVE_WAIT, Lookout, Timers, callbacks, exit_code, request_l
 
 /// Tasks that are done in one go before somebody else's turn: signals, and askers that sleep.
 const BUDGET: usize = 64;
+/// After so many tasks that came one at a time, the next will too.
+const SINGLES: u32 = 8;
 /// How long signals may go unseen while there is no reason to sleep, a handler's own time apart.
 const LOOK_AFTER: Duration = Duration::from_millis(5);
 /// How long a task worker of Base mode may go on without the manager.
@@ -191,6 +193,8 @@ struct Life<'a, H> {
     revivals: u64,
     mail: Mail,
     payload: Vec<u8>,
+    /// Tasks that came one at a time since several did.
+    singles: u32,
 }
 
 impl<'a, H: Handler> Life<'a, H> {
@@ -229,7 +233,16 @@ impl<'a, H: Handler> Life<'a, H> {
             post: Post::open(shared, seat, child.generation)?,
         };
         let mail = Mail::open(shared, child.slot, seat, child.generation, note);
-        Ok(Life { handler, duty, lookout, turn: 0, revivals: u64::MAX, mail, payload: Vec::new() })
+        Ok(Life {
+            handler,
+            duty,
+            lookout,
+            turn: 0,
+            revivals: u64::MAX,
+            mail,
+            payload: Vec::new(),
+            singles: 0,
+        })
     }
 
     fn serve(&mut self) -> Result<()> {
@@ -258,7 +271,7 @@ impl<'a, H: Handler> Life<'a, H> {
             let is_called = || spin_always && self.lookout.has_something();
             let is_due =
                 || self.has_work() || self.mail.has_news() || self.duty.timers.is_due() || is_called();
-            if !spin.until(&mut pace, is_due) {
+            if !spin_always && self.is_spare() || !spin.until(&mut pace, is_due) {
                 // Whoever has not seen this has published before, and what that was is seen before it sleeps.
                 shared.board.set_busy(seat, false);
                 self.sleep(None, true)?;
@@ -315,6 +328,14 @@ impl<'a, H: Handler> Life<'a, H> {
         Ok(())
     }
 
+    /// Whether one that comes before it looks for work, where one task came at a time: a second one that looks would only keep
+    /// a core from those who ask.
+    fn is_spare(&self) -> bool {
+        let Shared { board, config, .. } = &*self.duty.shared;
+        self.singles > SINGLES
+            && (0..self.duty.id).any(|id| board.looks(config.seat_of_task_worker(id)).is_some())
+    }
+
     fn is_stopping(&self) -> bool {
         self.duty.shared.board.phase() == Phase::Stopping
     }
@@ -356,7 +377,13 @@ impl<'a, H: Handler> Life<'a, H> {
         let mut done = 0;
         while done < BUDGET {
             breakpoint::packet_begins();
-            let Some(taken) = self.take() else { break };
+            let Some(taken) = self.take() else {
+                // Whoever is rung may take this core at once, and ask for more: there is another pass before it sleeps.
+                if done > 0 {
+                    self.duty.shared.board.set_looking(self.duty.seat);
+                }
+                break;
+            };
             // The next one may take any time.
             self.duty.ring()?;
             self.work(taken);
@@ -372,6 +399,11 @@ impl<'a, H: Handler> Life<'a, H> {
             }
         }
         self.duty.ring()?;
+        match done {
+            0 => {}
+            1 => self.singles = self.singles.saturating_add(1),
+            _ => self.singles = 0,
+        }
         Ok(done > 0)
     }
 

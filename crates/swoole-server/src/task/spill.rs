@@ -205,8 +205,17 @@ impl Spill {
 
     /// Has the message queue of this key removed with the files of this server.
     pub(crate) fn remember_queue(&self, key: NonZeroI32) -> io::Result<()> {
-        let path = self.dir().join(format!("{}{}{QUEUE}", self.prefix, key.get().cast_unsigned()));
+        let path = self.path_of_queue(key);
         File::create(&path).map(drop).map_err(|error| named(&path, &error))
+    }
+
+    /// It is not this server's.
+    pub(crate) fn forget_queue(&self, key: NonZeroI32) {
+        let _ = fs::remove_file(self.path_of_queue(key));
+    }
+
+    fn path_of_queue(&self, key: NonZeroI32) -> PathBuf {
+        self.dir().join(format!("{}{}{QUEUE}", self.prefix, key.get().cast_unsigned()))
     }
 
     /// Writes what the use `ticket` of a slot cannot hold. What a dead process has left under that name is replaced.
@@ -390,14 +399,16 @@ mod tests {
         let dead = Spill::new(&dir, std::process::id().cast_signed(), 6);
         dead.write(0, 0, 1, Part::Result, b"left").unwrap();
         // And a message queue.
-        let queue = courier::MessageQueue::create(|key| dead.remember_queue(key)).unwrap();
-        let of_own = courier::MessageQueue::create(|key| own.remember_queue(key)).unwrap();
+        let queue = courier::MessageQueue::create(2, &dead).unwrap();
+        let of_own = courier::MessageQueue::create(2, &own).unwrap();
         fs::write(dir.join("swoole-task-of-somebody-else"), "").unwrap();
         let count = || fs::read_dir(&dir).unwrap().count();
         own.sweep_dead();
-        assert_eq!(count(), 3, "what is none, and what is in use: a result and a queue");
-        assert!(of_own.send(0, b"x").is_ok());
-        assert!(queue.send(0, b"x").is_err(), "it is gone");
+        assert_eq!(count(), 4, "what is none, and what is in use: a result and queues");
+        for lane in 0..2 {
+            assert!(of_own.send(lane, b"x").is_ok());
+            assert!(queue.send(lane, b"x").is_err(), "it is gone");
+        }
         own.write(1, 2, 4, Part::Result, b"").unwrap();
         own.remove(1, 2, 4, Part::Result);
         own.sweep();

@@ -96,12 +96,12 @@ impl Courier {
             _ if config.task_worker_num == 0 => return Ok(None),
             (TaskIpcMode::Ring, _) => return Ok(None),
             (TaskIpcMode::Unix, _) => {
-                let sockets = Sockets::create(usize::from(config.task_worker_num) + 1);
+                let sockets = Sockets::create(queue_num(config));
                 let failed = |error| Error::setup("make the sockets of task_ipc_mode = unix", error);
                 Carrier::Sockets(sockets.map_err(|error| failed(std::io::Error::from(error)))?)
             }
             (_, Some(key)) => Carrier::Queue(MessageQueue::open_alone(key)?),
-            (_, None) => Carrier::Queue(MessageQueue::create(|key| spill.remember_queue(key))?),
+            (_, None) => Carrier::Queue(MessageQueue::create(queue_num(config), spill)?),
         };
         let key = if let Carrier::Queue(queue) = &carrier { queue.key().get() } else { 0 };
         let server = getrandom::u64().map_err(|error| Error::setup("number the server", error))?;
@@ -112,7 +112,8 @@ impl Courier {
     /// That of another process.
     pub(crate) fn join(config: &Config, record: Record, fds: Vec<OwnedFd>) -> Result<Courier> {
         let carrier = match NonZeroI32::new(record.key) {
-            Some(key) => Carrier::Queue(MessageQueue::open(key)?),
+            Some(key) if config.message_queue_key != 0 => Carrier::Queue(MessageQueue::open(key)?),
+            Some(key) => Carrier::Queue(MessageQueue::join(key, queue_num(config))?),
             None => Carrier::Sockets(Sockets::from_fds(fds)),
         };
         Ok(Courier::new(config, carrier, record))
@@ -148,7 +149,7 @@ impl Courier {
     /// How many those are.
     pub(crate) fn fd_num(config: &Config) -> usize {
         let is_unix = config.task_worker_num > 0 && config.task_ipc_mode == TaskIpcMode::Unix;
-        if is_unix { 2 * (usize::from(config.task_worker_num) + 1) } else { 0 }
+        if is_unix { 2 * queue_num(config) } else { 0 }
     }
 
     /// What a process keeps that only asks.
@@ -215,7 +216,8 @@ impl Courier {
         }
         loop {
             if buffer.is_empty() {
-                buffer.resize(HEADER + self.payload_max(), 0);
+                // Only what outlives the server has its payload with it.
+                buffer.resize(HEADER + if self.is_kept { self.payload_max() } else { 0 }, 0);
             }
             let received = match &self.carrier {
                 Carrier::Sockets(sockets) => sockets.receive(queue, buffer),
@@ -242,6 +244,11 @@ impl Courier {
         }
         is_new
     }
+}
+
+/// That for whoever is free, and one for each task worker.
+fn queue_num(config: &Config) -> usize {
+    usize::from(config.task_worker_num) + 1
 }
 
 /// Bytes of the longest message that anybody would allow.

@@ -1,4 +1,7 @@
-//! Letters by a System V message queue: type 1 for whoever is free, from 2 on those for task worker 0 and so on.
+//! Letters by System V message queues: type 1 for whoever is free, from 2 on those for task worker 0 and so on.
+//!
+//! What outlives its server is one queue, which other programs know. Else each type has one of its own: in a common one the
+//! kernel looks for a task worker's letter past all those of the others.
 
 use std::num::NonZeroI32;
 use std::os::fd::OwnedFd;
@@ -10,15 +13,18 @@ use swoole_sys::msg::{self, Key, Limits, Open, Wait};
 
 use super::letter::HEADER;
 use crate::error::{Error, Result};
+use crate::task::spill::Spill;
 
 /// Bytes of the smallest message that the kernel must allow.
 const LEAST: u64 = 1024;
 const MODE: u32 = 0o600;
 
-/// A queue of letters.
+/// A queue of letters, or one for each type.
 #[derive(Debug)]
 pub(crate) struct MessageQueue {
-    queue: msg::Queue,
+    /// By type, from 1 on; or the only one.
+    queues: Vec<msg::Queue>,
+    /// The first one's. The others have those that follow.
     key: NonZeroI32,
     /// Bytes of the longest message.
     message_max: usize,
@@ -29,26 +35,7 @@ pub(crate) struct MessageQueue {
 impl MessageQueue {
     /// That of this key, which may hold letters of an earlier server's, and of other programs'; made if there is none.
     pub(crate) fn open(key: NonZeroI32) -> Result<MessageQueue> {
-        let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
-            Error::setup(format!("use the message queue {key:#010x} (message_queue_key)"), error)
-        };
-        let limits = Limits::read().map_err(|error| failed(error.into()))?;
-        let queue =
-            msg::Queue::open(Key::Shared(key), Open::OrCreate, MODE).map_err(|error| match error {
-                Errno::ACCESS => failed("it is another user's (ipcs -q)".into()),
-                Errno::NOSPC => failed(FULL.into()),
-                error => failed(std::io::Error::from(error).into()),
-            })?;
-        let stat = queue.stat().map_err(|error| failed(std::io::Error::from(error).into()))?;
-        if stat.uid != geteuid().as_raw() {
-            return Err(failed(format!("it is another user's, of uid {} (ipcs -q)", stat.uid).into()));
-        }
-        let message_max = limits.message_bytes_max.min(stat.bytes_max);
-        if message_max < LEAST {
-            let text = format!("it has room for {message_max} bytes: raise kernel.msgmax and kernel.msgmnb");
-            return Err(failed(text.into()));
-        }
-        Ok(MessageQueue { queue, key, message_max: message_max as usize, _lock: None })
+        MessageQueue::join(key, 1)
     }
 
     /// The same for a server, of which each key may have one.
@@ -57,23 +44,40 @@ impl MessageQueue {
         Ok(MessageQueue { _lock: Some(lock), ..MessageQueue::open(key)? })
     }
 
-    /// A new one that nobody knows. `record` is told its key before it exists, so that somebody can remove it whatever
-    /// happens.
-    pub(crate) fn create(record: impl Fn(NonZeroI32) -> std::io::Result<()>) -> Result<MessageQueue> {
+    /// New ones that nobody knows, for so many types. `spill` is told their keys before they exist, so that somebody can remove
+    /// them whatever happens.
+    pub(crate) fn create(types: usize, spill: &Spill) -> Result<MessageQueue> {
         let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
-            Error::setup("make the message queue of task_ipc_mode", error)
+            Error::setup("make the message queues of task_ipc_mode", error)
         };
-        loop {
-            let key = getrandom::u32().map_err(|error| failed(error.into()))?.cast_signed();
-            let Some(key) = NonZeroI32::new(key) else { continue };
-            record(key).map_err(|error| failed(error.into()))?;
-            match msg::Queue::open(Key::Shared(key), Open::New, MODE) {
-                Ok(_) => return MessageQueue::open(key),
-                Err(Errno::EXIST) => {}
-                Err(Errno::NOSPC) => return Err(failed(FULL.into())),
-                Err(error) => return Err(failed(std::io::Error::from(error).into())),
+        'keys: loop {
+            let random = getrandom::u32().map_err(|error| failed(error.into()))?;
+            // With room for those that follow.
+            let Some(first) = NonZeroI32::new((random >> 2).cast_signed()) else { continue };
+            for key in keys(first, types) {
+                spill.remember_queue(key).map_err(|error| failed(error.into()))?;
+                let Err(error) = msg::Queue::open(Key::Shared(key), Open::New, MODE) else { continue };
+                // It is somebody else's, or nobody's.
+                spill.forget_queue(key);
+                return Err(match error {
+                    Errno::EXIST => continue 'keys,
+                    Errno::NOSPC => failed(FULL.into()),
+                    error => failed(std::io::Error::from(error).into()),
+                });
             }
+            return MessageQueue::join(first, types);
         }
+    }
+
+    /// Those of a server, for so many types, or the one for all.
+    pub(crate) fn join(key: NonZeroI32, types: usize) -> Result<MessageQueue> {
+        let mut all = MessageQueue { queues: Vec::new(), key, message_max: usize::MAX, _lock: None };
+        for key in keys(key, types) {
+            let (queue, message_max) = open(key)?;
+            all.queues.push(queue);
+            all.message_max = all.message_max.min(message_max);
+        }
+        Ok(all)
     }
 
     pub(crate) fn key(&self) -> NonZeroI32 {
@@ -89,9 +93,13 @@ impl MessageQueue {
         self.message_max - HEADER
     }
 
+    fn queue(&self, queue: usize) -> &msg::Queue {
+        self.queues.get(queue).unwrap_or(&self.queues[0])
+    }
+
     /// False if there is no room now.
     pub(crate) fn send(&self, queue: usize, bytes: &[u8]) -> rustix::io::Result<bool> {
-        match self.queue.send(queue as i64 + 1, bytes, Wait::Never) {
+        match self.queue(queue).send(queue as i64 + 1, bytes, Wait::Never) {
             Ok(()) => Ok(true),
             Err(Errno::AGAIN | Errno::INTR) => Ok(false),
             Err(error) => Err(error),
@@ -100,12 +108,39 @@ impl MessageQueue {
 
     /// How much of `buffer` the next letter takes; `None` if there is none now.
     pub(crate) fn receive(&self, queue: usize, buffer: &mut [u8]) -> rustix::io::Result<Option<usize>> {
-        match self.queue.receive(queue as i64 + 1, buffer, Wait::Never) {
+        match self.queue(queue).receive(queue as i64 + 1, buffer, Wait::Never) {
             Ok((_, len)) => Ok(Some(len)),
             Err(Errno::NOMSG | Errno::INTR) => Ok(None),
             Err(error) => Err(error),
         }
     }
+}
+
+fn keys(first: NonZeroI32, types: usize) -> impl Iterator<Item = NonZeroI32> {
+    (0..types).filter_map(move |step| NonZeroI32::new(first.get().wrapping_add(step as i32)))
+}
+
+/// The queue of this key, and the bytes of its longest message; made if there is none.
+fn open(key: NonZeroI32) -> Result<(msg::Queue, usize)> {
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+        Error::setup(format!("use the message queue {key:#010x} (message_queue_key)"), error)
+    };
+    let limits = Limits::read().map_err(|error| failed(error.into()))?;
+    let queue = msg::Queue::open(Key::Shared(key), Open::OrCreate, MODE).map_err(|error| match error {
+        Errno::ACCESS => failed("it is another user's (ipcs -q)".into()),
+        Errno::NOSPC => failed(FULL.into()),
+        error => failed(std::io::Error::from(error).into()),
+    })?;
+    let stat = queue.stat().map_err(|error| failed(std::io::Error::from(error).into()))?;
+    if stat.uid != geteuid().as_raw() {
+        return Err(failed(format!("it is another user's, of uid {} (ipcs -q)", stat.uid).into()));
+    }
+    let message_max = limits.message_bytes_max.min(stat.bytes_max);
+    if message_max < LEAST {
+        let text = format!("it has room for {message_max} bytes: raise kernel.msgmax and kernel.msgmnb");
+        return Err(failed(text.into()));
+    }
+    Ok((queue, message_max as usize))
 }
 
 const FULL: &str = "there are as many as kernel.msgmni allows (ipcs -q)";
