@@ -190,13 +190,15 @@ pub struct Config {
     pub task_ipc_mode: TaskIpcMode,
 
     /// The key of a System V message queue for tasks that outlives the server (ftok(3); as text also in hex, `0x5377`); 0
-    /// (default) for a queue that goes with it. Only with [`TaskIpcMode::Msgqueue`] and [`TaskIpcMode::MsgqueuePreemptive`].
+    /// (default) for queues that go with it, one for each task worker and one for whoever is free (`kernel.msgmni` bounds how
+    /// many there may be). Only with [`TaskIpcMode::Msgqueue`] and [`TaskIpcMode::MsgqueuePreemptive`].
     ///
     /// Tasks that are not done when the server ends, be it by `kill -9` of every process, are done by the next one with
     /// this key and this `task_tmpdir`, as tasks of nobody ([`TaskId::is_foreign`](crate::TaskId::is_foreign)). Those that
-    /// somebody has begun are lost at `task_retries = 0`, which the next one logs and counts; with more, each task has a file in `task_tmpdir`, and they are
-    /// begun again. Queue and files are one user's. Other programs can push tasks: [`TaskQueue`](crate::TaskQueue). A task that was taken back may be done by the
-    /// next server, and one that ended just when all were killed, twice with `task_retries`.
+    /// somebody has begun are lost at `task_retries = 0`, which the next one logs and counts; with more, each task has a file
+    /// in `task_tmpdir`, and they are begun again. Queue and files are one user's. Other programs can push tasks:
+    /// [`TaskQueue`](crate::TaskQueue). A task that was taken back may be done by the next server, and one that ended just when
+    /// all were killed, twice with `task_retries`.
     ///
     /// A second server with a key that is in use is refused. Swoole: `message_queue_key`.
     pub message_queue_key: u32,
@@ -780,9 +782,10 @@ choice! {
         Ring = "ring",
         /// By Unix sockets: one for whoever is free, and one of each task worker's.
         Unix = "unix",
-        /// By a System V message queue, addressed: who asks chooses the task worker, one that is idle if there is one.
+        /// By System V message queues, addressed: who asks chooses the task worker, one that is idle if there is one. Without
+        /// a [`message_queue_key`](Config::message_queue_key) each task worker has a queue of its own.
         Msgqueue = "msgqueue",
-        /// By a System V message queue: whoever is free takes the next task, unless it is for a certain task worker.
+        /// By System V message queues: whoever is free takes the next task, unless it is for a certain task worker.
         MsgqueuePreemptive = "msgqueue_preemptive",
     }
 }
