@@ -11,7 +11,7 @@
 
 use std::fs;
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::config::{Config, Mode};
 use crate::error::Error;
@@ -22,6 +22,7 @@ pub(crate) struct Placement {
     reactors: Vec<usize>,
     workers: Vec<usize>,
     scarce: bool,
+    core_for_each_reactor: bool,
 }
 
 impl Placement {
@@ -36,8 +37,12 @@ impl Placement {
         if !config.open_cpu_affinity {
             // Whoever sends to them is likely to be here, too, or else the kernel's own work is. A machine with more cores
             // than can be told of has enough.
-            let scarce = allowed.is_ok_and(|allowed| reactors + workers >= allowed.count() as usize);
-            return Ok(Placement { scarce, ..Placement::default() });
+            let cores = allowed.map_or(usize::MAX, |allowed| allowed.count() as usize);
+            return Ok(Placement {
+                scarce: reactors + workers >= cores,
+                core_for_each_reactor: reactors <= cores,
+                ..Placement::default()
+            });
         }
         let allowed = allowed.map_err(failed)?;
         let cores =
@@ -48,6 +53,11 @@ impl Placement {
     /// Whether threads choose their cores, and there is not one for each and another for the rest of the world.
     pub(crate) fn is_scarce(&self) -> bool {
         self.scarce
+    }
+
+    /// Whether no two reactors need share a core.
+    pub(crate) fn has_core_for_each_reactor(&self) -> bool {
+        self.core_for_each_reactor
     }
 
     /// Pins the calling thread where this reactor belongs.
@@ -71,11 +81,11 @@ fn pin(core: Option<&usize>) {
     }
 }
 
-/// Goes to another one of the cores that the calling thread may use; nowhere if there is none.
-pub(crate) fn leave_core() -> rustix::io::Result<()> {
+/// Goes to one of the cores that the calling thread may use besides these; nowhere if there is none.
+pub(crate) fn leave_cores(cores: impl IntoIterator<Item = usize>) -> rustix::io::Result<()> {
     let allowed = sched_getaffinity(None)?;
     let mut others = allowed;
-    others.unset(sched_getcpu());
+    cores.into_iter().filter(|core| *core < CpuSet::MAX_CPU).for_each(|core| others.unset(core));
     if others.count() > 0 { visit(&others, &allowed) } else { Ok(()) }
 }
 
@@ -127,13 +137,15 @@ fn place(mut cores: Vec<(usize, usize)>, reactors: usize, workers: usize) -> Pla
     Placement {
         reactors: (0..reactors).map(|reactor| core(run(reactor).0)).collect(),
         workers: (0..workers).map(worker).collect(),
-        scarce: false,
+        ..Placement::default()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    use rustix::thread::sched_getcpu;
 
     use super::*;
 
@@ -167,7 +179,7 @@ mod tests {
     #[test]
     fn a_move_leaves_the_choice_of_cores_as_it_was() {
         let (before, core) = (sched_getaffinity(None).unwrap(), sched_getcpu());
-        leave_core().unwrap();
+        leave_cores([core]).unwrap();
         assert_eq!(sched_getaffinity(None).unwrap(), before);
         go_to_core(core).unwrap();
         go_to_core(CpuSet::MAX_CPU).unwrap();

@@ -15,7 +15,10 @@ const STAY: Duration = Duration::from_millis(10);
 pub(super) enum Move {
     /// Anywhere else.
     Away,
+    /// To this core.
     To(usize),
+    /// To one that no other leader is on.
+    Apart,
 }
 
 #[derive(Debug, Default)]
@@ -24,19 +27,19 @@ pub(super) struct Berth {
 }
 
 impl Berth {
-    /// The core was given away at a time, and was back after `gap`. `elsewhere`: the core of whom this thread is to be
-    /// with, if that is another one.
+    /// The core was given away at a time, and was back after `gap`. `elsewhere`: where this thread is to be with somebody, or
+    /// without, if it is not.
     pub(super) fn after(
         &mut self,
         gap: Duration,
         now: Instant,
-        elsewhere: impl FnOnce() -> Option<usize>,
+        elsewhere: impl FnOnce() -> Option<Move>,
     ) -> Option<Move> {
         if gap < SHARED || self.moved.is_some_and(|moved| now - moved < STAY) {
             return None;
         }
         let away = (gap >= TAKEN).then_some(Move::Away);
-        let decided = elsewhere().map(Move::To).or(away);
+        let decided = elsewhere().or(away);
         if decided.is_some() {
             self.moved = Some(now);
         }
@@ -50,7 +53,7 @@ mod tests {
 
     use super::*;
 
-    fn nowhere() -> Option<usize> {
+    fn nowhere() -> Option<Move> {
         None
     }
 
@@ -65,8 +68,8 @@ mod tests {
     fn it_goes_to_its_leader_when_it_is_not_alone_anyway() {
         let (mut berth, now) = (Berth::default(), Instant::now());
         assert_eq!(berth.after(Duration::ZERO, now, || unreachable!("alone")), None);
-        assert_eq!(berth.after(SHARED, now, || Some(3)), Some(Move::To(3)));
-        assert_eq!(Berth::default().after(TAKEN, now, || Some(3)), Some(Move::To(3)));
+        assert_eq!(berth.after(SHARED, now, || Some(Move::To(3))), Some(Move::To(3)));
+        assert_eq!(Berth::default().after(TAKEN, now, || Some(Move::Apart)), Some(Move::Apart));
     }
 
     proptest! {
@@ -76,7 +79,7 @@ mod tests {
             let mut moved: Option<Instant> = None;
             for (gap, later, leader) in gaps {
                 now += Duration::from_micros(later);
-                if berth.after(Duration::from_micros(gap), now, || leader).is_some() {
+                if berth.after(Duration::from_micros(gap), now, || leader.map(Move::To)).is_some() {
                     prop_assert!(moved.is_none_or(|moved| now - moved >= STAY));
                     moved = Some(now);
                 }
