@@ -8,7 +8,7 @@ const SHARED: Duration = Duration::from_micros(100);
 /// It was taken by somebody who does not give it back by himself.
 const TAKEN: Duration = Duration::from_micros(1000);
 /// To go costs some ten microseconds, and what is found may not be better.
-const STAY: Duration = Duration::from_millis(10);
+const STAY: Duration = Duration::from_millis(3);
 
 /// Where to go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
