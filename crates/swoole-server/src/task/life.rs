@@ -378,9 +378,8 @@ impl<'a, H: Handler> Life<'a, H> {
         while done < BUDGET {
             breakpoint::packet_begins();
             let Some(taken) = self.take() else {
-                // Whoever is rung may take this core at once, and ask for more: there is another pass before it sleeps.
                 if done > 0 {
-                    self.duty.shared.board.set_looking(self.duty.seat);
+                    self.ring_looking()?;
                 }
                 break;
             };
@@ -405,6 +404,18 @@ impl<'a, H: Handler> Life<'a, H> {
             _ => self.singles = 0,
         }
         Ok(done > 0)
+    }
+
+    /// Wakes who waits for what is done, when nothing is left. Who wakes may take this core at once and ask for more, which
+    /// nobody else need be woken for: it is looked for before this one sleeps.
+    fn ring_looking(&mut self) -> Result<()> {
+        let seat = self.duty.seat;
+        let was_busy = self.duty.shared.board.is_busy(seat);
+        self.duty.shared.board.set_looking(seat);
+        self.duty.ring()?;
+        // Callbacks of timers and messages may come first.
+        self.duty.shared.board.set_busy(seat, was_busy);
+        Ok(())
     }
 
     /// Calls the user for every timer that is due; true if one was. One that a callback sets for at once has its turn after
