@@ -378,7 +378,7 @@ impl<'a, H: Handler> Life<'a, H> {
         while done < BUDGET {
             breakpoint::packet_begins();
             let Some(taken) = self.take() else {
-                if done > 0 {
+                if done == 1 {
                     self.ring_looking()?;
                 }
                 break;
@@ -406,7 +406,7 @@ impl<'a, H: Handler> Life<'a, H> {
         Ok(done > 0)
     }
 
-    /// Wakes who waits for what is done, when nothing is left. Who wakes may take this core at once and ask for more, which
+    /// Wakes who waits for the one task that there was. Who wakes may take this core at once and ask for another one, which
     /// nobody else need be woken for: it is looked for before this one sleeps.
     fn ring_looking(&mut self) -> Result<()> {
         let seat = self.duty.seat;
