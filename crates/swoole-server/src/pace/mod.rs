@@ -88,18 +88,20 @@ impl Pace {
         if let Part::Reactor(reactor) = scarce.part {
             board.set_core(reactor, sched_getcpu());
         }
-        let own = sched_getcpu();
         let elsewhere = || match scarce.part {
-            Part::WorkerOf(reactor) => board.core(reactor).filter(|core| *core != own).map(Move::To),
+            Part::WorkerOf(reactor) => {
+                board.core(reactor).filter(|core| *core != sched_getcpu()).map(Move::To)
+            }
             // The one with the lower number stays.
             Part::Reactor(reactor) if shared.placement.has_core_for_each_reactor() => {
-                (0..reactor).any(|other| board.core(other) == Some(own)).then_some(Move::Apart)
+                let own = board.core(reactor);
+                (0..reactor).any(|other| board.core(other) == own).then_some(Move::Apart)
             }
             Part::Alone | Part::Reactor(_) => None,
         };
         let moved = match scarce.berth.after(now - before, now, elsewhere) {
             None => return,
-            Some(Move::Away) => affinity::leave_cores([own]),
+            Some(Move::Away) => affinity::leave_cores([sched_getcpu()]),
             Some(Move::To(core)) => affinity::go_to_core(core),
             Some(Move::Apart) => {
                 affinity::leave_cores((0..shared.config.reactor_num).filter_map(|other| board.core(other)))

@@ -71,9 +71,10 @@ impl MessageQueue {
 
     /// Those of a server, for so many types, or the one for all.
     pub(crate) fn join(key: NonZeroI32, types: usize) -> Result<MessageQueue> {
+        let limits = Limits::read().map_err(|error| unusable(key, error))?;
         let mut all = MessageQueue { queues: Vec::new(), key, message_max: usize::MAX, _lock: None };
         for key in keys(key, types) {
-            let (queue, message_max) = open(key)?;
+            let (queue, message_max) = open(key, &limits)?;
             all.queues.push(queue);
             all.message_max = all.message_max.min(message_max);
         }
@@ -121,26 +122,26 @@ fn keys(first: NonZeroI32, types: usize) -> impl Iterator<Item = NonZeroI32> {
 }
 
 /// The queue of this key, and the bytes of its longest message; made if there is none.
-fn open(key: NonZeroI32) -> Result<(msg::Queue, usize)> {
-    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
-        Error::setup(format!("use the message queue {key:#010x} (message_queue_key)"), error)
-    };
-    let limits = Limits::read().map_err(|error| failed(error.into()))?;
+fn open(key: NonZeroI32, limits: &Limits) -> Result<(msg::Queue, usize)> {
     let queue = msg::Queue::open(Key::Shared(key), Open::OrCreate, MODE).map_err(|error| match error {
-        Errno::ACCESS => failed("it is another user's (ipcs -q)".into()),
-        Errno::NOSPC => failed(FULL.into()),
-        error => failed(std::io::Error::from(error).into()),
+        Errno::ACCESS => unusable(key, "it is another user's (ipcs -q)"),
+        Errno::NOSPC => unusable(key, FULL),
+        error => unusable(key, std::io::Error::from(error)),
     })?;
-    let stat = queue.stat().map_err(|error| failed(std::io::Error::from(error).into()))?;
+    let stat = queue.stat().map_err(|error| unusable(key, std::io::Error::from(error)))?;
     if stat.uid != geteuid().as_raw() {
-        return Err(failed(format!("it is another user's, of uid {} (ipcs -q)", stat.uid).into()));
+        return Err(unusable(key, format!("it is another user's, of uid {} (ipcs -q)", stat.uid)));
     }
     let message_max = limits.message_bytes_max.min(stat.bytes_max);
     if message_max < LEAST {
         let text = format!("it has room for {message_max} bytes: raise kernel.msgmax and kernel.msgmnb");
-        return Err(failed(text.into()));
+        return Err(unusable(key, text));
     }
     Ok((queue, message_max as usize))
+}
+
+fn unusable(key: NonZeroI32, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::setup(format!("use the message queue {key:#010x} (message_queue_key)"), error)
 }
 
 const FULL: &str = "there are as many as kernel.msgmni allows (ipcs -q)";

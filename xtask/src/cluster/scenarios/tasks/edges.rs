@@ -106,13 +106,11 @@ pub(super) fn nothing_held_back(cx: &Cx) -> Result<()> {
 
 /// Bytes that the server really has of the largest shared memory whose name begins so.
 pub(super) fn shared_memory(bed: &Bed, name: &str) -> Result<u64> {
-    let dir = format!("/proc/{}/fd", bed.ready.manager);
+    let (dir, target) = (format!("/proc/{}/fd", bed.ready.manager), format!("/memfd:{name}"));
     let mut sizes = Vec::new();
     for entry in fs::read_dir(&dir).with_context(|| format!("list {dir}"))? {
         let path = entry?.path();
-        if fs::read_link(&path)
-            .is_ok_and(|target| target.to_string_lossy().starts_with(&format!("/memfd:{name}")))
-        {
+        if fs::read_link(&path).is_ok_and(|link| link.to_string_lossy().starts_with(&target)) {
             sizes.push(fs::metadata(&path)?.blocks() * 512);
         }
     }

@@ -80,6 +80,9 @@ pub(super) fn sizes(cx: &Cx) -> Result<()> {
     bed.stop().map(drop)
 }
 
+/// Those of a server with one task worker, without a key: that for whoever is free, and the task worker's.
+const OWN_QUEUES: usize = 2;
+
 /// System V queues that there are.
 fn queues() -> Result<usize> {
     Ok(fs::read_to_string("/proc/sysvipc/msg")?.lines().skip(1).count())
@@ -95,8 +98,7 @@ pub(super) fn ways(cx: &Cx) -> Result<()> {
     let expected = match cx.setup.task_ipc {
         "ring" => (false, 0),
         "unix" => (true, 0),
-        // That for whoever is free, and the task worker's.
-        _ => (false, 2),
+        _ => (false, OWN_QUEUES),
     };
     ensure!(
         (own > of_plain, more_queues) == expected,
@@ -319,19 +321,16 @@ pub(super) fn queue_removed(cx: &Cx) -> Result<()> {
 
 /// Queues without a key go with their server, or with the next one's start.
 pub(super) fn private_queue(cx: &Cx) -> Result<()> {
-    let queues = || -> Result<usize> { Ok(fs::read_to_string("/proc/sysvipc/msg")?.lines().count()) };
-    // That for whoever is free, and the task worker's.
-    const OWN: usize = 2;
     let before = queues()?;
     let bed = start(cx, 1, &[])?;
-    ensure!(queues()? == before + OWN, "{} queues, {before} before", queues()?);
+    ensure!(queues()? == before + OWN_QUEUES, "{} queues, {before} before", queues()?);
     let mut client = Talk::begin(&bed)?;
     client.ask("task sleep 60000")?;
     client.ask("task behind")?;
     kill_all(bed)?;
     let bed = start(cx, 1, &[])?;
     proc::until("the other queues to go", Duration::from_secs(1), || {
-        queues().is_ok_and(|queues| queues == before + OWN).then_some(())
+        queues().is_ok_and(|queues| queues == before + OWN_QUEUES).then_some(())
     })?;
     // Without its master a server goes, and with it the queues.
     proc::signal(bed.ready.master, Signal::KILL)?;
